@@ -1,0 +1,64 @@
+# Two commands on a fresh machine: `make repro` and `make test`. See `make help`.
+# Every target that needs the environment makes it first; once it stands, it costs nothing.
+
+VENV   := .venv
+BIN    := $(CURDIR)/$(VENV)/bin
+READY  := $(VENV)/.ready
+# The first interpreter on the PATH that starts and is 3.11, 3.12 or 3.13; override with PYTHON=...
+CHECK  := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+            $$p -c '$(CHECK)' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+export PATH := $(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export JUPYTER_PLATFORM_DIRS := 1
+unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
+
+.DEFAULT_GOAL := help
+.PHONY: help env repro test lab lint format store bench lock clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+env: $(READY) ## make the environment (.venv), from requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "i2f needs Python 3.11, 3.12 or 3.13 (with venv); none was found. Try: make env PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    "uv==$$(sed -n 's/^uv==\([^ ]*\).*/\1/p' requirements.lock)"
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+repro: $(READY) ## run the whole pipeline (DVC); what is up to date is not run again
+	@dvc pull --quiet data.dvc
+	dvc repro
+
+test: $(READY) ## run the tests and validate every notebook
+	@dvc pull --quiet data.dvc
+	pytest
+
+lab: $(READY) ## open the notebooks in JupyterLab
+	@dvc pull --quiet data.dvc
+	jupyter lab --notebook-dir=notebooks --LabApp.news_url=None
+
+lint: $(READY) ## check style
+	ruff check . && ruff format --check .
+
+format: $(READY) ## apply style
+	ruff check --fix . && ruff format .
+
+store: $(READY) ## rerun the notebooks at their own small scale and store the outputs in them
+	python -m i2f.pipeline store
+
+bench: $(READY) ## rerun the benchmarks and rewrite their tables
+	for script in benchmarks/*.py; do python $$script || exit 1; done
+
+lock: $(READY) ## rebuild requirements.lock from pyproject.toml
+	uv pip compile --quiet pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --custom-compile-command "make lock" --upgrade --output-file requirements.lock
+
+clean: ## remove the environment and every cache (results and data stay in git and DVC)
+	rm -rf $(VENV) .dvc/cache .dvc/tmp .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,45 @@
+"""How much does a gradient give away?
+
+The reproducible companion to *Understanding Deep Gradient Leakage via Inversion Influence Functions*
+(Zhang, Hong, Deng, Mahdavi, Zhou; NeurIPS 2023). Importing it is cheap: each name below loads its module
+(and PyTorch) when it is first used.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+__version__ = "0.1.0"
+
+_MODULES = ("attacks", "claims", "data", "figures", "metrics", "models", "perturb", "pipeline", "spectrum")
+_NAMES = {
+    "GradientJacobian": "jacobian",
+    "influence": "influence",
+    "lower_bound": "influence",
+    "invert": "attacks",
+}
+__all__ = sorted([*_MODULES, *_NAMES])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(import_module(f"i2f.{_NAMES[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"i2f.{name}")
+    raise AttributeError(f"module 'i2f' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
+class _Package(ModuleType):
+    """Keeps `i2f.influence` the function: Python would bind the submodule of that name over it when it loads."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _NAMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,138 @@
+"""The perfect attacker: Levenberg–Marquardt on the residual r(x) = ∇_θ L(x) − g, to machine precision."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from i2f.attacks.problem import Problem, Reconstruction
+from i2f.dense import dense_jacobian, outer_gram
+from i2f.gradient import GradientMap
+from i2f.jacobian import DENSE_BYTES, Linearization
+from i2f.linalg import Solution, solve_cg
+from i2f.progress import bar
+
+INITIAL_DAMPING = 1e-4  # μ at the first step, and
+MAX_DAMPING = (
+    1e10  # μ at which an attack is given up; both in units of the curvature along the first gradient
+)
+SUFFICIENT_GAIN = 1e-4  # a step is accepted for this share of the decrease that the linear model promised
+STATIONARY = 1e-14  # no step promises more than this share of the objective: nothing left to gain
+CG_TOLERANCE = 1e-4  # on a step, in the norm of its preconditioned residual
+CG_STEPS_STALE = 25  # with the Gram matrix of an earlier iterate; past this a new one is the cheaper way
+CG_STEPS_FRESH = 100
+
+
+def gauss_newton(problem: Problem) -> Reconstruction:
+    """Levenberg–Marquardt with gain-ratio control of the damping μ (Marquardt 1963; Nielsen 1999).
+
+    Each step solves  (J Jᵀ + μI) s = −J r  in input space by conjugate gradients on exact products, preconditioned
+    by a Cholesky factor of a float32 Gram matrix: the factor may be rough, the step is not. A factor is kept while
+    conjugate gradients are quick with it; there is none where J would take more than `DENSE_BYTES`. A step is taken
+    on its gain ratio, actual over promised decrease of ‖r‖², so the last iterate is always the best.
+
+    Stops when the gradient is matched (`problem.matched`), when the linear model promises no further decrease
+    (stationary), when no damping gives a decrease (stalled), or after `problem.steps` steps.
+    """
+    point = _Point(problem, problem.start)
+    if not math.isfinite(point.objective):
+        raise ValueError("start: the gradient there is NaN or infinite; give another start or another seed")
+    solver = _Solver(problem.gmap)
+    step, reason, mu, growth = 0, "", None, 2.0
+    evaluations = 1
+    problem.report(0, point.x, point.objective, evaluations)
+    with bar(problem.steps, "gauss-newton", problem.progress) as progress:
+        while not (reason := point.finished()) and step < problem.steps:
+            slope = point.matvec(point.residual)  # J r, half the objective's gradient
+            if mu is None:
+                curvature = float(point.rmatvec(slope / slope.norm()).square().sum())
+                mu, evaluations = INITIAL_DAMPING * curvature, evaluations + 1
+            trial = None
+            while trial is None and not reason:
+                s = solver.solve(point, -slope, mu)
+                Js = point.rmatvec(s)
+                promised = -float((2 * point.residual + Js) @ Js)
+                candidate = _Point(problem, point.x + s.view_as(point.x))
+                evaluations += 2
+                gain = (point.objective - candidate.objective) / promised if promised > 0 else -math.inf
+                if promised <= STATIONARY * point.objective:
+                    reason = "stationary: the linear model promises no further decrease"
+                elif gain > SUFFICIENT_GAIN:
+                    trial = candidate
+                    mu *= max(0.1, 1 - (2 * gain - 1) ** 3)
+                    growth = 2.0
+                else:
+                    mu, growth = mu * growth, growth * 2
+                    if mu > MAX_DAMPING * curvature:
+                        reason = "stalled: no step of any length decreases the objective"
+            evaluations += 1
+            if trial is None:
+                break
+            point, step = trial, step + 1
+            problem.report(step, point.x, point.objective, evaluations + solver.products)
+            progress.update()
+            progress.set_postfix_str(f"residual {math.sqrt(point.objective) / problem.scale:.1e}")
+    converged = not reason.startswith("stalled") and reason != ""
+    reason = reason or f"used its {problem.steps} steps"
+    return problem.finish(point.x, point.objective, step, evaluations + solver.products, converged, reason)
+
+
+class _Point(Linearization):
+    """One iterate: its residual, its objective ‖r‖², and products with J there."""
+
+    def __init__(self, problem: Problem, x: Tensor):
+        super().__init__(problem.gmap, x)
+        self.goal = problem.matched * problem.scale
+        self.residual = self.gradient - problem.target
+        square = float(self.residual @ self.residual)
+        self.objective = square if math.isfinite(square) else math.inf
+
+    def finished(self) -> str:
+        return "matched the gradient to machine precision" if math.sqrt(self.objective) <= self.goal else ""
+
+
+class _Solver:
+    """(J Jᵀ + μI) s = b at one iterate after another, one Gram matrix preconditioning as many as it serves."""
+
+    def __init__(self, gmap: GradientMap):
+        self.rough = gmap.cast(torch.float32)
+        self.centre: _Point | None = None  # where the Gram matrix was taken
+        self.gram: Tensor | None = None
+        self.factor: tuple[float, Tensor] | None = None
+        self.products = 0
+
+    def solve(self, point: _Point, b: Tensor, mu: float) -> Tensor:
+        fresh = self.centre is point
+        solution = (
+            self._cg(point, b, mu, CG_STEPS_FRESH if fresh else CG_STEPS_STALE) if self.centre else None
+        )
+        if fresh or (solution and solution.converged):
+            return solution.u
+        if b.numel() * self.rough.size * 4 <= DENSE_BYTES:
+            self.gram = outer_gram(dense_jacobian(self.rough, point.x.float())).to(b.dtype)
+            self.centre, self.factor = point, None
+            self.products += b.numel()
+        return self._cg(point, b, mu, CG_STEPS_FRESH).u
+
+    def _cg(self, point: _Point, b: Tensor, mu: float, max_steps: int) -> Solution:
+        def gram_times(v: Tensor) -> Tensor:
+            self.products += 2
+            return point.matvec(point.rmatvec(v))
+
+        return solve_cg(gram_times, b, mu, CG_TOLERANCE, max_steps, self._preconditioner(mu))
+
+    def _preconditioner(self, mu: float) -> Callable[[Tensor], Tensor]:
+        if self.gram is None:
+            return lambda r: r
+        if self.factor is None or self.factor[0] != mu:
+            rounding = torch.finfo(torch.float32).eps * float(self.gram.diagonal().max())
+            shift, info = max(mu, rounding), 1
+            while info:
+                shifted = self.gram.clone()
+                shifted.diagonal().add_(shift)
+                factor, info = torch.linalg.cholesky_ex(shifted)
+                shift *= 4
+            self.factor = (mu, factor)
+        factor = self.factor[1]
+        return lambda r: torch.cholesky_solve(r[:, None], factor)[:, 0]

@@ -1,0 +1,102 @@
+"""Solvers for (A + εI) u = b with A symmetric positive semi-definite. They know a matrix or a matvec, never a network."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+POWER_STEPS = 8
+
+
+class Solution(NamedTuple):
+    """u, the true relative residual ‖(A + εI)u − b‖/‖b‖, whether the solve succeeded, and why it stopped."""
+
+    u: Tensor
+    residual: float
+    converged: bool
+    reason: str
+
+
+def solve_dense(A: Tensor, b: Tensor, damping: float = 0.0, rtol: float = 1e-13) -> Solution:
+    """Cholesky where A + εI is well posed; otherwise the pseudo-inverse's answer, with the rank in the reason.
+
+    Args:
+        A: (n, n), float64. b: (n,). rtol: eigenvalues below rtol·λ_max count as zero.
+    """
+    shifted = A.clone()
+    shifted.diagonal().add_(damping)
+
+    def residual(u: Tensor) -> float:
+        return float((A @ u + damping * u - b).norm()) / (float(b.norm()) or 1.0)
+
+    factor, info = torch.linalg.cholesky_ex(shifted)
+    if int(info) == 0 and smallest_eigenvalue(factor) > rtol * float(shifted.diagonal().max()):
+        u = torch.cholesky_solve(b[:, None], factor)[:, 0]
+        return Solution(u, residual(u), True, "solved by Cholesky")
+    eigenvalues, vectors = torch.linalg.eigh(shifted)
+    kept = eigenvalues > rtol * eigenvalues[-1]
+    rank, n = int(kept.sum()), len(b)
+    u = vectors[:, kept] @ ((vectors[:, kept].T @ b) / eigenvalues[kept])
+    if rank == n:  # Cholesky was at its limit, the eigenvectors were not
+        return Solution(u, residual(u), True, "solved by eigendecomposition")
+    return Solution(
+        u, residual(u), False,
+        f"singular: rank {rank} of {n}; this is the pseudo-inverse's answer, blind to {n - rank} directions of input "
+        f"space. A damping > 0 says how far those may move",
+    )  # fmt: skip
+
+
+def smallest_eigenvalue(factor: Tensor) -> float:
+    """The smallest eigenvalue of L Lᵀ, from above, by a few steps of inverse iteration."""
+    v = torch.ones(len(factor), 1, dtype=factor.dtype, device=factor.device)
+    v[1::2] = -0.5  # not orthogonal to anything simple
+    growth = 0.0
+    for _ in range(POWER_STEPS):
+        v = torch.cholesky_solve(v / v.norm(), factor)
+        growth = float(v.norm())
+        if not torch.isfinite(v).all():
+            return 0.0
+    return 1 / growth
+
+
+def solve_cg(
+    A: Callable[[Tensor], Tensor],
+    b: Tensor,
+    damping: float = 0.0,
+    rtol: float = 1e-8,
+    max_steps: int = 1000,
+    precondition: Callable[[Tensor], Tensor] = lambda r: r,
+) -> Solution:
+    """Preconditioned conjugate gradients: one application of A a step, and one more for the true residual.
+
+    Args:
+        A: v -> A v. b: (n,). precondition: r -> M⁻¹r with M near A + εI.
+        rtol: on √(rᵀM⁻¹r) relative to its value at u = 0; without a preconditioner that is ‖r‖/‖b‖.
+    """
+    u, r, step, reason = torch.zeros_like(b), b.clone(), 0, ""
+    p = z = precondition(r)
+    rz = float(r @ z)
+    goal = rtol**2 * rz
+    while rz > goal:
+        if step == max_steps:
+            reason = f"stopped at {max_steps} steps above the tolerance {rtol:g}"
+            break
+        Ap = A(p) + damping * p
+        curvature = float(p @ Ap)
+        if not curvature > 0:
+            reason = "stopped: A + εI is singular or indefinite to working precision"
+            break
+        alpha = rz / curvature
+        u, r, step = u + alpha * p, r - alpha * Ap, step + 1
+        z = precondition(r)
+        rz, previous = float(r @ z), rz
+        p = z + (rz / previous) * p
+    r = b - A(u) - damping * u  # the recurrence and the truth drift apart by rounding
+    converged = float(r @ precondition(r)) <= 100 * goal
+    residual = float(r.norm()) / (float(b.norm()) or 1.0)
+    if converged:
+        reason = f"converged in {step} steps"
+    elif not reason:
+        reason = f"stopped by rounding: true residual {residual:.1e}, asked for {rtol:g}"
+    return Solution(u, residual, converged, reason)

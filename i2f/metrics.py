@@ -1,0 +1,60 @@
+"""How close a reconstruction came: one number an image, in pixels."""
+
+import torch
+from torch import Tensor, nn
+
+from i2f import checks
+
+
+def mse(x: Tensor, truth: Tensor) -> Tensor:
+    """Mean squared error per pixel, (n,). Nothing is clamped: an unbounded attack shows its unbounded error."""
+    _same(x, truth)
+    return ((x - truth) ** 2).flatten(1).mean(1)
+
+
+def rmse(x: Tensor, truth: Tensor) -> Tensor:
+    """√MSE, (n,): the unit in which I²F/√d_x is compared with an attack."""
+    return mse(x, truth).sqrt()
+
+
+def psnr(x: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of the images clamped to [0, 1], (n,); infinite where they are equal."""
+    return -10 * torch.log10(mse(x.clamp(0, 1), truth.clamp(0, 1)))
+
+
+def ssim(x: Tensor, truth: Tensor) -> Tensor:
+    """Structural similarity (torchmetrics, 11-pixel Gaussian window) of the images clamped to [0, 1], (n,)."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    _same(x, truth)
+    with torch.no_grad():
+        value = structural_similarity_index_measure(
+            x.clamp(0, 1), truth.clamp(0, 1), data_range=1.0, reduction="none"
+        )
+    return torch.atleast_1d(value)
+
+
+def feature_mse(model: nn.Module, x: Tensor, truth: Tensor) -> Tensor:
+    """Mean squared difference of the model's logits, (n,)."""
+    with torch.no_grad():
+        return mse(model(x), model(truth))
+
+
+def compare(x: Tensor, truth: Tensor) -> dict[str, float]:
+    """One reconstructed image (1, C, H, W) beside the truth: mse, mse_clamped, rmse, psnr, ssim."""
+    return {
+        "mse": float(mse(x, truth)),
+        "mse_clamped": float(mse(x.clamp(0, 1), truth)),
+        "rmse": float(rmse(x, truth)),
+        "psnr": float(psnr(x, truth)),
+        "ssim": float(ssim(x, truth)),
+    }
+
+
+def _same(x: Tensor, truth: Tensor) -> None:
+    if x.shape != truth.shape or x.ndim < 2:
+        raise ValueError(
+            f"x is {tuple(x.shape)} and truth {tuple(truth.shape)}; both must be the same (n, ...) batch"
+        )
+    checks.finite("x", x)
+    checks.finite("truth", truth)

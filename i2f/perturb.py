@@ -1,0 +1,66 @@
+"""δ: what is added to a gradient before it is shared. Flat in, flat out; a gradient is never changed in place."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from i2f import checks, spectrum
+from i2f.jacobian import GradientJacobian
+
+
+def gaussian(gradient: Tensor, variance: float, seed: int | None = None) -> Tensor:
+    """δ ~ N(0, σ²I) of the gradient's shape, σ² = `variance`. A seed draws the same δ for every dtype and device."""
+    scale = math.sqrt(_check(gradient, variance))
+    return (scale * torch.randn(gradient.shape, generator=_generator(seed), dtype=torch.float64)).to(gradient)
+
+
+def laplace(gradient: Tensor, variance: float, seed: int | None = None) -> Tensor:
+    """Independent Laplace noise of variance σ² = `variance` (scale b = σ/√2) in every coordinate."""
+    scale = math.sqrt(_check(gradient, variance) / 2)
+    u = torch.rand(gradient.shape, generator=_generator(seed), dtype=torch.float64) - 0.5
+    return (-scale * u.sign() * torch.log1p(-2 * u.abs())).to(gradient)
+
+
+def prune(gradient: Tensor, ratio: float) -> Tensor:
+    """Magnitude pruning as a perturbation: δ = −g on the floor(ratio·d_θ) smallest entries, 0 on the others.
+
+    The shared gradient g + δ is then zero there: it shows its own mask. `ratio` is the share pruned, in [0, 1).
+    """
+    _check(gradient)
+    if not 0 <= ratio < 1:
+        raise ValueError(f"ratio={ratio} is out of range: the share of entries pruned must be in [0, 1)")
+    pruned = torch.argsort(gradient.abs(), stable=True)[: int(ratio * gradient.numel())]
+    delta = torch.zeros_like(gradient)
+    delta[pruned] = -gradient[pruned]
+    return delta
+
+
+def eigenvector(
+    J: GradientJacobian, index: int | None = None, norm: float = 1.0, eigenvalue: float | None = None
+) -> Tensor:
+    """δ = c·v, v the unit right singular vector of J number `index` (λ descending, largest entry of v positive).
+
+    Instead of an index, `eigenvalue` takes the vector whose λ is nearest to it on a log scale. c = `norm` ≥ 0.
+    I(δ) = c/√λ.
+    """
+    if (index is None) == (eigenvalue is None):
+        raise ValueError("give one of index and eigenvalue: which eigenvector of J Jᵀ to follow")
+    checks.at_least("norm", norm, 0.0)
+    if eigenvalue is not None:
+        if not 0 < eigenvalue < math.inf:
+            raise ValueError(f"eigenvalue={eigenvalue} is out of range: it must be positive and finite")
+        values = spectrum.decompose(J).values[: spectrum.rank(J)]
+        index = int((values.log() - math.log(eigenvalue)).abs().argmin())
+    return norm * spectrum.right_singular_vector(J, index)
+
+
+def _check(gradient: Tensor, variance: float = 0.0) -> float:
+    if gradient.ndim != 1:
+        raise ValueError(f"gradient has shape {tuple(gradient.shape)}; give the flat (d_θ,) one, J.gradient")
+    checks.finite("gradient", gradient)
+    return checks.at_least("variance", variance, 0.0)
+
+
+def _generator(seed: int | None) -> torch.Generator | None:
+    return None if seed is None else torch.Generator().manual_seed(seed)
