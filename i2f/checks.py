@@ -49,15 +49,11 @@ def images_and_labels(x: Tensor, y: Tensor) -> None:
     if not torch.is_tensor(x) or not x.is_floating_point() or x.ndim < 2 or len(x) == 0:
         shape = tuple(x.shape) if torch.is_tensor(x) else type(x).__name__
         dtype = f" of {x.dtype}" if torch.is_tensor(x) else ""
-        raise ValueError(
-            f"x is {shape}{dtype}; it must be a floating-point batch (n, ...), as data.load gives"
-        )
+        raise ValueError(f"x is {shape}{dtype}; it must be a floating-point batch (n, ...), as data.load gives")
     finite("x", x)
     if not torch.is_tensor(y) or y.ndim == 0 or len(y) != len(x):
         n = len(y) if torch.is_tensor(y) and y.ndim else "no batch dimension"
-        raise ValueError(
-            f"x has {len(x)} images and y has {n}; both need the same n (use x[:1], y[:1] for one)"
-        )
+        raise ValueError(f"x has {len(x)} images and y has {n}; both need the same n (use x[:1], y[:1] for one)")
 
 
 def classes_in_range(y: Tensor, output: Tensor) -> None:
@@ -66,9 +62,7 @@ def classes_in_range(y: Tensor, output: Tensor) -> None:
         return
     classes = output.shape[1]
     if int(y.min()) < 0 or int(y.max()) >= classes:
-        raise ValueError(
-            f"y holds {sorted(set(y.tolist()))}; this model has {classes} classes: 0 to {classes - 1}"
-        )
+        raise ValueError(f"y holds {sorted(set(y.tolist()))}; this model has {classes} classes: 0 to {classes - 1}")
 
 
 def deterministic(model: nn.Module) -> None:

@@ -16,9 +16,7 @@ def parser() -> argparse.ArgumentParser:
     bundle.add_argument("--out", type=Path, default=None, help="folder to write (default: data/)")
     fetch = data.add_parser("fetch", help="download a full data set through torchvision")
     fetch.add_argument("name", help="mnist, fashion-mnist, cifar10 or cifar100")
-    fetch.add_argument(
-        "--root", type=Path, required=True, help="folder to put it in; data.load(..., root=) reads it"
-    )
+    fetch.add_argument("--root", type=Path, required=True, help="folder to put it in; data.load(..., root=) reads it")
     data.add_parser("verify", help="compare the bundled images with their checksums")
     return main_parser
 

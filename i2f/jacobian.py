@@ -89,9 +89,7 @@ class GradientJacobian:
     Source: section 3 of the paper, where J appears in Eq. 3.
     """
 
-    def __init__(
-        self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss = F.cross_entropy, method: str = "auto"
-    ):
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss = F.cross_entropy, method: str = "auto"):
         checks.one_of("method", method, ("auto", "dense", "matrix-free"))
         checks.images_and_labels(x, y)
         self.map = GradientMap(model, y, loss)
@@ -148,9 +146,7 @@ class GradientJacobian:
             except (NotImplementedError, RuntimeError) as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
-                self._dense = torch.stack(
-                    [self._at_x.rmatvec(e) for e in torch.eye(self.shape[0]).to(self.x)]
-                )
+                self._dense = torch.stack([self._at_x.rmatvec(e) for e in torch.eye(self.shape[0]).to(self.x)])
             self.products += self.shape[0]
         return self._dense
 

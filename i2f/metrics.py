@@ -28,9 +28,7 @@ def ssim(x: Tensor, truth: Tensor) -> Tensor:
 
     _same(x, truth)
     with torch.no_grad():
-        value = structural_similarity_index_measure(
-            x.clamp(0, 1), truth.clamp(0, 1), data_range=1.0, reduction="none"
-        )
+        value = structural_similarity_index_measure(x.clamp(0, 1), truth.clamp(0, 1), data_range=1.0, reduction="none")
     return torch.atleast_1d(value)
 
 
@@ -53,8 +51,6 @@ def compare(x: Tensor, truth: Tensor) -> dict[str, float]:
 
 def _same(x: Tensor, truth: Tensor) -> None:
     if x.shape != truth.shape or x.ndim < 2:
-        raise ValueError(
-            f"x is {tuple(x.shape)} and truth {tuple(truth.shape)}; both must be the same (n, ...) batch"
-        )
+        raise ValueError(f"x is {tuple(x.shape)} and truth {tuple(truth.shape)}; both must be the same (n, ...) batch")
     checks.finite("x", x)
     checks.finite("truth", truth)

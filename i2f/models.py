@@ -21,12 +21,8 @@ class Spec(NamedTuple):
 SPECS = {
     "mnist": Spec((1, 28, 28), 10, (0.13066373765468597,), (0.30810782313346863,)),
     "fashion-mnist": Spec((1, 28, 28), 10, (0.28604060411453247,), (0.35302424430847168,)),
-    "cifar10": Spec(
-        (3, 32, 32), 10, (0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)
-    ),
-    "cifar100": Spec(
-        (3, 32, 32), 100, (0.50707516, 0.48654887, 0.44091784), (0.26733429, 0.25643846, 0.27615047)
-    ),
+    "cifar10": Spec((3, 32, 32), 10, (0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)),
+    "cifar100": Spec((3, 32, 32), 100, (0.50707516, 0.48654887, 0.44091784), (0.26733429, 0.25643846, 0.27615047)),
     "imagenet": Spec((3, 224, 224), 1000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
@@ -77,9 +73,7 @@ INITS: dict[str, tuple[Callable | None, Callable | None]] = {
 }
 
 
-def build(
-    name: str, dataset: str, init: str = "default", seed: int = 0, normalize: bool = True
-) -> nn.Sequential:
+def build(name: str, dataset: str, init: str = "default", seed: int = 0, normalize: bool = True) -> nn.Sequential:
     """A network of the paper for a data set's images, in evaluation mode.
 
     Args:

@@ -42,18 +42,12 @@ def eigenpairs(J: GradientJacobian, k: int, which: str = "largest", tol: float =
     checks.one_of("which", which, ("largest", "smallest"))
     n = J.shape[0]
     if not 0 < k < n:
-        raise ValueError(
-            f"k={k} is out of range: J Jᵀ has {n} eigenpairs, ask for 1 to {n - 1} (or decompose(J))"
-        )
+        raise ValueError(f"k={k} is out of range: J Jᵀ has {n} eigenpairs, ask for 1 to {n - 1} (or decompose(J))")
     values, vectors, converged = _arpack(J, k, "LA" if which == "largest" else "SA", tol)
     if not converged:
-        raise ArithmeticError(
-            f"ARPACK did not reach tol={tol:g} for the {k} {which} eigenpairs; use decompose(J)"
-        )
+        raise ArithmeticError(f"ARPACK did not reach tol={tol:g} for the {k} {which} eigenpairs; use decompose(J)")
     order = np.argsort(-values)
-    return Spectrum(
-        torch.from_numpy(values[order]).to(J.device), torch.from_numpy(vectors[:, order]).to(J.device)
-    )
+    return Spectrum(torch.from_numpy(values[order]).to(J.device), torch.from_numpy(vectors[:, order]).to(J.device))
 
 
 def decompose(J: GradientJacobian) -> Spectrum:
@@ -68,9 +62,7 @@ def right_singular_vector(J: GradientJacobian, index: int) -> Tensor:
     """The unit v_i = Jᵀu_i/√λ_i in parameter space, (d_θ,), λ descending; sign: its largest entry is positive."""
     spectrum = decompose(J)
     if not 0 <= index < len(spectrum.values):
-        raise ValueError(
-            f"index={index} is out of range: J Jᵀ has eigenvalues 0 to {len(spectrum.values) - 1}"
-        )
+        raise ValueError(f"index={index} is out of range: J Jᵀ has eigenvalues 0 to {len(spectrum.values) - 1}")
     if float(spectrum.values[index]) <= zero_level(J) * float(spectrum.values[0]):
         raise ValueError(
             f"index={index} belongs to a zero eigenvalue (rank {rank(J)} of {J.shape[0]}): Jᵀu = 0 has no direction"

@@ -72,9 +72,7 @@ def invert(
     known = [p for p in inspect.signature(chosen.run).parameters if p != "problem"]
     for option in options:
         if option not in known:
-            raise TypeError(
-                f"method {method!r} has no option {option!r}; it takes {', '.join(known) or 'none'}"
-            )
+            raise TypeError(f"method {method!r} has no option {option!r}; it takes {', '.join(known) or 'none'}")
     steps = chosen.steps if steps is None else steps
     if steps < 1:
         raise ValueError(f"steps={steps} is out of range: give at least 1")

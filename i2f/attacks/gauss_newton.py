@@ -14,13 +14,11 @@ from i2f.linalg import Solution, solve_cg
 from i2f.progress import bar
 
 INITIAL_DAMPING = 1e-4  # μ at the first step, and
-MAX_DAMPING = (
-    1e10  # μ at which an attack is given up; both in units of the curvature along the first gradient
-)
+MAX_DAMPING = 1e10  # μ at which an attack is given up; both in units of the curvature along the first gradient
 SUFFICIENT_GAIN = 1e-4  # a step is accepted for this share of the decrease that the linear model promised
 STATIONARY = 1e-14  # no step promises more than this share of the objective: nothing left to gain
-CG_TOLERANCE = 1e-4  # on a step, in the norm of its preconditioned residual
-CG_STEPS_STALE = 25  # with the Gram matrix of an earlier iterate; past this a new one is the cheaper way
+CG_TOLERANCE = 1e-3  # on a step, in the norm of its preconditioned residual
+CG_STEPS_STALE = 40  # with the Gram matrix of an earlier iterate; past this a new one is the cheaper way
 CG_STEPS_FRESH = 100
 
 
@@ -28,7 +26,7 @@ def gauss_newton(problem: Problem) -> Reconstruction:
     """Levenberg–Marquardt with gain-ratio control of the damping μ (Marquardt 1963; Nielsen 1999).
 
     Each step solves  (J Jᵀ + μI) s = −J r  in input space by conjugate gradients on exact products, preconditioned
-    by a Cholesky factor of a float32 Gram matrix: the factor may be rough, the step is not. A factor is kept while
+    by a float32 Cholesky factor of a float32 Gram matrix: the factor may be rough, the step is not. A factor is kept while
     conjugate gradients are quick with it; there is none where J would take more than `DENSE_BYTES`. A step is taken
     on its gain ratio, actual over promised decrease of ‖r‖², so the last iterate is always the best.
 
@@ -104,9 +102,7 @@ class _Solver:
 
     def solve(self, point: _Point, b: Tensor, mu: float) -> Tensor:
         fresh = self.centre is point
-        solution = (
-            self._cg(point, b, mu, CG_STEPS_FRESH if fresh else CG_STEPS_STALE) if self.centre else None
-        )
+        solution = self._cg(point, b, mu, CG_STEPS_FRESH if fresh else CG_STEPS_STALE) if self.centre else None
         if fresh or (solution and solution.converged):
             return solution.u
         if b.numel() * self.rough.size * 4 <= DENSE_BYTES:
@@ -133,6 +129,12 @@ class _Solver:
                 shifted.diagonal().add_(shift)
                 factor, info = torch.linalg.cholesky_ex(shifted)
                 shift *= 4
-            self.factor = (mu, factor)
+            self.factor = (mu, factor.float())
         factor = self.factor[1]
-        return lambda r: torch.cholesky_solve(r[:, None], factor)[:, 0]
+
+        def apply(r: Tensor) -> Tensor:
+            size = r.norm() or 1.0  # keeps tiny residuals within float32's range
+            z = torch.linalg.solve_triangular(factor, (r / size).float()[:, None], upper=False)
+            return torch.linalg.solve_triangular(factor.T, z, upper=True)[:, 0].to(r.dtype) * size
+
+        return apply
