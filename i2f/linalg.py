@@ -1,4 +1,4 @@
-"""Solvers for (A + εI) u = b with A symmetric positive semi-definite. They know a matrix or a matvec, never a network."""
+"""Solvers for (A + εI) u = b, A symmetric positive semi-definite. They know a matrix or a matvec, never a network."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The perfect attacker: Levenberg–Marquardt on the residual r(x) = ∇_θ L(x) − g, to machine precision."""
+"""The perfect attacker: second order on the residual r(x) = ∇_θ L(x) − g, to machine precision."""
 
 import math
 from collections.abc import Callable
@@ -25,12 +25,16 @@ CG_STEPS_FRESH = 100
 def gauss_newton(problem: Problem) -> Reconstruction:
     """Levenberg–Marquardt with gain-ratio control of the damping μ (Marquardt 1963; Nielsen 1999).
 
-    Each step solves  (J Jᵀ + μI) s = −J r  in input space by conjugate gradients on exact products, preconditioned
-    by a float32 Cholesky factor of a float32 Gram matrix: the factor may be rough, the step is not. A factor is kept while
-    conjugate gradients are quick with it; there is none where J would take more than `DENSE_BYTES`. A step is taken
-    on its gain ratio, actual over promised decrease of ‖r‖², so the last iterate is always the best.
+    A step solves  (J Jᵀ + μI) s = −J r,  Gauss–Newton's equation in input space. Where noise leaves a residual that
+    no image explains, that converges slowly; so the part of the Hessian that it drops, S = Σ_k r_k ∇²g_k, joins the
+    matrix whenever the model with S foretold the last change of ‖r‖² better than the one without (as in NL2SOL,
+    Dennis, Gay and Welsch 1981). Then convergence is quadratic for a noisy gradient too.
 
-    Stops when the gradient is matched (`problem.matched`), when the linear model promises no further decrease
+    Solves are conjugate gradients on exact products, preconditioned by a float32 Cholesky factor of J Jᵀ: the factor
+    may be rough, the step is not. A factor is kept while it serves; there is none where J would take more than
+    `DENSE_BYTES`. A step is taken on its gain ratio, actual over promised decrease, so the last iterate is the best.
+
+    Stops when the gradient is matched (`problem.matched`), when the model promises no further decrease
     (stationary), when no damping gives a decrease (stalled), or after `problem.steps` steps.
     """
     point = _Point(problem, problem.start)
@@ -38,24 +42,27 @@ def gauss_newton(problem: Problem) -> Reconstruction:
         raise ValueError("start: the gradient there is NaN or infinite; give another start or another seed")
     solver = _Solver(problem.gmap)
     step, reason, mu, growth = 0, "", None, 2.0
-    evaluations = 1
+    evaluations, newton = 1, False
     problem.report(0, point.x, point.objective, evaluations)
     with bar(problem.steps, "gauss-newton", problem.progress) as progress:
         while not (reason := point.finished()) and step < problem.steps:
-            slope = point.matvec(point.residual)  # J r, half the objective's gradient
+            slope = point.slope()
             if mu is None:
                 curvature = float(point.rmatvec(slope / slope.norm()).square().sum())
                 mu, evaluations = INITIAL_DAMPING * curvature, evaluations + 1
             trial = None
             while trial is None and not reason:
-                s = solver.solve(point, -slope, mu)
+                s, newton = solver.solve(point, -slope, mu, newton)
                 Js = point.rmatvec(s)
-                promised = -float((2 * point.residual + Js) @ Js)
                 candidate = _Point(problem, point.x + s.view_as(point.x))
-                evaluations += 2
-                gain = (point.objective - candidate.objective) / promised if promised > 0 else -math.inf
-                if promised <= STATIONARY * point.objective:
-                    reason = "stationary: the linear model promises no further decrease"
+                actual = point.objective - candidate.objective
+                linear = -float((2 * point.residual + Js) @ Js)  # what each model promised
+                quadratic = linear - float(s @ point.bend(s))
+                promised = quadratic if newton else linear
+                evaluations += 3
+                gain = actual / promised if promised > 0 else -math.inf
+                if 0 <= promised <= STATIONARY * point.objective:
+                    reason = "stationary: the model promises no further decrease"
                 elif gain > SUFFICIENT_GAIN:
                     trial = candidate
                     mu *= max(0.1, 1 - (2 * gain - 1) ** 3)
@@ -64,6 +71,7 @@ def gauss_newton(problem: Problem) -> Reconstruction:
                     mu, growth = mu * growth, growth * 2
                     if mu > MAX_DAMPING * curvature:
                         reason = "stalled: no step of any length decreases the objective"
+                newton = abs(actual - quadratic) < abs(actual - linear)
             evaluations += 1
             if trial is None:
                 break
@@ -83,15 +91,27 @@ class _Point(Linearization):
         super().__init__(problem.gmap, x)
         self.goal = problem.matched * problem.scale
         self.residual = self.gradient - problem.target
+        self._slope: Tensor | None = None
         square = float(self.residual @ self.residual)
         self.objective = square if math.isfinite(square) else math.inf
+
+    def slope(self) -> Tensor:
+        """J r, half the gradient of the objective; its own graph is kept for `bend`."""
+        if self._slope is None:
+            self._slope = self._backward(self.residual, create_graph=True)
+        return self._slope.detach().reshape(-1)
+
+    def bend(self, v: Tensor) -> Tensor:
+        """S v with S = Σ_k r_k ∇²g_k, the part of half the objective's Hessian that Gauss–Newton leaves out."""
+        out = torch.autograd.grad(self._slope, self._x, v.view_as(self._x), retain_graph=True, materialize_grads=True)
+        return out[0].reshape(-1)
 
     def finished(self) -> str:
         return "matched the gradient to machine precision" if math.sqrt(self.objective) <= self.goal else ""
 
 
 class _Solver:
-    """(J Jᵀ + μI) s = b at one iterate after another, one Gram matrix preconditioning as many as it serves."""
+    """(J Jᵀ [+ S] + μI) s = b at one iterate after another; one Gram matrix preconditions as many as it serves."""
 
     def __init__(self, gmap: GradientMap):
         self.rough = gmap.cast(torch.float32)
@@ -100,21 +120,26 @@ class _Solver:
         self.factor: tuple[float, Tensor] | None = None
         self.products = 0
 
-    def solve(self, point: _Point, b: Tensor, mu: float) -> Tensor:
-        fresh = self.centre is point
-        solution = self._cg(point, b, mu, CG_STEPS_FRESH if fresh else CG_STEPS_STALE) if self.centre else None
-        if fresh or (solution and solution.converged):
-            return solution.u
-        if b.numel() * self.rough.size * 4 <= DENSE_BYTES:
+    def solve(self, point: _Point, b: Tensor, mu: float, newton: bool) -> tuple[Tensor, bool]:
+        """s, and whether S took part: where it makes the matrix indefinite, Gauss–Newton's own step is taken."""
+        if self.centre is not None and self.centre is not point:
+            solution = self._cg(point, b, mu, newton, CG_STEPS_STALE)
+            if solution.converged:
+                return solution.u, newton
+        if self.centre is not point and b.numel() * self.rough.size * 4 <= DENSE_BYTES:
             self.gram = outer_gram(dense_jacobian(self.rough, point.x.float())).to(b.dtype)
             self.centre, self.factor = point, None
             self.products += b.numel()
-        return self._cg(point, b, mu, CG_STEPS_FRESH).u
+        solution = self._cg(point, b, mu, newton, CG_STEPS_FRESH)
+        if newton and not solution.converged:
+            return self._cg(point, b, mu, False, CG_STEPS_FRESH).u, False
+        return solution.u, newton
 
-    def _cg(self, point: _Point, b: Tensor, mu: float, max_steps: int) -> Solution:
+    def _cg(self, point: _Point, b: Tensor, mu: float, newton: bool, max_steps: int) -> Solution:
         def gram_times(v: Tensor) -> Tensor:
-            self.products += 2
-            return point.matvec(point.rmatvec(v))
+            self.products += 3 if newton else 2
+            out = point.matvec(point.rmatvec(v))
+            return out + point.bend(v) if newton else out
 
         return solve_cg(gram_times, b, mu, CG_TOLERANCE, max_steps, self._preconditioner(mu))
 
