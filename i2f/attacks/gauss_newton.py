@@ -20,6 +20,7 @@ STATIONARY = 1e-14  # no step promises more than this share of the objective: no
 CG_TOLERANCE = 1e-3  # on a step, in the norm of its preconditioned residual
 CG_STEPS_STALE = 40  # with the Gram matrix of an earlier iterate; past this a new one is the cheaper way
 CG_STEPS_FRESH = 100
+FACTOR_RANGE = 30.0  # how far μ may move before the Gram matrix is factored anew
 
 
 def gauss_newton(problem: Problem) -> Reconstruction:
@@ -127,7 +128,7 @@ class _Solver:
             if solution.converged:
                 return solution.u, newton
         if self.centre is not point and b.numel() * self.rough.size * 4 <= DENSE_BYTES:
-            self.gram = outer_gram(dense_jacobian(self.rough, point.x.float())).to(b.dtype)
+            self.gram = outer_gram(dense_jacobian(self.rough, point.x.float()))
             self.centre, self.factor = point, None
             self.products += b.numel()
         solution = self._cg(point, b, mu, newton, CG_STEPS_FRESH)
@@ -146,15 +147,14 @@ class _Solver:
     def _preconditioner(self, mu: float) -> Callable[[Tensor], Tensor]:
         if self.gram is None:
             return lambda r: r
-        if self.factor is None or self.factor[0] != mu:
-            rounding = torch.finfo(torch.float32).eps * float(self.gram.diagonal().max())
-            shift, info = max(mu, rounding), 1
-            while info:
+        if self.factor is None or not 1 / FACTOR_RANGE <= mu / self.factor[0] <= FACTOR_RANGE:
+            shift, info = mu, 1
+            while info:  # rounding may have made the float32 matrix indefinite
                 shifted = self.gram.clone()
                 shifted.diagonal().add_(shift)
                 factor, info = torch.linalg.cholesky_ex(shifted)
-                shift *= 4
-            self.factor = (mu, factor.float())
+                shift = 4 * shift + torch.finfo(torch.float32).eps * float(self.gram.diagonal().max())
+            self.factor = (mu, factor)
         factor = self.factor[1]
 
         def apply(r: Tensor) -> Tensor:
