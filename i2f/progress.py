@@ -1,12 +1,22 @@
-"""One progress bar for everything long; I2F_PROGRESS=0 turns all of them off (tests, stored notebooks)."""
+"""One progress bar for everything long."""
 
 import os
 from typing import Any
 
-from tqdm.auto import tqdm
+import tqdm.auto
+import tqdm.std
 
 
-def bar(total: int | None = None, description: str = "", shown: bool = True, **options: Any) -> tqdm:
-    """A tqdm bar for a terminal or a notebook; it leaves nothing behind when it is done."""
-    hidden = not shown or os.environ.get("I2F_PROGRESS") == "0"
-    return tqdm(total=total, desc=description, disable=hidden, leave=False, **options)
+def bar(
+    iterable: Any = None, *, total: int | None = None, description: str = "", shown: bool = True, **options: Any
+) -> tqdm.std.tqdm:
+    """A tqdm bar for a terminal or a notebook; it leaves nothing behind when it is done.
+
+    The environment variable I2F_PROGRESS chooses for the whole process: "off" (tests, stored notebooks), "text" (a
+    line that a log can hold, also in a notebook), anything else for what fits.
+    """
+    choice = os.environ.get("I2F_PROGRESS", "")
+    kind = tqdm.std.tqdm if choice == "text" else tqdm.auto.tqdm
+    interval = {"mininterval": 5.0} if choice == "text" else {}
+    hidden = not shown or choice == "off"
+    return kind(iterable, total=total, desc=description, disable=hidden, leave=False, **interval, **options)

@@ -17,7 +17,7 @@ def dgl(problem: Problem, lr: float = 0.1) -> Reconstruction:
     optimizer = torch.optim.Adam([x], lr=lr)
     best, best_loss, earlier = problem.start, float("inf"), float("inf")
     evaluations, reason, step = 0, "", 0
-    with bar(problem.steps, "dgl", problem.progress) as progress:
+    with bar(total=problem.steps, description="dgl", shown=problem.progress) as progress:
         for step in range(problem.steps + 1):
             point = Linearization(problem.gmap, x)
             residual = point.gradient - problem.target

@@ -45,7 +45,7 @@ def gauss_newton(problem: Problem) -> Reconstruction:
     step, reason, mu, growth = 0, "", None, 2.0
     evaluations, newton = 1, False
     problem.report(0, point.x, point.objective, evaluations)
-    with bar(problem.steps, "gauss-newton", problem.progress) as progress:
+    with bar(total=problem.steps, description="gauss-newton", shown=problem.progress) as progress:
         while not (reason := point.finished()) and step < problem.steps:
             slope = point.slope()
             if mu is None:

@@ -1,0 +1,111 @@
+"""Does the attack reach the image, and does I²F say how far noise moves it? Every bundled image, several random starts.
+
+    python benchmarks/convergence.py [--images 20] [--starts 3] [--cifar10 5]
+
+Three tables, written beside this file: `recovery.csv` (no noise: MSE and steps to it), `prediction.csv` (Gaussian
+noise of variance 1e-5: measured RMSE over exact I²F) and `machine.txt` (where the seconds were taken).
+"""
+
+import argparse
+import os
+import platform
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+import i2f
+from i2f import metrics, perturb
+from i2f.progress import bar
+from i2f.sweep import measure
+
+HERE = Path(__file__).parent
+VARIANCE = 1e-5
+# (data set, MSE to reach, within so many steps): the numbers that the project sets itself
+GOALS = {"mnist": (1e-10, 10), "cifar10": (1e-8, 15)}
+
+
+def problem(dataset: str, image: int, seed: int = 1) -> i2f.GradientJacobian:
+    x, y = i2f.data.load(dataset, n=1, offset=image)
+    model = i2f.models.build("lenet", dataset, init="uniform", seed=seed, normalize=False)
+    return i2f.GradientJacobian(model.double(), x, y)
+
+
+def recovery(dataset: str, images: int, starts: int) -> list[dict]:
+    """No noise: the steps after which the MSE stays below the goal, and where it ends."""
+    goal, within = GOALS[dataset]
+    rows = []
+    for image in bar(range(images), description=f"{dataset}, no noise"):
+        J = problem(dataset, image)
+        for start in range(starts):
+            path: list[float] = []
+            began = time.perf_counter()
+            found = i2f.invert(
+                J.map.model, J.gradient, J.map.y, J.x.shape, seed=start,
+                callback=lambda step, x, *_, truth=J.x, path=path: path.append(metrics.mse(x, truth).item()),
+            )  # fmt: skip
+            seconds = time.perf_counter() - began
+            reached = next((step for step, value in enumerate(path) if value <= goal), None)
+            rows.append(
+                {"dataset": dataset, "image": image, "start": start, "mse": path[-1], "steps_to_goal": reached,
+                 "met": reached is not None and reached <= within, "steps": found.steps,
+                 "evaluations": found.evaluations, "seconds": seconds, "reason": found.reason}
+            )  # fmt: skip
+    return rows
+
+
+def prediction(images: int) -> list[dict]:
+    """Noise of variance 1e-5 on MNIST, from random starts: measured RMSE beside exact I²F."""
+    rows = []
+    for image in bar(range(images), description="mnist, noise"):
+        J = problem("mnist", image)
+        row, _ = measure(J, perturb.gaussian(J.gradient, VARIANCE, seed=image), seed=image)
+        bound = i2f.lower_bound(J, perturb.gaussian(J.gradient, VARIANCE, seed=image))
+        rows.append(
+            {"image": image, "predicted_rmse": row["predicted_rmse"], "measured_rmse": row["rmse"],
+             "ratio": row["rmse"] / row["predicted_rmse"], "lower_bound_rmse": bound.rmse,
+             "converged": row["converged"]}
+        )  # fmt: skip
+    return rows
+
+
+def machine() -> str:
+    """What the seconds were taken on; use them as ratios."""
+    names = [line.split(":")[1].strip() for line in _read("/proc/cpuinfo") if line.startswith("model name")]
+    processor = names[0] if names else platform.processor()
+    return (
+        f"{processor}, {os.cpu_count()} cores; {platform.system()}, Python {platform.python_version()}, "
+        f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads\n"
+    )
+
+
+def _read(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=20, help="MNIST images")
+    parser.add_argument("--starts", type=int, default=3, help="random starts for each image")
+    parser.add_argument("--cifar10", type=int, default=5, help="CIFAR-10 images")
+    arguments = parser.parse_args()
+    (HERE / "machine.txt").write_text(machine())
+    table = pd.DataFrame(recovery("mnist", arguments.images, arguments.starts))
+    table.to_csv(HERE / "recovery.csv", index=False, float_format="%.3g")
+    predicted = pd.DataFrame(prediction(arguments.images))
+    predicted.to_csv(HERE / "prediction.csv", index=False, float_format="%.5g")
+    table = pd.concat([table, pd.DataFrame(recovery("cifar10", arguments.cifar10, arguments.starts))])
+    table.to_csv(HERE / "recovery.csv", index=False, float_format="%.3g")
+    print(machine().strip())
+    summary = table.groupby("dataset").agg(
+        problems=("met", "size"), met=("met", "sum"), worst_mse=("mse", "max"), most_steps=("steps_to_goal", "max"),
+        median_seconds=("seconds", "median"),
+    )  # fmt: skip
+    print(summary.to_string())
+    off = (predicted.ratio - 1).abs()
+    print(f"prediction: measured / predicted RMSE off by at most {off.max():.2%}, median {off.median():.2%}")
+
+
+if __name__ == "__main__":
+    main()

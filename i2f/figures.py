@@ -1,0 +1,155 @@
+"""One style; one function a figure. They know tables, never models, and return what they drew on."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+INK, LINE = "#333333", "#888888"
+METHODS = {  # name in tables -> label, colour (colour-blind safe), marker
+    "gauss-newton": ("Gauss–Newton", "#0072B2", "o"),
+    "dgl": ("Adam", "#D55E00", "X"),
+}
+
+
+def style() -> None:
+    """The project's look: white ground (legible on dark pages too), thin grid, text that SVG keeps as text."""
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.85)
+    plt.rcParams.update(
+        {
+            "axes.edgecolor": LINE,
+            "axes.labelcolor": INK,
+            "axes.titlesize": "medium",
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "figure.dpi": 110,
+            "grid.color": "#e4e4e4",
+            "grid.linewidth": 0.6,
+            "legend.frameon": False,
+            "svg.fonttype": "none",
+            "svg.hashsalt": "i2f",
+            "font.family": "sans-serif",
+            "font.sans-serif": ["DejaVu Sans"],
+        }
+    )
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write SVG or PNG by the path's ending; the same drawing gives the same bytes (no date, fixed salt)."""
+    metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+    figure.savefig(path, bbox_inches="tight", dpi=150, metadata=metadata)
+    plt.close(figure)
+
+
+def eigenvectors(table: pd.DataFrame, cut: float) -> Figure:
+    """The eigenvector experiment in three panels: the law, the paper's own noise size, and where the law ends.
+
+    `table` is the experiment's, as `problems.csv` holds it; `cut` the predicted RMSE that bounds the linear regime.
+    """
+    style()
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    law = table[table.part == "law"]
+    paper = table[table.part == "paper"]
+    error_against_eigenvalue(left, law)
+    left.set_title(f"Small noise, c = {law.norm.iloc[0]:.2g}: the law")
+    error_against_eigenvalue(middle, paper)
+    middle.set_title(f"The paper's noise, c = {paper.norm.iloc[0]:g}")
+    end_of_law(right, table[(table.part == "end") & (table.method == "gauss-newton")], cut)
+    right.set_title("Where the law ends")
+    return figure
+
+
+def error_against_eigenvalue(ax: Axes, table: pd.DataFrame) -> Axes:
+    """MSE against λ for δ = c·v, both logarithmic, with the prediction c²/(d_x λ); hollow: not settled."""
+    line = table.sort_values("eigenvalue")
+    ax.plot(line.eigenvalue, line.predicted_mse, color=LINE, lw=1.5, label="predicted, c²/(dₓλ)", zorder=1)
+    for method, (label, colour, marker) in METHODS.items():
+        rows = table[table.method == method]
+        settled = rows.converged | (method == "dgl")  # Adam never says that it has settled
+        for some, face in ((settled, colour), (~settled, "white")):
+            if some.any():
+                name = label if face == colour else f"{label}, not converged"
+                ax.scatter(
+                    rows.eigenvalue[some], rows.mse[some],
+                    s=34, marker=marker, facecolor=face, edgecolor=colour if face == "white" else "white",
+                    linewidth=1.2 if face == "white" else 0.5, label=name, zorder=3,
+                )  # fmt: skip
+    ax.set(xscale="log", yscale="log", xlabel="eigenvalue λ of J Jᵀ", ylabel="MSE per pixel")
+    _readable_ticks(ax)
+    ax.legend(fontsize="small")
+    return ax
+
+
+def end_of_law(ax: Axes, table: pd.DataFrame, cut: float) -> Axes:
+    """Measured over predicted MSE against the predicted RMSE, a line a direction; 1 is the law."""
+    ax.axhspan(0.9, 1.1, color="#eeeeee", zorder=0)
+    ax.axhline(1, color=LINE, lw=1.2, zorder=1)
+    ax.axvline(cut, color=LINE, lw=1, ls=":", zorder=1)
+    directions = list(table.groupby(["image", "index"]))
+    colours = dict(zip(sorted({key[1] for key, _ in directions}), sns.color_palette("viridis", 3), strict=False))
+    named = set()
+    for (_, index), rows in directions:
+        rows = rows.sort_values("predicted_rmse")
+        label = None if index in named else f"direction {index + 1}"
+        named.add(index)
+        ax.plot(rows.predicted_rmse, rows.mse / rows.predicted_mse, "o-", ms=4, lw=1, color=colours[index], label=label)
+    ax.set(xscale="log", yscale="log", xlabel="predicted RMSE per pixel", ylabel="measured / predicted MSE")
+    ax.annotate("cut", (cut, 1), (3, -4), xycoords=("data", "axes fraction"), textcoords="offset points", va="top",
+                fontsize="small", color=INK)  # fmt: skip
+    _readable_ticks(ax)
+    ax.legend(fontsize="small")
+    return ax
+
+
+def _readable_ticks(ax: Axes) -> None:
+    """Log axes that span little are labelled 1, 2, 5, …; wide ones by powers of ten alone."""
+    for axis in (ax.xaxis, ax.yaxis):
+        low, high = axis.get_view_interval()
+        axis.set_minor_formatter(NullFormatter())
+        if high / low < 200:
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def pictures(rows: Sequence[tuple[str, Sequence[np.ndarray], Sequence[str]]]) -> Figure:
+    """Rows of images: (name, images (C, H, W) in [0, 1], a caption under each)."""
+    style()
+    columns = max(len(images) for _, images, _ in rows)
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(1.55 * columns, 1.9 * len(rows)), squeeze=False, layout="constrained"
+    )
+    for (name, images, captions), line in zip(rows, axes, strict=True):
+        for ax in line:
+            ax.set_axis_off()
+        for ax, image, caption in zip(line, images, captions, strict=False):
+            ax.set_axis_on()
+            ax.set(xticks=[], yticks=[])
+            ax.imshow(_displayable(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            ax.set_xlabel(caption, fontsize="small")
+        line[0].set_ylabel(name, fontsize="small")
+    return figure
+
+
+def _displayable(image: np.ndarray) -> np.ndarray:
+    image = np.clip(image, 0, 1)
+    return image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
+
+
+def eigenvector_pictures(table: pd.DataFrame, images: Iterable[np.ndarray]) -> Figure:
+    """The paper's row of recoveries: the truth, then what each attacker recovers, under λ and MSE.
+
+    `table` holds the rows of part "paper" of one image, in the order of `images`, whose first is the truth.
+    """
+    truth, *found = list(images)
+    rows = []
+    for method, (label, _, _) in METHODS.items():
+        mine = [i for i, name in enumerate(table.method) if name == method]
+        captions = [f"λ = {table.eigenvalue.iloc[i]:.3g}\nMSE {table.mse.iloc[i]:.2g}" for i in mine]
+        rows.append((label, [truth, *(found[i] for i in mine)], ["private image\n", *captions]))
+    return pictures(rows)

@@ -1,0 +1,295 @@
+"""Attacks find the image, or say how far they came; I²F meets a real inversion."""
+
+import signal
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import i2f
+from i2f import metrics, perturb
+
+
+def squared(residual):
+    return float(residual @ residual)
+
+
+class Trace(list):
+    """A callback that keeps (step, x, loss, evaluations) of every iterate."""
+
+    def __call__(self, *iterate):
+        self.append(iterate)
+
+    @property
+    def losses(self):
+        return [loss for _, _, loss, _ in self]
+
+
+@pytest.mark.parametrize("i", range(3))
+def test_digit_to_machine_precision(lenet, digits, backward, i):
+    x, y = digits[0][i : i + 1], digits[1][i : i + 1]
+    found = i2f.invert(lenet, backward(lenet, x, y), y, x.shape, seed=i)
+    assert float(metrics.mse(found.x, x)) <= 1e-10
+    assert found.steps <= 10
+    assert found.converged
+    assert found.relative_residual <= 1e-10
+
+
+def test_small_colour_image(backward):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 5, padding=2), nn.Sigmoid(), nn.Conv2d(8, 8, 5, stride=2, padding=2), nn.Sigmoid()
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 10)).double().eval()
+    for p in model.parameters():
+        nn.init.uniform_(p, -0.5, 0.5)
+    x, y = torch.rand(1, 3, 8, 8, dtype=torch.float64), torch.tensor([3])
+    found = i2f.invert(model, backward(model, x, y), y, x.shape, steps=15)
+    assert float(metrics.mse(found.x, x)) <= 1e-8
+
+
+@pytest.mark.parametrize("tiny", ["mlp", "conv", "norms", "tied", "relu", "pair"], indirect=True)
+def test_small_networks(tiny, backward):
+    model, x, y = tiny
+    found = i2f.invert(model, backward(model, x, y), y, x.shape, steps=15)
+    assert float(metrics.mse(found.x, x).max()) <= 1e-20
+
+
+def test_linear_model(digits, backward):
+    """Where ∇_W L / ∇_b L gives the image exactly, so must the attack."""
+    x, y = digits[0][:1], digits[1][:1]
+    model = i2f.models.build("linear", "mnist", "uniform", seed=1, normalize=False).double()
+    found = i2f.invert(model, backward(model, x, y), y, x.shape)
+    torch.testing.assert_close(found.x, x, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("i", [0, 3])
+def test_influence_is_right_about_a_real_inversion(lenet, digits, i):
+    """Gaussian noise of variance 1e-5: predicted and measured RMSE agree within 2%; the bound lies far below."""
+    x, y = digits[0][i : i + 1], digits[1][i : i + 1]
+    J = i2f.GradientJacobian(lenet, x, y)
+    delta = perturb.gaussian(J.gradient, variance=1e-5, seed=i)
+    found = i2f.invert(lenet, J.gradient + delta, y, x.shape)
+    measured = float(metrics.rmse(found.x, x))
+    assert found.converged
+    assert measured == pytest.approx(i2f.influence(J, delta).rmse, rel=0.02)
+    assert i2f.lower_bound(J, delta).rmse < measured / 50
+
+
+@pytest.mark.parametrize("tiny", ["mlp", "conv", "attention", "relu", "pair"], indirect=True)
+def test_objective_never_increases(tiny, backward):
+    model, x, y = tiny
+    trace = Trace()
+    noisy = backward(model, x, y)
+    noisy = noisy + perturb.gaussian(noisy, 1e-2, seed=0)
+    found = i2f.invert(model, noisy, y, x.shape, steps=15, callback=trace)
+    assert len(trace) == found.steps + 1 > 2
+    assert all(later < earlier for earlier, later in zip(trace.losses, trace.losses[1:], strict=False))
+    assert trace.losses[-1] == found.loss
+
+
+@pytest.mark.parametrize("method", ["gauss-newton", "dgl"])
+class TestEveryMethod:
+    """What holds for a reconstruction whatever made it; the tiny MLP, with a noisy gradient."""
+
+    @pytest.fixture
+    def attack(self, mlp, backward, method):
+        """Runs the attack; `target` is what was sent."""
+        model, x, y = mlp
+        clean = backward(model, x, y)
+
+        def run(**options):
+            return i2f.invert(model, run.target, y, x.shape, method=method, **{"steps": 5, **options})
+
+        run.target = clean + perturb.gaussian(clean, 1e-3, seed=0)
+        return run
+
+    def test_loss_and_residual_are_true(self, attack, mlp, backward):
+        model, x, y = mlp
+        found = attack()
+        residual = backward(model, found.x, y) - attack.target
+        assert found.x.shape == x.shape
+        assert found.loss == pytest.approx(squared(residual), rel=1e-9)
+        assert found.relative_residual == pytest.approx(float(residual.norm() / attack.target.norm()), rel=1e-9)
+
+    def test_lowers_the_objective(self, attack):
+        trace = Trace()
+        found = attack(callback=trace)
+        assert found.loss == min(trace.losses) < trace.losses[0]
+
+    def test_callback_follows_the_attack(self, attack):
+        trace = Trace()
+        found = attack(callback=trace)
+        assert [step for step, *_ in trace] == list(range(found.steps + 1))
+        counts = [evaluations for *_, evaluations in trace]
+        assert counts == sorted(set(counts))
+        assert found.evaluations >= counts[-1] > found.steps
+
+    def test_seed_decides_the_start(self, attack):
+        first, again, other = Trace(), Trace(), Trace()
+        found, repeated = attack(seed=1, callback=first), attack(seed=1, callback=again)
+        attack(seed=2, callback=other)
+        assert torch.equal(found.x, repeated.x)
+        assert torch.equal(first[0][1], again[0][1])
+        assert not torch.equal(first[0][1], other[0][1])
+
+    def test_out_of_steps(self, attack):
+        found = attack(steps=1)
+        assert found.steps == 1
+        assert not found.converged
+        assert "used its 1 step" in found.reason
+
+    def test_starts_where_it_is_told(self, attack):
+        trace, start = Trace(), torch.full((1, 12), 0.25, dtype=torch.float64)
+        attack(start=start, callback=trace, steps=1)
+        assert torch.equal(trace[0][1], start)
+        assert torch.equal(start, torch.full_like(start, 0.25))
+
+    def test_started_at_the_truth(self, attack, mlp, backward):
+        model, x, y = mlp
+        attack.target = backward(model, x, y)
+        found = attack(start=x)
+        assert torch.equal(found.x, x)
+        assert found.steps == 0
+        assert found.converged
+
+    def test_arguments_are_left_alone(self, attack):
+        before = attack.target.clone()
+        attack()
+        assert torch.equal(attack.target, before)
+
+
+NOISE = torch.randn(1, 12, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [("gray", 0.5 + 0.1 * NOISE), ("normal", NOISE), ("uniform", torch.distributions.Normal(0, 1).cdf(NOISE))],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_starts(mlp, start, expected, dtype):
+    """One draw for every precision."""
+    model, x, y = mlp
+    trace, model = Trace(), model.to(dtype)
+    gradient = i2f.GradientJacobian(model, x, y).gradient
+    i2f.invert(model, gradient, y, x.shape, start=start, seed=4, steps=1, callback=trace)
+    assert trace[0][1].dtype == dtype
+    torch.testing.assert_close(trace[0][1], expected.to(dtype))
+
+
+def test_dgl_keeps_its_best_iterate(mlp, backward):
+    """With a step far too long Adam wanders: its last iterate is not its best."""
+    model, x, y = mlp
+    trace = Trace()
+    target = backward(model, x, y)
+    found = i2f.invert(model, target, y, x.shape, method="dgl", steps=60, lr=2.0, callback=trace)
+    assert found.loss == min(trace.losses) < 0.99 * trace.losses[-1]
+    assert squared(backward(model, found.x, y) - target) == pytest.approx(found.loss, rel=1e-9)
+
+
+def test_dgl_finds_the_image(mlp, backward):
+    """Two evaluations a step: a gradient and a product."""
+    model, x, y = mlp
+    found = i2f.invert(model, backward(model, x, y), y, x.shape, method="dgl", steps=300)
+    assert float(metrics.mse(found.x, x)) <= 1e-10
+    assert found.evaluations == 2 * 300 + 1
+
+
+def test_gauss_newton_ends_at_a_stationary_point(mlp, backward):
+    """With noise the residual stays, and the objective's gradient J r, by differences of the objective, vanishes."""
+    model, x, y = mlp
+    target = backward(model, x, y)
+    target = target + perturb.gaussian(target, 1e-2, seed=0)
+    found = i2f.invert(model, target, y, x.shape)
+    assert found.converged
+    assert found.relative_residual > 1e-3
+    assert float(i2f.GradientJacobian(model, found.x, y).matvec(backward(model, found.x, y) - target).norm()) <= 1e-6
+
+
+@pytest.mark.parametrize("tiny", ["mlp", "tied", "pair"], indirect=True)
+def test_gradient_of_another_model(tiny, backward):
+    model, x, y = tiny
+    target = backward(model, x, y)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p.flip(0))
+    found = i2f.invert(model, target, y, x.shape, steps=300)
+    assert found.reason.startswith(("stationary", "stalled"))
+    assert found.relative_residual > 0.05
+
+
+@pytest.mark.parametrize("tiny", ["mlp", "conv", "pair"], indirect=True)
+def test_float32(tiny):
+    model, x, y = tiny
+    model = model.float()
+    found = i2f.invert(model, i2f.GradientJacobian(model, x, y).gradient, y, x.shape)
+    assert found.x.dtype == torch.float32
+    assert float(metrics.mse(found.x.double(), x).max()) <= 1e-8
+    assert found.converged
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("tiny", ["relu"], indirect=True)
+def test_kinks_never_make_it_worse(tiny, seed):
+    model, x, y = tiny
+    target = perturb.gaussian(torch.zeros(344, dtype=torch.float64), 0.1, seed=seed)  # no image has this gradient
+    trace = Trace()
+    found = i2f.invert(model, target, y, x.shape, seed=seed, callback=trace)
+    assert found.loss < trace.losses[0]
+
+
+@pytest.fixture
+def guard():
+    """An endless loop becomes a failure."""
+
+    def stop(*_):
+        raise TimeoutError("the attack did not end")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, previous)
+
+
+@pytest.mark.parametrize("tiny", ["relu"], indirect=True)
+def test_dead_start(guard, tiny, backward):
+    """Every ReLU is off at the start, so J = 0 there: no way down, and the attack says so."""
+    model, x, y = tiny
+    target, trace = backward(model, x, y), Trace()
+    with torch.no_grad():
+        model[0].bias.fill_(-100)
+    found = i2f.invert(model, target, y, x.shape, callback=trace)
+    assert torch.equal(found.x, trace[0][1])
+    assert found.reason.startswith(("stationary", "stalled"))
+
+
+def test_operation_without_forward_mode(cubic, backward):
+    model, x, y = cubic
+    found = i2f.invert(model, backward(model, x, y), y, x.shape)
+    assert found.relative_residual <= 1e-10
+
+
+def test_fused_attention(transformer, backward):
+    model, x, y = transformer
+    trace = Trace()
+    i2f.invert(model, backward(model, x, y), y, x.shape, steps=3, callback=trace)
+    assert trace.losses[-1] < trace.losses[0]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [nn.CrossEntropyLoss(weight=torch.arange(1.0, 6.0).double()), F.multi_margin_loss],
+    ids=["weighted", "margin"],
+)
+def test_other_losses(mlp, backward, loss):
+    """A loss may hold float64 tensors of its own."""
+    model, x, y = mlp
+    found = i2f.invert(model, backward(model, x, y, loss), y, x.shape, loss=loss)
+    assert float(metrics.mse(found.x, x)) <= 1e-10
+
+
+def test_float_targets(mlp, backward):
+    model, x, _ = mlp
+    y = torch.linspace(-1, 1, 5, dtype=torch.float64)[None]
+    found = i2f.invert(model, backward(model, x, y, F.mse_loss), y, x.shape, loss=F.mse_loss)
+    assert float(metrics.mse(found.x, x)) <= 1e-10

@@ -1,0 +1,77 @@
+"""Claims: intervals over whole units, verdicts from thresholds, a file that comes back as it went."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from i2f import claims
+
+WORDS = {"id": "a", "statement": "s", "source": "p", "attacker": "knows", "statistic": "mean"}
+
+
+def noisy(images: int, rows: int, spread: float, seed: int = 0) -> pd.DataFrame:
+    """Rows of one image share its level: the number that a bootstrap over rows would get wrong."""
+    levels = np.random.default_rng(seed).normal(0, spread, images)
+    return pd.DataFrame({"image": np.repeat(np.arange(images), rows), "value": np.repeat(levels, rows)})
+
+
+def mean(table: pd.DataFrame) -> float:
+    return float(table.value.mean())
+
+
+def test_interval_is_over_units_not_rows():
+    few, many = (claims.bootstrap(mean, noisy(20, rows, 1.0), "image") for rows in (1, 50))
+    assert many[2] - many[1] == pytest.approx(few[2] - few[1], rel=1e-6)
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says():
+    tables = [noisy(30, 2, 1.0, seed) for seed in range(60)]
+    covered = sum(low <= 0 <= high for _, low, high in (claims.bootstrap(mean, t, "image", 300) for t in tables))
+    assert 50 <= covered <= 60
+
+
+def test_one_unit_gives_no_interval_and_no_verdict():
+    claim = claims.judge(noisy(1, 5, 1.0), mean, "image", at_least=-100.0, **WORDS)
+    assert (claim.low, claim.high) == (-math.inf, math.inf)
+    assert claim.verdict == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(1.1, 1.9, "holds"), (0.5, 0.9, "fails"), (2.1, 3.0, "fails"), (0.9, 1.5, "inconclusive")],
+)
+def test_verdict(low, high, expected):
+    assert claims.verdict(low, high, at_least=1.0, at_most=2.0) == expected
+
+
+def test_judge_states_its_threshold():
+    claim = claims.judge(noisy(10, 2, 0.1), mean, "image", at_least=-1.0, at_most=1.0, **WORDS)
+    assert (claim.verdict, claim.n, claim.unit) == ("holds", 10, "image")
+    assert claim.holds_when == "≥ -1 and ≤ 1"
+
+
+def test_slope_of_a_power_law():
+    x = np.geomspace(1e-3, 10, 7)
+    assert claims.slope(pd.DataFrame({"x": x, "y": 3 * x**-1.5}), "x", "y") == pytest.approx(-1.5)
+
+
+def test_saved_claims_come_back_rounded(tmp_path):
+    claim = claims.judge(noisy(1, 3, 1.0), mean, "image", at_least=0.0, **WORDS)
+    claims.save([claim], tmp_path / "claims.json")
+    (loaded,) = claims.load(tmp_path / "claims.json")
+    assert loaded.value == claims.rounded(claim.value)
+    assert (loaded.low, loaded.high, loaded.verdict) == (-math.inf, math.inf, "inconclusive")
+
+
+def test_empty_table_is_refused():
+    with pytest.raises(ValueError, match="no rows"):
+        claims.bootstrap(mean, pd.DataFrame({"image": [], "value": []}), "image")
+
+
+def test_frame_shows_interval_and_verdict():
+    claim = claims.judge(noisy(10, 2, 0.1), mean, "image", at_least=-1.0, **WORDS)
+    frame = claims.to_frame([claim])
+    assert list(frame.verdict) == ["holds"]
+    assert "[" in frame["value [95% interval]"][0]

@@ -1,0 +1,58 @@
+"""Figures: what is drawn is what is in the table, and the same drawing gives the same bytes."""
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+
+from i2f import figures
+
+mpl.use("Agg")
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    rows = []
+    for part, c in (("law", 0.01), ("paper", 5.0), ("end", 0.1), ("end", 1.0)):
+        for index, value in ((0, 4.0), (50, 0.1), (99, 0.001)):
+            for method in ("gauss-newton", "dgl"):
+                predicted = c**2 / (784 * value)
+                rows.append(
+                    {"part": part, "image": 0, "index": index, "eigenvalue": value, "norm": c, "method": method,
+                     "predicted_mse": predicted, "predicted_rmse": predicted**0.5, "mse": 1.1 * predicted,
+                     "converged": index < 99}
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_error_against_eigenvalue_draws_every_problem(table):
+    law = table[table.part == "law"]
+    figure = figures.eigenvectors(table, cut=0.05)
+    drawn = np.concatenate([c.get_offsets() for c in figure.axes[0].collections])
+    assert sorted(map(tuple, drawn)) == sorted(zip(law.eigenvalue, law.mse, strict=True))
+    (line,) = figure.axes[0].lines
+    assert np.allclose(np.sort(line.get_ydata()), np.sort(law.predicted_mse))
+
+
+def test_unconverged_attacks_are_shown_as_such(table):
+    figure = figures.eigenvectors(table, cut=0.05)
+    labels = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
+    assert "Gauss–Newton, not converged" in labels
+
+
+@pytest.mark.parametrize("ending", ["svg", "png"])
+def test_the_same_drawing_gives_the_same_bytes(table, tmp_path, ending):
+    for name in ("a", "b"):
+        figures.save(figures.eigenvectors(table, cut=0.05), tmp_path / f"{name}.{ending}")
+    first, second = ((tmp_path / f"{name}.{ending}").read_bytes() for name in ("a", "b"))
+    assert first == second
+
+
+def test_pictures_hold_the_pixels(table):
+    truth, found = np.zeros((3, 8, 8)), [np.full((3, 8, 8), v) for v in (0.2, 0.4, 2.0, 0.2, 0.4, 2.0)]
+    paper = table[table.part == "paper"]
+    figure = figures.eigenvector_pictures(paper, [truth, *found])
+    shown = [ax.images[0].get_array() for ax in figure.axes]
+    assert len(shown) == 8
+    assert shown[0].max() == 0
+    assert shown[-1].max() == 1  # clamped for display

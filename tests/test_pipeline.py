@@ -1,0 +1,210 @@
+"""The pipeline's own rules: parameters, notebooks, stages and environment files agree with each other."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import papermill
+import pytest
+import yaml
+
+from i2f import claims, data, pipeline
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def commands() -> list[str]:
+    """Every stage's command, its matrix filled in."""
+    found = []
+    for stage in STAGES.values():
+        for name, values in stage.get("matrix", {"": [""]}).items():
+            found += [stage["cmd"].replace(f"${{item.{name}}}", value) for value in values]
+    return found
+
+
+def runs() -> list[tuple[Path, str]]:
+    return [
+        (ROOT / match[1], match[2])
+        for command in commands()
+        if (match := re.search(r"pipeline run (\S+) --parameters (\S+)", command))
+    ]
+
+
+def section(key: str) -> dict:
+    value = PARAMS
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def test_the_pipeline_runs_every_parameter_section():
+    sections = {f"{stage}.{key}" for stage, keys in PARAMS.items() for key in keys}
+    assert {key for _, key in runs()} == sections
+
+
+@pytest.mark.parametrize(("notebook", "key"), runs())
+def test_params_are_parameters_of_the_notebook(notebook, key):
+    known = papermill.inspect_notebook(str(notebook))
+    for name, value in section(key).items():
+        assert name in known, f"{key}.{name} is no parameter of {notebook.name}: papermill would only warn"
+        assert not (isinstance(value, str) and re.fullmatch(r"[\d.]+e[-+]?\d+", value)), f"{name}: write {value} out"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_stored_outputs_are_whole(notebook):
+    """A notebook without outputs would pass nbval without saying anything."""
+    cells = [c for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
+    assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
+    assert sum(any("image/png" in o.get("data", {}) for o in c.outputs) for c in cells) >= 1
+    compared = [c for c in cells if c.outputs and "nbval-ignore-output" not in c.metadata.get("tags", [])]
+    assert any("text/html" in o.get("data", {}) for c in compared for o in c.outputs), "no table is compared"
+    assert not any(o.get("name") == "stderr" for c in cells for o in c.outputs)
+    assert sum(len(c.source.splitlines()) for c in cells) <= 160
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_tags_are_ones_that_nbval_knows(notebook):
+    known = {"parameters", "nbval-ignore-output", "nbval-skip", "raises-exception"}
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        assert set(cell.metadata.get("tags", [])) <= known
+
+
+def test_stages_depend_on_the_modules_they_use():
+    """The heavy stages name every module of the package that a table is computed by."""
+    apart = {"__init__", "checks", "cli", "figures", "pipeline", "progress"}  # no number depends on these
+    modules = {p.stem for p in (ROOT / "i2f").glob("*.py")} - apart | {"attacks"}
+    for stage in (s for s in STAGES.values() if "pipeline run" in s["cmd"]):
+        assert {Path(d).stem for d in stage["deps"] if d.startswith("i2f/")} == modules
+
+
+def test_nothing_of_a_run_can_be_pushed_into_the_bundled_remote():
+    for name, stage in STAGES.items():
+        for out in [*stage.get("outs", []), *stage.get("metrics", [])]:
+            (options,) = out.values() if isinstance(out, dict) else ({},)
+            assert options.get("push") is False or options.get("cache") is False, f"{name}: add push: false"
+
+
+def test_unknown_parameter_stops_a_run_before_it_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "ROOT", tmp_path)
+    (tmp_path / "params.yaml").write_text("eigenvectors: {mnist: {imagse: 3}}")
+    with pytest.raises(ValueError, match="did you mean 'images'"):
+        pipeline.run(NOTEBOOKS[0], "eigenvectors.mnist", tmp_path / "out")
+    with pytest.raises(ValueError, match="did you mean 'mnist'"):
+        pipeline.run(NOTEBOOKS[0], "eigenvectors.mnits", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_code_alone_does_not_see_prose_or_outputs(tmp_path):
+    book = nbformat.read(NOTEBOOKS[0], as_version=4)
+    pipeline.code(NOTEBOOKS[0], tmp_path / "before.py")
+    book.cells.insert(0, nbformat.v4.new_markdown_cell("more words"))
+    book.cells[-1].outputs = []
+    nbformat.write(book, tmp_path / "changed.ipynb")
+    pipeline.code(tmp_path / "changed.ipynb", tmp_path / "after.py")
+    assert (tmp_path / "before.py").read_text() == (tmp_path / "after.py").read_text()
+    book.cells[-1].source += "\nmore = 1"
+    nbformat.write(book, tmp_path / "changed.ipynb")
+    pipeline.code(tmp_path / "changed.ipynb", tmp_path / "after.py")
+    assert (tmp_path / "before.py").read_text() != (tmp_path / "after.py").read_text()
+
+
+def test_cleaning_removes_what_differs_between_runs():
+    cell = nbformat.v4.new_code_cell("1", metadata={"tags": ["parameters"], "papermill": {"duration": 1.0}})
+    cell.outputs = [nbformat.v4.new_output("stream", name=name, text="x") for name in ("stderr", "stdout")]
+    book = pipeline._cleaned(nbformat.v4.new_notebook(cells=[cell], metadata={"papermill": {"start_time": "now"}}))
+    assert [o.name for o in book.cells[0].outputs] == ["stdout"]
+    assert book.cells[0].metadata == {"tags": ["parameters"]}
+    assert "papermill" not in book.metadata
+    assert book.cells[0].id == "cell-00"
+
+
+def test_published_claims_are_claims():
+    published = claims.load(ROOT / "results" / "claims.json")
+    assert {c.id.rsplit("-", 1)[0] for c in published} >= {"eigenvectors-mnist", "eigenvectors-cifar10"}
+    for claim in published:
+        assert claim.verdict in claims.VERDICTS
+        assert claim.low <= claim.value <= claim.high
+        assert claim.attacker
+        assert claim.n >= 1
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
+def test_published_tables_agree_with_published_claims(dataset):
+    """The slope, recomputed from the rounded table, is the claim's within the rounding of three digits."""
+    table = pd.read_csv(ROOT / "results" / f"eigenvectors-{dataset}.csv")
+    law = table[(table.part == "law") & (table.method == "gauss-newton")]
+    slope = next(c for c in claims.load(ROOT / "results" / "claims.json") if c.id == f"eigenvectors-{dataset}-slope")
+    assert claims.slope(law, "eigenvalue", "mse") == pytest.approx(slope.value, abs=0.01)
+    assert len(law) >= 10
+
+
+def test_data_card_holds_every_checksum():
+    card = (ROOT / "DATA.md").read_text()
+    for name, checksum in data.CHECKSUMS.items():
+        assert f"`{name}.npz`" in card
+        assert checksum in card
+    assert "(DATA.md)" in (ROOT / "README.md").read_text()
+
+
+def test_conda_gives_the_same_environment():
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert f"python {PROJECT['requires-python']}" in conda["dependencies"]
+    (pip,) = (d["pip"] for d in conda["dependencies"] if isinstance(d, dict))
+    extras = ",".join(sorted(PROJECT["optional-dependencies"]))
+    assert pip == [f"-e .[{extras}]"]
+
+
+def test_lock_pins_every_dependency_with_a_hash_and_no_host():
+    lock = (ROOT / "requirements.lock").read_text()
+    pinned = set(re.findall(r"^([a-z0-9.-]+)==", lock, re.MULTILINE))
+    named = PROJECT["dependencies"] + [d for group in PROJECT["optional-dependencies"].values() for d in group]
+    assert {re.match(r"[A-Za-z0-9.-]+", d)[0].lower() for d in named} <= pinned
+    assert "://" not in lock
+    assert all("--hash=sha256:" in block for block in re.split(r"\n(?=[a-z0-9.-]+==)", lock)[1:])
+
+
+def test_analytics_are_off():
+    config = (ROOT / ".dvc" / "config").read_text()
+    assert "analytics = false" in config
+    assert "check_update = false" in config
+
+
+def test_readme_blocks_run(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        scope: dict = {}
+        exec(block, scope)
+    assert scope["error"] == pytest.approx(scope["predicted"].rmse, rel=0.02)
+    assert "predicted" in capsys.readouterr().out
+
+
+def test_readme_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_continuous_integration_calls_the_readme_test_command():
+    assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
+    assert "make test" in (ROOT / "README.md").read_text()
+
+
+def test_citation_names_paper_and_software():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"]
+    assert len(citation["preferred-citation"]["authors"]) == 5
+
+
+def test_results_json_is_plain():
+    assert json.loads((ROOT / "results" / "claims.json").read_text())
