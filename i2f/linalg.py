@@ -10,12 +10,16 @@ POWER_STEPS = 8
 
 
 class Solution(NamedTuple):
-    """u, the true relative residual ‖(A + εI)u − b‖/‖b‖, whether the solve succeeded, and why it stopped."""
+    """u, the true relative residual ‖(A + εI)u − b‖/‖b‖, whether the solve succeeded, and why it stopped.
+
+    indefinite: conjugate gradients met a direction in which A + εI does not curve upwards.
+    """
 
     u: Tensor
     residual: float
     converged: bool
     reason: str
+    indefinite: bool = False
 
 
 def solve_dense(A: Tensor, b: Tensor, damping: float = 0.0, rtol: float = 1e-13) -> Solution:
@@ -74,7 +78,7 @@ def solve_cg(
         A: v -> A v. b: (n,). precondition: r -> M⁻¹r with M near A + εI.
         rtol: on √(rᵀM⁻¹r) relative to its value at u = 0; without a preconditioner that is ‖r‖/‖b‖.
     """
-    u, r, step, reason = torch.zeros_like(b), b.clone(), 0, ""
+    u, r, step, reason, indefinite = torch.zeros_like(b), b.clone(), 0, "", False
     p = z = precondition(r)
     rz = float(r @ z)
     goal = rtol**2 * rz
@@ -85,7 +89,7 @@ def solve_cg(
         Ap = A(p) + damping * p
         curvature = float(p @ Ap)
         if not curvature > 0:
-            reason = "stopped: A + εI is singular or indefinite to working precision"
+            reason, indefinite = "stopped: A + εI is singular or indefinite to working precision", True
             break
         alpha = rz / curvature
         u, r, step = u + alpha * p, r - alpha * Ap, step + 1
@@ -99,4 +103,4 @@ def solve_cg(
         reason = f"converged in {step} steps"
     elif not reason:
         reason = f"stopped by rounding: true residual {residual:.1e}, asked for {rtol:g}"
-    return Solution(u, residual, converged, reason)
+    return Solution(u, residual, converged, reason, indefinite)

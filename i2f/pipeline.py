@@ -41,7 +41,7 @@ def run(notebook: Path, key: str, out: Path) -> None:
         checks.one_of(f"parameter of {notebook.name}", name, known)
     out.mkdir(parents=True, exist_ok=True)
     folder = os.path.relpath(out.resolve(), NOTEBOOKS)
-    os.environ["I2F_PROGRESS"] = "text"  # streamed to this terminal, not stored
+    _prepare(progress="text")  # streamed to this terminal, not stored
     with tempfile.TemporaryDirectory() as scratch:
         executed = Path(scratch) / notebook.name
         papermill.execute_notebook(
@@ -55,10 +55,17 @@ def store(notebook: Path) -> None:
     """Execute a notebook at its own small scale and keep the outputs in it: what a reader sees, what nbval compares."""
     from nbclient import NotebookClient
 
-    os.environ["I2F_PROGRESS"] = "off"
+    _prepare(progress="off")
     book = nbformat.read(notebook, as_version=4)
     NotebookClient(book, timeout=1200, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
     nbformat.write(_cleaned(book), notebook)
+
+
+def _prepare(progress: str) -> None:
+    """What the kernel inherits: its kind of progress bar, and one thread a process (see sweep.attack_all), so that
+    sums are taken in the same order whatever the number of cores."""
+    os.environ["I2F_PROGRESS"] = progress
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def _cleaned(book: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -15,15 +15,17 @@ def squared(residual):
     return float(residual @ residual)
 
 
-class Trace(list):
-    """A callback that keeps (step, x, loss, evaluations) of every iterate."""
+class Trace:
+    """A callback that keeps what it was told about every iterate."""
 
-    def __call__(self, *iterate):
-        self.append(iterate)
+    def __init__(self):
+        self.steps, self.images, self.losses, self.evaluations = [], [], [], []
 
-    @property
-    def losses(self):
-        return [loss for _, _, loss, _ in self]
+    def __call__(self, step, x, loss, evaluations):
+        self.steps.append(step)
+        self.images.append(x)
+        self.losses.append(loss)
+        self.evaluations.append(evaluations)
 
 
 @pytest.mark.parametrize("i", range(3))
@@ -82,7 +84,8 @@ def test_objective_never_increases(tiny, backward):
     noisy = backward(model, x, y)
     noisy = noisy + perturb.gaussian(noisy, 1e-2, seed=0)
     found = i2f.invert(model, noisy, y, x.shape, steps=15, callback=trace)
-    assert len(trace) == found.steps + 1 > 2
+    assert trace.steps == list(range(found.steps + 1))
+    assert found.steps > 1
     assert all(later < earlier for earlier, later in zip(trace.losses, trace.losses[1:], strict=False))
     assert trace.losses[-1] == found.loss
 
@@ -119,18 +122,17 @@ class TestEveryMethod:
     def test_callback_follows_the_attack(self, attack):
         trace = Trace()
         found = attack(callback=trace)
-        assert [step for step, *_ in trace] == list(range(found.steps + 1))
-        counts = [evaluations for *_, evaluations in trace]
-        assert counts == sorted(set(counts))
-        assert found.evaluations >= counts[-1] > found.steps
+        assert trace.steps == list(range(found.steps + 1))
+        assert trace.evaluations == sorted(set(trace.evaluations))
+        assert found.evaluations >= trace.evaluations[-1] > found.steps
 
     def test_seed_decides_the_start(self, attack):
         first, again, other = Trace(), Trace(), Trace()
         found, repeated = attack(seed=1, callback=first), attack(seed=1, callback=again)
         attack(seed=2, callback=other)
         assert torch.equal(found.x, repeated.x)
-        assert torch.equal(first[0][1], again[0][1])
-        assert not torch.equal(first[0][1], other[0][1])
+        assert torch.equal(first.images[0], again.images[0])
+        assert not torch.equal(first.images[0], other.images[0])
 
     def test_out_of_steps(self, attack):
         found = attack(steps=1)
@@ -141,7 +143,7 @@ class TestEveryMethod:
     def test_starts_where_it_is_told(self, attack):
         trace, start = Trace(), torch.full((1, 12), 0.25, dtype=torch.float64)
         attack(start=start, callback=trace, steps=1)
-        assert torch.equal(trace[0][1], start)
+        assert torch.equal(trace.images[0], start)
         assert torch.equal(start, torch.full_like(start, 0.25))
 
     def test_started_at_the_truth(self, attack, mlp, backward):
@@ -172,17 +174,17 @@ def test_starts(mlp, start, expected, dtype):
     trace, model = Trace(), model.to(dtype)
     gradient = i2f.GradientJacobian(model, x, y).gradient
     i2f.invert(model, gradient, y, x.shape, start=start, seed=4, steps=1, callback=trace)
-    assert trace[0][1].dtype == dtype
-    torch.testing.assert_close(trace[0][1], expected.to(dtype))
+    assert trace.images[0].dtype == dtype
+    torch.testing.assert_close(trace.images[0], expected.to(dtype))
 
 
 def test_dgl_keeps_its_best_iterate(mlp, backward):
-    """With a step far too long Adam wanders: its last iterate is not its best."""
+    """With a step too long Adam overshoots: its last iterate is not its best."""
     model, x, y = mlp
     trace = Trace()
     target = backward(model, x, y)
-    found = i2f.invert(model, target, y, x.shape, method="dgl", steps=60, lr=2.0, callback=trace)
-    assert found.loss == min(trace.losses) < 0.99 * trace.losses[-1]
+    found = i2f.invert(model, target, y, x.shape, method="dgl", steps=60, lr=0.5, callback=trace)
+    assert found.loss == min(trace.losses) < 0.5 * trace.losses[-1]
     assert squared(backward(model, found.x, y) - target) == pytest.approx(found.loss, rel=1e-9)
 
 
@@ -195,7 +197,7 @@ def test_dgl_finds_the_image(mlp, backward):
 
 
 def test_gauss_newton_ends_at_a_stationary_point(mlp, backward):
-    """With noise the residual stays, and the objective's gradient J r, by differences of the objective, vanishes."""
+    """With noise a residual r stays; the objective's gradient J r vanishes all the same."""
     model, x, y = mlp
     target = backward(model, x, y)
     target = target + perturb.gaussian(target, 1e-2, seed=0)
@@ -205,7 +207,7 @@ def test_gauss_newton_ends_at_a_stationary_point(mlp, backward):
     assert float(i2f.GradientJacobian(model, found.x, y).matvec(backward(model, found.x, y) - target).norm()) <= 1e-6
 
 
-@pytest.mark.parametrize("tiny", ["mlp", "tied", "pair"], indirect=True)
+@pytest.mark.parametrize("tiny", ["mlp", "norms"], indirect=True)
 def test_gradient_of_another_model(tiny, backward):
     model, x, y = tiny
     target = backward(model, x, y)
@@ -259,7 +261,7 @@ def test_dead_start(guard, tiny, backward):
     with torch.no_grad():
         model[0].bias.fill_(-100)
     found = i2f.invert(model, target, y, x.shape, callback=trace)
-    assert torch.equal(found.x, trace[0][1])
+    assert torch.equal(found.x, trace.images[0])
     assert found.reason.startswith(("stationary", "stalled"))
 
 
@@ -276,13 +278,12 @@ def test_fused_attention(transformer, backward):
     assert trace.losses[-1] < trace.losses[0]
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [nn.CrossEntropyLoss(weight=torch.arange(1.0, 6.0).double()), F.multi_margin_loss],
-    ids=["weighted", "margin"],
-)
+WEIGHTS = torch.arange(1, 6, dtype=torch.float64)  # a loss may hold tensors of its own
+LOSSES = {"weighted": nn.CrossEntropyLoss(weight=WEIGHTS), "smoothed": nn.CrossEntropyLoss(label_smoothing=0.1)}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def test_other_losses(mlp, backward, loss):
-    """A loss may hold float64 tensors of its own."""
     model, x, y = mlp
     found = i2f.invert(model, backward(model, x, y, loss), y, x.shape, loss=loss)
     assert float(metrics.mse(found.x, x)) <= 1e-10

@@ -78,6 +78,7 @@ def test_cg_on_an_indefinite_matrix():
     A, b = matrix([-1.0, *[1.0] * 9])
     solution = linalg.solve_cg(lambda v: A @ v, b)
     assert not solution.converged
+    assert solution.indefinite
     assert "indefinite" in solution.reason
 
 

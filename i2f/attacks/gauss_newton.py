@@ -123,26 +123,37 @@ class _Solver:
 
     def solve(self, point: _Point, b: Tensor, mu: float, newton: bool) -> tuple[Tensor, bool]:
         """s, and whether S took part: where it makes the matrix indefinite, Gauss–Newton's own step is taken."""
-        if self.centre is not None and self.centre is not point:
-            solution = self._cg(point, b, mu, newton, CG_STEPS_STALE)
+        fresh = self.centre is point or not self._fits(b)
+        if not fresh and self.centre is not None:
+            solution, newton = self._cg(point, b, mu, newton, CG_STEPS_STALE)
             if solution.converged:
                 return solution.u, newton
-        if self.centre is not point and b.numel() * self.rough.size * 4 <= DENSE_BYTES:
-            self.gram = outer_gram(dense_jacobian(self.rough, point.x.float()))
+        if not fresh:
+            gram = outer_gram(dense_jacobian(self.rough, point.x.float()))
+            self.gram = gram if torch.isfinite(gram).all() else None  # float32 overflowed: solve without it
             self.centre, self.factor = point, None
             self.products += b.numel()
-        solution = self._cg(point, b, mu, newton, CG_STEPS_FRESH)
-        if newton and not solution.converged:
-            return self._cg(point, b, mu, False, CG_STEPS_FRESH).u, False
+        solution, newton = self._cg(point, b, mu, newton, CG_STEPS_FRESH)
         return solution.u, newton
 
-    def _cg(self, point: _Point, b: Tensor, mu: float, newton: bool, max_steps: int) -> Solution:
-        def gram_times(v: Tensor) -> Tensor:
-            self.products += 3 if newton else 2
-            out = point.matvec(point.rmatvec(v))
-            return out + point.bend(v) if newton else out
+    def _fits(self, b: Tensor) -> bool:
+        return b.numel() * self.rough.size * torch.finfo(torch.float32).bits // 8 <= DENSE_BYTES
 
-        return solve_cg(gram_times, b, mu, CG_TOLERANCE, max_steps, self._preconditioner(mu))
+    def _cg(self, point: _Point, b: Tensor, mu: float, newton: bool, max_steps: int) -> tuple[Solution, bool]:
+        def gram_times(v: Tensor) -> Tensor:
+            self.products += 2
+            return point.matvec(point.rmatvec(v))
+
+        def hessian_times(v: Tensor) -> Tensor:
+            self.products += 1
+            return gram_times(v) + point.bend(v)
+
+        precondition = self._preconditioner(mu)
+        if newton:
+            solution = solve_cg(hessian_times, b, mu, CG_TOLERANCE, max_steps, precondition)
+            if not solution.indefinite:
+                return solution, True
+        return solve_cg(gram_times, b, mu, CG_TOLERANCE, max_steps, precondition), False
 
     def _preconditioner(self, mu: float) -> Callable[[Tensor], Tensor]:
         if self.gram is None:
