@@ -6,18 +6,28 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from i2f.gradient import GradientMap
+from i2f.gradient import GradientMap, Linearization
 
 CHUNK_BYTES = 32 * 2**20  # directions of input space pushed through the network at a time, as rows of J
 BLOCK_ROWS = 512
 
 
 def dense_jacobian(gmap: GradientMap, x: Tensor, chunk: int | None = None) -> Tensor:
-    """J at `x`, (d_x, d_θ): the gradient's derivative along every direction of input space, forward over reverse.
+    """J at `x`, (d_x, d_θ): the gradient's derivative along every direction of input space.
 
-    `chunk` directions at a time share each layer's work. Raises NotImplementedError or RuntimeError where an
-    operation of the network has no forward-mode or batching rule.
+    Forward over reverse, `chunk` directions at a time, which share each layer's work. Where an operation of the
+    network has no forward-mode or batching rule, one backward pass a row.
     """
+    try:
+        return _forward_over_reverse(gmap, x, chunk)
+    except (NotImplementedError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+    at_x = Linearization(gmap, x)
+    return torch.stack([at_x.rmatvec(e) for e in torch.eye(x.numel(), dtype=x.dtype, device=x.device)])
+
+
+def _forward_over_reverse(gmap: GradientMap, x: Tensor, chunk: int | None) -> Tensor:
     gradient = grad(gmap.value)
 
     def rows_of(directions: Tensor) -> Tensor:

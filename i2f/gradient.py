@@ -1,4 +1,4 @@
-"""The map that an attacker inverts: x ↦ g(x) = ∇_θ L(x, θ)."""
+"""The map that an attacker inverts, x ↦ g(x) = ∇_θ L(x, θ), and its exact derivative at a point."""
 
 import copy
 from collections.abc import Callable
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from i2f import checks
 
@@ -21,8 +22,8 @@ class GradientMap:
         y: labels, one an image; what `loss` takes as its second argument.
         loss: (model output, y) -> scalar. Default: mean cross-entropy.
 
-    θ is every trainable parameter, flattened and joined in `model.named_parameters()` order. Buffers are
-    never changed: the model only ever sees copies of them.
+    θ is every trainable parameter, flattened and joined in `model.named_parameters()` order. Parameters and buffers
+    are copied: training the model later does not change the map, and the map never changes the model.
 
     Raises:
         ValueError: no trainable parameter; a BatchNorm or Dropout layer in training mode.
@@ -32,8 +33,9 @@ class GradientMap:
         checks.deterministic(model)
         self.model, self.y, self.loss = model, y, loss
         named = dict(model.named_parameters())
-        self.parameters = {name: p.detach() for name, p in named.items() if p.requires_grad}
-        self.frozen = {name: p.detach() for name, p in named.items() if not p.requires_grad}
+        self.parameters = {name: p.detach().clone() for name, p in named.items() if p.requires_grad}
+        self.frozen = {name: p.detach().clone() for name, p in named.items() if not p.requires_grad}
+        self.buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
         if not self.parameters:
             raise ValueError("model has no trainable parameter (requires_grad=True): there is no gradient to share")
         self.size = sum(p.numel() for p in self.parameters.values())
@@ -41,16 +43,27 @@ class GradientMap:
         self.dtype, self.device = first.dtype, first.device
 
     def cast(self, dtype: torch.dtype) -> "GradientMap":
-        """The same map with the model's parameters and buffers in another precision."""
+        """The same map with parameters, buffers, targets and the loss's own tensors in another precision."""
         if dtype == self.dtype:
             return self
         y = self.y.to(dtype) if torch.is_tensor(self.y) and self.y.is_floating_point() else self.y
-        return GradientMap(copy.deepcopy(self.model).to(dtype), y, self.loss)
+        loss = copy.deepcopy(self.loss).to(dtype) if isinstance(self.loss, nn.Module) else self.loss
+        return GradientMap(copy.deepcopy(self.model).to(dtype), y, loss)
+
+    def check(self, x: Tensor, what: str) -> None:
+        """`x` passes through the model, and the labels are among its classes; otherwise a ValueError about `what`."""
+        try:
+            with torch.no_grad():
+                output = self.output(self.parameters, x)
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(f"{what} does not fit the model: {error}") from error
+        checks.classes_in_range(self.y, output)
 
     def output(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         """The model's output at `x`, with θ given and buffers out of harm's way."""
-        buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
-        return functional_call(self.model, ({**parameters, **self.frozen}, buffers), (x,))
+        buffers = {name: b.clone() for name, b in self.buffers.items()}  # a forward pass may write into them
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+            return functional_call(self.model, ({**parameters, **self.frozen}, buffers), (x,))
 
     def value(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         """L(x, θ), a scalar."""
@@ -73,3 +86,55 @@ class GradientMap:
         """A flat (..., d_θ) vector as one tensor a parameter, in the parameters' own shapes."""
         parts = vector.split([p.numel() for p in self.parameters.values()], dim=-1)
         return [v.reshape(*vector.shape[:-1], *p.shape) for v, p in zip(parts, self.parameters.values(), strict=True)]
+
+
+class Linearization:
+    """g(x) = ∇_θ L(x, θ) at one x, and exact products with its Jacobian there.
+
+        J δ  = ∇_x ⟨∇_θ L, δ⟩      parameter space -> input space
+        Jᵀ v = ∇_θ ⟨∇_x L, v⟩      input space -> parameter space
+
+    Both gradients' graphs are kept, so that a product costs one backward pass through them. No checks: see
+    `GradientJacobian`.
+    """
+
+    def __init__(self, gmap: GradientMap, x: Tensor):
+        self.gmap, self.x = gmap, x.detach()
+        self._theta = {name: p.detach().requires_grad_() for name, p in gmap.parameters.items()}
+        self._x = self.x.clone().requires_grad_()
+        with torch.enable_grad():
+            value = gmap.value(self._theta, self._x)
+            if not value.requires_grad:
+                raise ValueError("loss depends neither on x nor on θ: its gradient gives nothing away")
+            *by_theta, self._by_x = torch.autograd.grad(
+                value, [*self._theta.values(), self._x], create_graph=True, materialize_grads=True
+            )
+        self.gradient = torch.cat([g.detach().reshape(-1) for g in by_theta])
+        self._by_theta = [g if g.requires_grad else None for g in by_theta]
+
+    def checked(self) -> "Linearization":
+        """Itself, or a ValueError where no path leads from x to ∇_θ L, so that J = 0 at every x."""
+        constant = not self._by_x.requires_grad or all(g is None for g in self._by_theta)
+        if constant or self._backward(torch.zeros_like(self.gradient), allow_unused=True) is None:
+            raise ValueError("∂²L/∂x∂θ is zero: loss must depend on x and on θ, and on both together")
+        return self
+
+    def matvec(self, delta: Tensor) -> Tensor:
+        """J δ, (d_θ,) -> (d_x,)."""
+        return self._backward(delta).reshape(-1)
+
+    def rmatvec(self, v: Tensor) -> Tensor:
+        """Jᵀ v, (d_x,) -> (d_θ,)."""
+        out = torch.autograd.grad(
+            self._by_x,
+            list(self._theta.values()),
+            v.view_as(self._x),
+            retain_graph=True,
+            materialize_grads=True,
+        )
+        return torch.cat([g.reshape(-1) for g in out])
+
+    def _backward(self, delta: Tensor, **options: bool) -> Tensor:
+        pairs = [(g, d) for g, d in zip(self._by_theta, self.gmap.split(delta), strict=True) if g is not None]
+        gradients, weights = zip(*pairs, strict=True)
+        return torch.autograd.grad(gradients, self._x, weights, retain_graph=True, **options)[0]

@@ -6,61 +6,9 @@ from torch.nn import functional as F
 
 from i2f import checks
 from i2f.dense import dense_jacobian, outer_gram
-from i2f.gradient import GradientMap, Loss
+from i2f.gradient import GradientMap, Linearization, Loss
 
 DENSE_BYTES = 2 * 2**30  # J is formed by itself, where it is needed whole, up to this size
-
-
-class Linearization:
-    """g(x) = ∇_θ L(x, θ) at one x, and exact products with its Jacobian there.
-
-        J δ  = ∇_x ⟨∇_θ L, δ⟩      parameter space -> input space
-        Jᵀ v = ∇_θ ⟨∇_x L, v⟩      input space -> parameter space
-
-    Both gradients' graphs are kept, so that a product costs one backward pass through them. No checks: see
-    `GradientJacobian`.
-    """
-
-    def __init__(self, gmap: GradientMap, x: Tensor):
-        self.gmap, self.x = gmap, x.detach()
-        self._theta = {name: p.detach().requires_grad_() for name, p in gmap.parameters.items()}
-        self._x = self.x.clone().requires_grad_()
-        with torch.enable_grad():
-            value = gmap.value(self._theta, self._x)
-            if not value.requires_grad:
-                raise ValueError("loss depends neither on x nor on θ: its gradient gives nothing away")
-            *by_theta, self._by_x = torch.autograd.grad(
-                value, [*self._theta.values(), self._x], create_graph=True, materialize_grads=True
-            )
-        self.gradient = torch.cat([g.detach().reshape(-1) for g in by_theta])
-        self._by_theta = [g if g.requires_grad else None for g in by_theta]
-
-    def is_constant(self) -> bool:
-        """Whether no path leads from x to ∇_θ L at all, so that J = 0 for every x."""
-        if not self._by_x.requires_grad or not any(g is not None for g in self._by_theta):
-            return True
-        out = self._backward(torch.zeros_like(self.gradient), allow_unused=True)
-        return out is None
-
-    def matvec(self, delta: Tensor) -> Tensor:
-        """J δ, (d_θ,) -> (d_x,)."""
-        return self._backward(delta).reshape(-1)
-
-    def rmatvec(self, v: Tensor) -> Tensor:
-        """Jᵀ v, (d_x,) -> (d_θ,)."""
-        out = torch.autograd.grad(
-            self._by_x,
-            list(self._theta.values()),
-            v.view_as(self._x),
-            retain_graph=True,
-            materialize_grads=True,
-        )
-        return torch.cat([g.reshape(-1) for g in out])
-
-    def _backward(self, delta: Tensor, **options: bool) -> Tensor:
-        pairs = [(g, d) for g, d in zip(self._by_theta, self.gmap.split(delta), strict=True) if g is not None]
-        gradients, weights = zip(*pairs, strict=True)
-        return torch.autograd.grad(gradients, self._x, weights, retain_graph=True, **options)[0]
 
 
 class GradientJacobian:
@@ -84,7 +32,8 @@ class GradientJacobian:
 
     Raises:
         ValueError: NaN or infinite x, as many labels as images, labels out of range, nothing trainable, BatchNorm or
-            Dropout in training mode, x on another device than the model, a loss for which J = 0 identically.
+            Dropout in training mode, x on another device than the model or of a shape that does not
+            fit it, a loss for which J = 0 identically.
 
     Source: section 3 of the paper, where J appears in Eq. 3.
     """
@@ -95,9 +44,8 @@ class GradientJacobian:
         self.map = GradientMap(model, y, loss)
         if x.device != self.map.device:
             raise ValueError(f"x is on {x.device} and the model on {self.map.device}; move one of them")
-        self.x = x.detach().to(self.map.dtype)
-        with torch.no_grad():
-            checks.classes_in_range(y, self.map.output(self.map.parameters, self.x))
+        self.x = x.detach().to(self.map.dtype, copy=True)  # what the caller does to x later must not move J
+        self.map.check(self.x, f"x of shape {tuple(x.shape)}")
         self.shape = (self.x.numel(), self.map.size)
         size = self.shape[0] * self.shape[1] * self.x.element_size()
         self.is_dense = method == "dense" or (method == "auto" and size <= DENSE_BYTES)
@@ -105,10 +53,8 @@ class GradientJacobian:
         self._dense: Tensor | None = None
         self._gram: Tensor | None = None
         self.spectrum = None  # kept here by spectrum.decompose
-        self._at_x = Linearization(self.map, self.x)
+        self._at_x = Linearization(self.map, self.x).checked()
         self.gradient = checks.finite("gradient", self._at_x.gradient)
-        if self._at_x.is_constant():
-            raise ValueError("∂²L/∂x∂θ is zero: loss must depend on x and on θ, and on both together")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -141,12 +87,7 @@ class GradientJacobian:
     def dense(self) -> Tensor:
         """J itself, (d_x, d_θ), in the model's dtype; formed once and kept. d_x products."""
         if self._dense is None:
-            try:
-                self._dense = dense_jacobian(self.map, self.x)
-            except (NotImplementedError, RuntimeError) as error:
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
-                self._dense = torch.stack([self._at_x.rmatvec(e) for e in torch.eye(self.shape[0]).to(self.x)])
+            self._dense = dense_jacobian(self.map, self.x)
             self.products += self.shape[0]
         return self._dense
 

@@ -62,12 +62,22 @@ def _uniform(p: Tensor) -> None:
     nn.init.uniform_(p, -0.5, 0.5)
 
 
+def _normal(p: Tensor) -> None:
+    nn.init.normal_(p, 0, 0.5)
+
+
+def _normal_twice(p: Tensor) -> None:
+    """The released code's slip: where it means the bias it draws the weight again."""
+    _normal(p)
+    _normal(p)
+
+
 # name -> (how a weight is drawn, how a bias is drawn); None keeps PyTorch's default draw.
 INITS: dict[str, tuple[Callable | None, Callable | None]] = {
     "default": (None, None),
     "uniform": (_uniform, _uniform),
-    "normal": (lambda p: nn.init.normal_(p, 0, 0.5), lambda p: nn.init.normal_(p, 0, 0.5)),
-    "normal-released": (lambda p: nn.init.normal_(p, 0, 0.5), None),
+    "normal": (_normal, _normal),
+    "normal-released": (_normal_twice, None),
     "kaiming": (lambda p: nn.init.kaiming_uniform_(p, nonlinearity="sigmoid"), _uniform),
     "xavier": (nn.init.xavier_uniform_, _uniform),
 }
@@ -82,8 +92,8 @@ def build(name: str, dataset: str, init: str = "default", seed: int = 0, normali
         normalize: put (x − mean)/std in front, so that the model takes pixels in [0, 1].
 
     Weights follow the released order: PyTorch's own initialisation first, then every layer's weight and bias from
-    the same random stream. "normal-released" repeats a slip of the released code, which sets the weight twice and
-    never the bias. The caller's random state is left as it was.
+    the same random stream ("normal-released" as the released code really does: the weight twice, the bias never).
+    The caller's random state is left as it was.
     """
     checks.one_of("name", name, MODELS)
     checks.one_of("dataset", dataset, SPECS)

@@ -90,6 +90,9 @@ def _arpack(J: GradientJacobian, k: int, which: str, tol: float) -> tuple[np.nda
         vector = torch.from_numpy(np.ascontiguousarray(v.reshape(-1))).to(J.x)
         return J.matvec(J.rmatvec(vector)).double().cpu().numpy()
 
+    if k == n:  # ARPACK finds fewer than all; this is d_x = 1
+        values, vectors = np.linalg.eigh(np.stack([gram_times(e) for e in np.eye(n)]))
+        return values, vectors, True
     start = np.random.default_rng(0).standard_normal(n)
     operator = LinearOperator((n, n), matvec=gram_times, dtype=np.float64)
     try:

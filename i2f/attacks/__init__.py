@@ -78,13 +78,12 @@ def invert(
         raise ValueError(f"steps={steps} is out of range: give at least 1")
     gmap = GradientMap(model, y, loss)
     checks.flat("gradient", gradient, gmap.size, "the model's trainable parameter space", batch=False)
-    x = _start(chosen.start if start is None else start, tuple(shape), seed).to(gmap.device, gmap.dtype)
+    shape = tuple(shape)
+    if len(shape) < 2:
+        raise ValueError(f"shape={shape} has no batch dimension: give (n, ...), (1, C, H, W) for one image")
+    x = _start(chosen.start if start is None else start, shape, seed).to(gmap.device, gmap.dtype)
     checks.images_and_labels(x, y)
-    try:
-        with torch.no_grad():
-            checks.classes_in_range(y, gmap.output(gmap.parameters, x))
-    except RuntimeError as error:
-        raise ValueError(f"shape={tuple(shape)} does not fit the model: {error}") from error
+    gmap.check(x, f"shape={shape}")
     problem = Problem(gmap, gradient.detach().to(x), x, steps, callback, progress)
     return chosen.run(problem, **options)
 

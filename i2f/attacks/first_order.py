@@ -3,7 +3,7 @@
 import torch
 
 from i2f.attacks.problem import Problem, Reconstruction
-from i2f.jacobian import Linearization
+from i2f.gradient import Linearization
 from i2f.progress import bar
 
 
@@ -20,6 +20,8 @@ def dgl(problem: Problem, lr: float = 0.1) -> Reconstruction:
     with bar(total=problem.steps, description="dgl", shown=problem.progress) as progress:
         for step in range(problem.steps + 1):
             point = Linearization(problem.gmap, x)
+            if step == 0:
+                point.checked()
             residual = point.gradient - problem.target
             loss = float(residual @ residual)
             evaluations += 1

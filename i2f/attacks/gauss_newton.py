@@ -8,8 +8,8 @@ from torch import Tensor
 
 from i2f.attacks.problem import Problem, Reconstruction
 from i2f.dense import dense_jacobian, outer_gram
-from i2f.gradient import GradientMap
-from i2f.jacobian import DENSE_BYTES, Linearization
+from i2f.gradient import GradientMap, Linearization
+from i2f.jacobian import DENSE_BYTES
 from i2f.linalg import Solution, solve_cg
 from i2f.progress import bar
 
@@ -38,7 +38,7 @@ def gauss_newton(problem: Problem) -> Reconstruction:
     Stops when the gradient is matched (`problem.matched`), when the model promises no further decrease
     (stationary), when no damping gives a decrease (stalled), or after `problem.steps` steps.
     """
-    point = _Point(problem, problem.start)
+    point = _Point(problem, problem.start).checked()
     if not math.isfinite(point.objective):
         raise ValueError("start: the gradient there is NaN or infinite; give another start or another seed")
     solver = _Solver(problem.gmap)
@@ -48,6 +48,9 @@ def gauss_newton(problem: Problem) -> Reconstruction:
     with bar(total=problem.steps, description="gauss-newton", shown=problem.progress) as progress:
         while not (reason := point.finished()) and step < problem.steps:
             slope = point.slope()
+            if float(slope.norm()) == 0:
+                reason = "stationary: J r = 0 here"
+                break
             if mu is None:
                 curvature = float(point.rmatvec(slope / slope.norm()).square().sum())
                 mu, evaluations = INITIAL_DAMPING * curvature, evaluations + 1
@@ -115,7 +118,7 @@ class _Solver:
     """(J Jᵀ [+ S] + μI) s = b at one iterate after another; one Gram matrix preconditions as many as it serves."""
 
     def __init__(self, gmap: GradientMap):
-        self.rough = gmap.cast(torch.float32)
+        self.exact, self.rough = gmap, gmap.cast(torch.float32)
         self.centre: _Point | None = None  # where the Gram matrix was taken
         self.gram: Tensor | None = None
         self.factor: tuple[float, Tensor] | None = None
@@ -129,12 +132,22 @@ class _Solver:
             if solution.converged:
                 return solution.u, newton
         if not fresh:
-            gram = outer_gram(dense_jacobian(self.rough, point.x.float()))
-            self.gram = gram if torch.isfinite(gram).all() else None  # float32 overflowed: solve without it
-            self.centre, self.factor = point, None
+            self.gram, self.centre, self.factor = self._rough_gram(point.x), point, None
             self.products += b.numel()
         solution, newton = self._cg(point, b, mu, newton, CG_STEPS_FRESH)
         return solution.u, newton
+
+    def _rough_gram(self, x: Tensor) -> Tensor | None:
+        """J Jᵀ in float32; in the model's precision where its loss holds tensors of that; None where it overflows."""
+        try:
+            gram = outer_gram(dense_jacobian(self.rough, x.to(self.rough.dtype)))
+        except RuntimeError:
+            if self.rough is self.exact:
+                raise
+            self.rough = self.exact
+            return self._rough_gram(x)
+        gram = gram.float()
+        return gram if torch.isfinite(gram).all() else None
 
     def _fits(self, b: Tensor) -> bool:
         return b.numel() * self.rough.size * torch.finfo(torch.float32).bits // 8 <= DENSE_BYTES
