@@ -1,6 +1,6 @@
 """One style; one function a figure. They know tables, never models, and return what they drew on."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -141,12 +141,12 @@ def _displayable(image: np.ndarray) -> np.ndarray:
     return image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
 
 
-def eigenvector_pictures(table: pd.DataFrame, images: Iterable[np.ndarray]) -> Figure:
+def eigenvector_pictures(table: pd.DataFrame, images: Sequence[np.ndarray]) -> Figure:
     """The paper's row of recoveries: the truth, then what each attacker recovers, under λ and MSE.
 
     `table` holds the rows of part "paper" of one image, in the order of `images`, whose first is the truth.
     """
-    truth, *found = list(images)
+    truth, *found = images
     rows = []
     for method, (label, _, _) in METHODS.items():
         mine = [i for i, name in enumerate(table.method) if name == method]

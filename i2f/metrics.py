@@ -39,13 +39,13 @@ def feature_mse(model: nn.Module, x: Tensor, truth: Tensor) -> Tensor:
 
 
 def compare(x: Tensor, truth: Tensor) -> dict[str, float]:
-    """One reconstructed image (1, C, H, W) beside the truth: mse, mse_clamped, rmse, psnr, ssim."""
+    """One reconstruction (1, ...) beside the truth: mse, mse_clamped, rmse, psnr, ssim (NaN unless (1, C, H, W))."""
     return {
         "mse": float(mse(x, truth)),
         "mse_clamped": float(mse(x.clamp(0, 1), truth)),
         "rmse": float(rmse(x, truth)),
         "psnr": float(psnr(x, truth)),
-        "ssim": float(ssim(x, truth)),
+        "ssim": float(ssim(x, truth)) if x.ndim == 4 else float("nan"),
     }
 
 

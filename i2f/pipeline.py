@@ -96,8 +96,8 @@ def publish_eigenvectors(dataset: str) -> None:
     table.to_csv(RESULTS / f"{name}.csv", index=False, float_format=DIGITS)
     figures.save(figures.eigenvectors(table, table.cut[0]), RESULTS / f"{name}.svg")
     shown = table[(table.part == "paper") & (table.image == 0)]
-    with np.load(source / "pictures.npz") as images:
-        figures.save(figures.eigenvector_pictures(shown, images["arr_0"]), RESULTS / f"{name}-pictures.png")
+    pictures = np.load(source / "pictures.npy")
+    figures.save(figures.eigenvector_pictures(shown, pictures), RESULTS / f"{name}-pictures.png")
 
 
 PUBLISH: dict[str, Callable[[str], None]] = {"eigenvectors": publish_eigenvectors}

@@ -66,7 +66,7 @@ def test_stored_outputs_are_whole(notebook):
     compared = [c for c in cells if c.outputs and "nbval-ignore-output" not in c.metadata.get("tags", [])]
     assert any("text/html" in o.get("data", {}) for c in compared for o in c.outputs), "no table is compared"
     assert not any(o.get("name") == "stderr" for c in cells for o in c.outputs)
-    assert sum(len(c.source.splitlines()) for c in cells) <= 160
+    assert sum(len(c.source.splitlines()) for c in cells) <= 90, "what is worth testing belongs into i2f/experiments"
 
 
 def test_there_are_notebooks():
@@ -85,7 +85,8 @@ def test_stages_depend_on_the_modules_they_use():
     apart = {"__init__", "checks", "cli", "figures", "pipeline", "progress"}  # no number depends on these
     modules = {p.stem for p in (ROOT / "i2f").glob("*.py")} - apart | {"attacks"}
     for stage in (s for s in STAGES.values() if "pipeline run" in s["cmd"]):
-        assert {Path(d).stem for d in stage["deps"] if d.startswith("i2f/")} == modules
+        named = {d for d in stage["deps"] if d.startswith("i2f/") and not d.startswith("i2f/experiments/")}
+        assert {Path(d).stem for d in named} == modules
 
 
 def test_nothing_of_a_run_can_be_pushed_into_the_bundled_remote():
