@@ -9,6 +9,9 @@ from torch.nn import functional as F
 
 import i2f
 from i2f import metrics, perturb
+from i2f.attacks.gauss_newton import _Point
+from i2f.attacks.problem import Problem
+from i2f.gradient import GradientMap
 
 
 def squared(residual):
@@ -294,3 +297,24 @@ def test_float_targets(mlp, backward):
     y = torch.linspace(-1, 1, 5, dtype=torch.float64)[None]
     found = i2f.invert(model, backward(model, x, y, F.mse_loss), y, x.shape, loss=F.mse_loss)
     assert float(metrics.mse(found.x, x)) <= 1e-10
+
+
+@pytest.mark.parametrize("tiny", ["mlp", "conv", "attention"], indirect=True)
+def test_bend_is_what_gauss_newton_leaves_out(tiny, twin, backward):
+    """S v = d/dt J(x + tv) r with r held still, here by differences of a J that shares no code with the package."""
+    model, x, y = tiny
+    gmap, v, h = GradientMap(model, y), torch.linspace(-1, 1, x.numel(), dtype=x.dtype), 1e-3
+    target = backward(model, x.flip(-1), y)
+    point = _Point(Problem(gmap, target, x, steps=1), x)
+    ahead, behind = (twin(model, x + k * h * v.view_as(x), y) @ point.residual for k in (1, -1))
+    torch.testing.assert_close(point.slope(), twin(model, x, y) @ point.residual, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(point.bend(v), (ahead - behind) / (2 * h), rtol=1e-4, atol=1e-6)
+
+
+def test_large_noise_is_no_obstacle(lenet, digits):
+    """Noise that leaves a residual no image explains: Gauss–Newton alone needs over fifty steps here."""
+    x, y = digits[0][:1], digits[1][:1]
+    J = i2f.GradientJacobian(lenet, x, y)
+    found = i2f.invert(lenet, J.gradient + perturb.eigenvector(J, index=99, norm=5.0), y, x.shape, steps=20)
+    assert found.converged
+    assert found.loss < 0.2 * 25
