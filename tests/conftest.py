@@ -1,10 +1,6 @@
 """Networks, images and independent gradients that the tests share."""
 
 import copy
-import os
-
-# Set before PyTorch loads: idle OpenMP threads that spin make two test runs on two cores ten times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch

@@ -202,14 +202,15 @@ def test_input_is_left_as_it_was(mlp, operator):
     assert x.grad is None
 
 
-@pytest.mark.parametrize("change", ["x", "parameters"])
-def test_J_stays_at_its_point(mlp, change):
-    """What the caller does to x or to the model afterwards (a training step) must not pass into a J formed late."""
-    model, x, y = mlp
+@pytest.mark.parametrize("change", ["x", "y", "parameters", "buffers", "mode"])
+@pytest.mark.parametrize("tiny", ["norms"], indirect=True)
+def test_J_stays_at_its_point(tiny, change):
+    """What the caller does afterwards (a training step, the next batch) must not pass into a J formed late."""
+    model, x, y = tiny
     J, early = i2f.GradientJacobian(model, x, y), i2f.GradientJacobian(model, x, y).dense()
-    with torch.no_grad():
-        for p in [x] if change == "x" else model.parameters():
-            p.mul_(2)
+    model.train(change == "mode")
+    for tensor in {"x": [x], "y": [y], "parameters": model.parameters(), "buffers": model.buffers()}.get(change, []):
+        tensor.detach().mul_(2)
     assert close(J.dense(), early)
 
 
