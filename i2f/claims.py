@@ -95,19 +95,20 @@ def slope(table: pd.DataFrame, x: str, y: str) -> float:
     return float(np.polyfit(np.log(table[x]), np.log(table[y]), 1)[0])
 
 
-def rounded(value: float, digits: int = 3) -> float:
+def rounded(value: float, digits: int = 4) -> float:
     """`value` to a number of significant digits: what is the same from machine to machine."""
     return float(f"{value:.{digits - 1}e}")
 
 
 def to_frame(claims: Sequence[Claim]) -> pd.DataFrame:
-    """The table a notebook shows: claim, statistic, value [interval], threshold, verdict."""
+    """The table that a notebook shows: id, claim, attacker, statistic, value [interval], threshold, verdict."""
     return pd.DataFrame(
         {
+            "id": c.id,
             "claim": c.statement,
             "attacker": c.attacker,
             "statistic": c.statistic,
-            "value [95% interval]": f"{c.value:.3g} [{c.low:.3g}, {c.high:.3g}]",
+            "value [95% interval]": f"{c.value:.4g} [{c.low:.4g}, {c.high:.4g}]",
             "holds when": c.holds_when,
             "verdict": c.verdict,
         }
@@ -115,7 +116,7 @@ def to_frame(claims: Sequence[Claim]) -> pd.DataFrame:
     )
 
 
-def save(claims: Sequence[Claim], path: Path, digits: int = 3) -> None:
+def save(claims: Sequence[Claim], path: Path, digits: int = 4) -> None:
     """Write claims as JSON, keyed by id, numbers rounded."""
     records = {}
     for claim in claims:

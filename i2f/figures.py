@@ -53,7 +53,7 @@ def eigenvectors(table: pd.DataFrame, cut: float) -> Figure:
     `table` is the experiment's, as `problems.csv` holds it; `cut` the predicted RMSE that bounds the linear regime.
     """
     style()
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11.5, 3.7), layout="constrained")
     law = table[table.part == "law"]
     paper = table[table.part == "paper"]
     error_against_eigenvalue(left, law)
@@ -113,7 +113,9 @@ def _readable_ticks(ax: Axes) -> None:
         low, high = axis.get_view_interval()
         axis.set_minor_formatter(NullFormatter())
         if high / low < 200:
-            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_locator(
+                LogLocator(subs=(1.0, 2.0, 5.0) if high / low > 5 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
+            )
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
