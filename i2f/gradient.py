@@ -22,8 +22,8 @@ class GradientMap:
         y: labels, one an image; what `loss` takes as its second argument.
         loss: (model output, y) -> scalar. Default: mean cross-entropy.
 
-    θ is every trainable parameter, flattened and joined in `model.named_parameters()` order. Parameters and buffers
-    are copied: training the model later does not change the map, and the map never changes the model.
+    θ is every trainable parameter, flattened and joined in `model.named_parameters()` order. Model and labels are
+    copied: what the caller does to them later does not change the map, and the map never changes them.
 
     Raises:
         ValueError: no trainable parameter; a BatchNorm or Dropout layer in training mode.
@@ -31,11 +31,11 @@ class GradientMap:
 
     def __init__(self, model: nn.Module, y: Tensor, loss: Loss = F.cross_entropy):
         checks.deterministic(model)
-        self.model, self.y, self.loss = model, y, loss
-        named = dict(model.named_parameters())
-        self.parameters = {name: p.detach().clone() for name, p in named.items() if p.requires_grad}
-        self.frozen = {name: p.detach().clone() for name, p in named.items() if not p.requires_grad}
-        self.buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+        self.model, self.loss = copy.deepcopy(model), loss
+        self.y = y.clone() if torch.is_tensor(y) else y
+        named = dict(self.model.named_parameters())
+        self.parameters = {name: p.detach() for name, p in named.items() if p.requires_grad}
+        self.frozen = {name: p.detach() for name, p in named.items() if not p.requires_grad}
         if not self.parameters:
             raise ValueError("model has no trainable parameter (requires_grad=True): there is no gradient to share")
         self.size = sum(p.numel() for p in self.parameters.values())
@@ -61,7 +61,7 @@ class GradientMap:
 
     def output(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         """The model's output at `x`, with θ given and buffers out of harm's way."""
-        buffers = {name: b.clone() for name, b in self.buffers.items()}  # a forward pass may write into them
+        buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}  # a forward may write to them
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
             return functional_call(self.model, ({**parameters, **self.frozen}, buffers), (x,))
 

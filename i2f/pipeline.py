@@ -28,7 +28,7 @@ def code(notebook: Path, target: Path) -> None:
 def run(notebook: Path, key: str, out: Path) -> None:
     """Execute a notebook with the parameters under `key` (dotted) of params.yaml, its results going to `out`.
 
-    The executed notebook appears in `out` only when every cell has run, cleaned of all that differs between runs.
+    The executed code cells appear in `out` only when every cell has run, cleaned of all that differs between runs.
     """
     import papermill
 
@@ -48,7 +48,12 @@ def run(notebook: Path, key: str, out: Path) -> None:
             str(notebook), str(executed), {**parameters, "out": folder}, cwd=str(NOTEBOOKS),
             stderr_file=sys.stderr, progress_bar=False,
         )  # fmt: skip
-        nbformat.write(_cleaned(nbformat.read(executed, as_version=4)), out / notebook.name)
+        book = nbformat.read(executed, as_version=4)
+        # a stage depends on the notebook's code alone, so that its output must not hold prose or tags
+        book.cells = [cell for cell in book.cells if cell.cell_type == "code"]
+        for cell in book.cells:
+            cell.metadata = {}
+        nbformat.write(_cleaned(book), out / notebook.name)
 
 
 def store(notebook: Path) -> None:
