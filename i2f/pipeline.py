@@ -1,6 +1,7 @@
 """Notebooks as pipeline stages: `python -m i2f.pipeline code | run | publish | claims | store`."""
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -89,16 +90,18 @@ def _cleaned(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def publish_eigenvectors(dataset: str) -> None:
-    """results/eigenvectors-DATASET: the table, the figure and the pictures, from a run's problems and images."""
+    """results/eigenvectors-DATASET: table, claims' values, figure and pictures, from a run's problems and images."""
     import numpy as np
     import pandas as pd
 
-    from i2f import figures
+    from i2f import claims, figures
 
     source, name = ROOT / "runs" / "eigenvectors" / dataset, f"eigenvectors-{dataset}"
     table = pd.read_csv(source / "problems.csv")
     RESULTS.mkdir(exist_ok=True)
     table.to_csv(RESULTS / f"{name}.csv", index=False, float_format=DIGITS)
+    values = {c.id.removeprefix(f"{name}-"): c.value for c in claims.load(source / "claims.json")}
+    (RESULTS / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     figures.save(figures.eigenvectors(table, table.cut[0]), RESULTS / f"{name}.svg")
     shown = table[(table.part == "paper") & (table.image == 0)]
     pictures = np.load(source / "pictures.npy")
