@@ -139,7 +139,7 @@ def _from_torchvision(name: str, split: str, root: Path) -> tuple[np.ndarray, np
 
     try:
         full = getattr(torchvision.datasets, TORCHVISION[name])(root, train=split == "train", download=False)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, EOFError) as error:  # no files; files that cannot be read
         raise FileNotFoundError(
             f"root={str(root)!r} holds no {TORCHVISION[name]} in torchvision's layout ({error}); "
             f"`i2f data fetch {name} --root {root}` downloads it"

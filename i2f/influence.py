@@ -46,7 +46,8 @@ def influence(
         J: at the private input. delta: (d_θ,) perturbation of the gradient. damping: ε ≥ 0, in units of λ.
         rtol, max_steps: of conjugate gradients, used where J is matrix-free; a dense J is solved directly.
 
-    A singular J Jᵀ with ε = 0 gives the pseudo-inverse's answer, `converged=False` and the rank in `reason`.
+    A singular J Jᵀ with ε = 0 gives the pseudo-inverse's answer, `converged=False` and the rank in `reason` where J is
+    dense; conjugate gradients find the same answer and cannot see the rank.
 
     Raises: ValueError for ε < 0, or a delta that is not finite or not (d_θ,).
     """

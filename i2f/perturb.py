@@ -30,7 +30,8 @@ def prune(gradient: Tensor, ratio: float) -> Tensor:
     _check(gradient)
     if not 0 <= ratio < 1:
         raise ValueError(f"ratio={ratio} is out of range: the share of entries pruned must be in [0, 1)")
-    pruned = torch.argsort(gradient.abs(), stable=True)[: int(ratio * gradient.numel())]
+    count = math.floor(ratio * gradient.numel() + 1e-9)  # 0.29 · 100 is 28.999… in binary
+    pruned = torch.argsort(gradient.abs(), stable=True)[:count]
     delta = torch.zeros_like(gradient)
     delta[pruned] = -gradient[pruned]
     return delta

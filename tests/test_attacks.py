@@ -191,6 +191,17 @@ def test_dgl_keeps_its_best_iterate(mlp, backward):
     assert squared(backward(model, found.x, y) - target) == pytest.approx(found.loss, rel=1e-9)
 
 
+def test_callback_that_is_an_empty_list_is_called(mlp, backward):
+    class Record(list):
+        def __call__(self, *iterate):
+            self.append(iterate)
+
+    model, x, y = mlp
+    record = Record()
+    i2f.invert(model, backward(model, x, y), y, x.shape, steps=2, callback=record)
+    assert len(record) == 3
+
+
 def test_dgl_finds_the_image(mlp, backward):
     """Two evaluations a step: a gradient and a product."""
     model, x, y = mlp

@@ -162,6 +162,13 @@ def test_root_without_files(tmp_path, name):
         data.load(name, root=tmp_path)
 
 
+def test_root_with_an_empty_file(full_mnist):
+    root, _ = full_mnist
+    (root / "MNIST" / "raw" / "t10k-images-idx3-ubyte").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="i2f data fetch mnist --root"):
+        data.load("mnist", root=root)
+
+
 def test_root_with_a_truncated_file(full_mnist):
     root, _ = full_mnist
     truncate(root / "MNIST" / "raw" / "t10k-images-idx3-ubyte")

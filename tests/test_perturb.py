@@ -97,3 +97,7 @@ def test_eigenvalue_outside_the_spectrum(blind, eigenvalue, index):
     """The last eigenvector that there is, never one of the null space."""
     J = i2f.GradientJacobian(*blind)
     assert torch.equal(perturb.eigenvector(J, eigenvalue=eigenvalue), perturb.eigenvector(J, index=index))
+
+
+def test_prune_counts_in_decimal():
+    assert int((perturb.prune(torch.ones(100), 0.29) != 0).sum()) == 29

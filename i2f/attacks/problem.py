@@ -33,7 +33,7 @@ class Problem:
         return 64 * torch.finfo(self.target.dtype).eps
 
     def report(self, step: int, x: Tensor, loss: float, evaluations: int) -> None:
-        if self.callback:
+        if self.callback is not None:
             self.callback(step, x.detach().clone(), loss, evaluations)
 
     def finish(self, x: Tensor, loss: float, steps: int, evaluations: int, converged: bool, reason: str):
