@@ -123,8 +123,12 @@ def test_code_alone_does_not_see_prose_or_outputs(tmp_path):
 def test_cleaning_removes_what_differs_between_runs():
     cell = nbformat.v4.new_code_cell("1", metadata={"tags": ["parameters"], "papermill": {"duration": 1.0}})
     cell.outputs = [nbformat.v4.new_output("stream", name=name, text="x") for name in ("stderr", "stdout")]
+    html = pd.DataFrame({"a": [1]}).style.to_html()
+    cell.outputs.append(nbformat.v4.new_output("display_data", data={"text/html": html}))
     book = pipeline._cleaned(nbformat.v4.new_notebook(cells=[cell], metadata={"papermill": {"start_time": "now"}}))
-    assert [o.name for o in book.cells[0].outputs] == ["stdout"]
+    assert [o.get("name") for o in book.cells[0].outputs] == ["stdout", None]
+    assert re.search(r"\bT_[0-9a-f]{5}", html)
+    assert not re.search(r"\bT_[0-9a-f]{5}", book.cells[0].outputs[1]["data"]["text/html"])
     assert book.cells[0].metadata == {"tags": ["parameters"]}
     assert "papermill" not in book.metadata
     assert book.cells[0].id == "cell-00"
