@@ -88,8 +88,9 @@ def _cleaned(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
             for output in cell.outputs:
-                if html := output.get("data", {}).get("text/html"):
-                    output["data"]["text/html"] = re.sub(r"\bT_[0-9a-f]{5}", "T", html)  # pandas' random table ids
+                data = output.get("data", {})
+                for kind in data.keys() & {"text/html", "text/plain"}:  # pandas' random table ids, addresses
+                    data[kind] = re.sub(r" at 0x[0-9a-f]+", "", re.sub(r"\bT_[0-9a-f]{5}", "T", data[kind]))
     return book
 
 

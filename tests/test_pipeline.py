@@ -124,11 +124,12 @@ def test_cleaning_removes_what_differs_between_runs():
     cell = nbformat.v4.new_code_cell("1", metadata={"tags": ["parameters"], "papermill": {"duration": 1.0}})
     cell.outputs = [nbformat.v4.new_output("stream", name=name, text="x") for name in ("stderr", "stdout")]
     html = pd.DataFrame({"a": [1]}).style.to_html()
-    cell.outputs.append(nbformat.v4.new_output("display_data", data={"text/html": html}))
+    cell.outputs.append(nbformat.v4.new_output("display_data", data={"text/html": html, "text/plain": "<S at 0x7f88>"}))
     book = pipeline._cleaned(nbformat.v4.new_notebook(cells=[cell], metadata={"papermill": {"start_time": "now"}}))
     assert [o.get("name") for o in book.cells[0].outputs] == ["stdout", None]
     assert re.search(r"\bT_[0-9a-f]{5}", html)
     assert not re.search(r"\bT_[0-9a-f]{5}", book.cells[0].outputs[1]["data"]["text/html"])
+    assert "0x" not in book.cells[0].outputs[1]["data"]["text/plain"]
     assert book.cells[0].metadata == {"tags": ["parameters"]}
     assert "papermill" not in book.metadata
     assert book.cells[0].id == "cell-00"
