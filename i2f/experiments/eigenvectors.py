@@ -89,7 +89,7 @@ def judge(
     inequality: float,
     excess: float,
 ) -> list[claims.Claim]:
-    """The experiment's claims. The thresholds are the notebook's parameters, set before the data were seen."""
+    """The experiment's claims. The thresholds are the notebook's parameters."""
     ours = table[table.method == "gauss-newton"].assign(ratio=table.mse / table.predicted_mse)
     linear, published = ours[ours.part == "law"], ours[ours.part == "paper"]
     size = f"c = {published.norm.iloc[0]:g}"
