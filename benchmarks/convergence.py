@@ -43,7 +43,7 @@ def recovery(dataset: str, images: int, starts: int) -> list[dict]:
             began = time.perf_counter()
             found = i2f.invert(
                 J.map.model, J.gradient, J.map.y, J.x.shape, seed=start,
-                callback=lambda step, x, *_, truth=J.x, path=path: path.append(metrics.mse(x, truth).item()),
+                callback=lambda at, truth=J.x, path=path: path.append(metrics.mse(at.x, truth).item()),
             )  # fmt: skip
             seconds = time.perf_counter() - began
             reached = next((step for step, value in enumerate(path) if value <= goal), None)

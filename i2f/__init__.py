@@ -18,6 +18,7 @@ _NAMES = {
     "influence": "influence",
     "lower_bound": "influence",
     "invert": "attacks",
+    "invert_many": "attacks",
 }
 __all__ = sorted([*_MODULES, *_NAMES])
 

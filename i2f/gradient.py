@@ -29,7 +29,7 @@ class GradientMap:
         ValueError: no trainable parameter; a BatchNorm or Dropout layer in training mode.
     """
 
-    def __init__(self, model: nn.Module, y: Tensor, loss: Loss = F.cross_entropy):
+    def __init__(self, model: nn.Module, y: Tensor | None, loss: Loss = F.cross_entropy):
         checks.deterministic(model)
         self.model, self.loss = copy.deepcopy(model), loss
         self.y = y.clone() if torch.is_tensor(y) else y
@@ -50,14 +50,22 @@ class GradientMap:
         loss = copy.deepcopy(self.loss).to(dtype) if isinstance(self.loss, nn.Module) else self.loss
         return GradientMap(copy.deepcopy(self.model).to(dtype), y, loss)
 
-    def check(self, x: Tensor, what: str) -> None:
-        """`x` passes through the model, and the labels are among its classes; otherwise a ValueError about `what`."""
+    def relabel(self, y: Tensor | None) -> "GradientMap":
+        """The same map for other labels; the model is shared, not copied."""
+        other = copy.copy(self)
+        other.y = y.clone() if torch.is_tensor(y) else y
+        return other
+
+    def check(self, x: Tensor, what: str) -> Tensor:
+        """The model's output at `x`; a ValueError about `what` where it does not fit, or where a label is no class."""
         try:
             with torch.no_grad():
                 output = self.output(self.parameters, x)
         except (RuntimeError, IndexError) as error:
             raise ValueError(f"{what} does not fit the model: {error}") from error
-        checks.classes_in_range(self.y, output)
+        if self.y is not None:
+            checks.classes_in_range(self.y, output)
+        return output
 
     def output(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         """The model's output at `x`, with θ given and buffers out of harm's way."""
@@ -65,18 +73,18 @@ class GradientMap:
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
             return functional_call(self.model, ({**parameters, **self.frozen}, buffers), (x,))
 
-    def value(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        """L(x, θ), a scalar."""
-        value = self.loss(self.output(parameters, x), self.y)
+    def value(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor | None = None) -> Tensor:
+        """L(x, θ), a scalar; `y` instead of the map's own labels, where given."""
+        value = self.loss(self.output(parameters, x), self.y if y is None else y)
         if value.ndim != 0:
             raise ValueError(f"loss returned shape {tuple(value.shape)}; it must return one number (reduce it)")
         return value
 
-    def __call__(self, x: Tensor, create_graph: bool = False) -> Tensor:
-        """g(x), flat (d_θ,); differentiable in x with `create_graph`. Cost: one gradient evaluation."""
+    def __call__(self, x: Tensor, y: Tensor | None = None, create_graph: bool = False) -> Tensor:
+        """g(x), flat (d_θ,); differentiable in x (and in y) with `create_graph`. Cost: one gradient evaluation."""
         parameters = {name: p.detach().requires_grad_() for name, p in self.parameters.items()}
         with torch.enable_grad():
-            value = self.value(parameters, x)
+            value = self.value(parameters, x, y)
             gradient = torch.autograd.grad(
                 value, list(parameters.values()), create_graph=create_graph, materialize_grads=True
             )

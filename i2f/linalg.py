@@ -1,5 +1,6 @@
 """Solvers for (A + εI) u = b, A symmetric positive semi-definite. They know a matrix or a matvec, never a network."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -104,3 +105,57 @@ def solve_cg(
     elif not reason:
         reason = f"stopped by rounding: true residual {residual:.1e}, asked for {rtol:g}"
     return Solution(u, residual, converged, reason, indefinite)
+
+
+def minimize_in_box(
+    A: Callable[[Tensor], Tensor],
+    b: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    free_step: Callable[[Tensor, Tensor], Solution],
+    rtol: float = 1e-8,
+    max_rounds: int = 30,
+) -> Solution:
+    """argmin q(u) = ½ uᵀA u − bᵀu over lower ≤ u ≤ upper, A symmetric positive definite; lower ≤ 0 ≤ upper.
+
+    Projected Newton (Bertsekas 1982): entries that sit on a bound and want to leave through it are held; the others
+    take the unconstrained step, which is bent back into the box and shortened until it pays.
+
+    Args:
+        free_step: (free, r) -> solution of A_FF d = r on the entries where `free`, zero on the others.
+        rtol: a round that lowers q by less than rtol² of the decrease so far is the last.
+
+    `residual` is the projected gradient's norm over its value at u = 0.
+    """
+    u, descent = torch.zeros_like(b), b
+    free = _free(u, b, lower, upper)
+    first, total, reason = float(b[free].norm()) or 1.0, 0.0, f"stopped after {max_rounds} rounds above the tolerance"
+    converged = False
+    for number in range(1, max_rounds + 1):
+        if not descent[free].any():
+            converged, reason = True, f"converged in {number - 1} rounds"
+            break
+        step = free_step(free, torch.where(free, descent, 0.0))
+        if step.indefinite:
+            return step._replace(u=u)
+        length, gain, wanted = 1.0, -math.inf, 0.0
+        while gain < 1e-4 * wanted or wanted <= 0:
+            if length < 1e-6:
+                return Solution(u, float(descent[free].norm()) / first, False, "stopped: no part of a step pays")
+            move = torch.clamp(u + length * step.u, lower, upper) - u
+            Am = A(move)
+            wanted = float(descent @ move)
+            gain = wanted - 0.5 * float(move @ Am)
+            length /= 2
+        whole = torch.equal(move, step.u)
+        u, descent, total = torch.clamp(u + move, lower, upper), descent - Am, total + gain
+        held, free = free, _free(u, descent, lower, upper)
+        if gain <= rtol**2 * total or (whole and torch.equal(held, free)):
+            converged, reason = True, f"converged in {number} rounds"
+            break
+    return Solution(u, float(descent[free].norm()) / first, converged, reason)
+
+
+def _free(u: Tensor, descent: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """The entries that do not sit on a bound through which they want to leave."""
+    return ~((u <= lower) & (descent < 0) | (u >= upper) & (descent > 0))

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 import i2f
 from i2f import metrics, perturb
-from i2f.attacks.gauss_newton import _Point
+from i2f.attacks.gauss_newton import Point
+from i2f.attacks.match import Match
 from i2f.attacks.problem import Problem
 from i2f.gradient import GradientMap
 
@@ -24,11 +25,11 @@ class Trace:
     def __init__(self):
         self.steps, self.images, self.losses, self.evaluations = [], [], [], []
 
-    def __call__(self, step, x, loss, evaluations):
-        self.steps.append(step)
-        self.images.append(x)
-        self.losses.append(loss)
-        self.evaluations.append(evaluations)
+    def __call__(self, iterate):
+        self.steps.append(iterate.step)
+        self.images.append(iterate.x)
+        self.losses.append(iterate.loss)
+        self.evaluations.append(iterate.evaluations)
 
 
 @pytest.mark.parametrize("i", range(3))
@@ -193,7 +194,7 @@ def test_dgl_keeps_its_best_iterate(mlp, backward):
 
 def test_callback_that_is_an_empty_list_is_called(mlp, backward):
     class Record(list):
-        def __call__(self, *iterate):
+        def __call__(self, iterate):
             self.append(iterate)
 
     model, x, y = mlp
@@ -316,7 +317,7 @@ def test_bend_is_what_gauss_newton_leaves_out(tiny, twin, backward):
     model, x, y = tiny
     gmap, v, h = GradientMap(model, y), torch.linspace(-1, 1, x.numel(), dtype=x.dtype), 1e-3
     target = backward(model, x.flip(-1), y)
-    point = _Point(Problem(gmap, target, x, steps=1), x)
+    point = Point(Problem(gmap, target, x, 1, 0.0, Match(gmap.size)), x)
     ahead, behind = (twin(model, x + k * h * v.view_as(x), y) @ point.residual for k in (1, -1))
     torch.testing.assert_close(point.slope(), twin(model, x, y) @ point.residual, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(point.bend(v), (ahead - behind) / (2 * h), rtol=1e-4, atol=1e-6)

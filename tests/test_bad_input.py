@@ -141,7 +141,8 @@ INVERT = {
     "gradient short": (lambda: invert(GRADIENT[:-1]), f"gradient .*{SIZE - 1} entries.*has {SIZE}"),
     "gradients": (lambda: invert(GRADIENT.expand(2, -1)), rf"gradient .*give a flat \({SIZE},\) tensor$"),
     "label too large": (lambda: invert(y=torch.tensor([3])), r"y holds \[3\].*3 classes: 0 to 2"),
-    "labels too many": (lambda: invert(y=torch.tensor([1, 2])), "y has 2.*same n"),
+    "labels too many": (lambda: invert(y=torch.tensor([1, 2])), r"1 images behind one gradient and y has \(2,\)"),
+    "labels too few": (lambda: invert(shape=(3, 6)), r"3 images behind one gradient and y has \(1,\).*None where"),
     "nothing trainable": (lambda: invert(model=frozen()), "model has no trainable parameter"),
     "BatchNorm training": (lambda: invert(model=training(nn.BatchNorm1d(6))), r"BatchNorm1d.*model\.eval\(\)"),
     "Dropout training": (lambda: invert(model=training(nn.Dropout(0.1))), r"Dropout.*model\.eval\(\)"),
@@ -153,6 +154,44 @@ INVERT = {
     "shape does not fit": (lambda: invert(shape=(1, 5)), r"shape=\(1, 5\) does not fit the model"),
     "shape without a batch": (lambda: invert(shape=(6,)), r"shape=\(6,\).*\(n, "),
     "loss additive": (lambda: invert(torch.ones(3), model=Additive(), loss=total), "loss must depend on x and on θ"),
+    "idlg with labels": (lambda: invert(method="idlg"), "idlg reads the labels.*y=None, or method='dgl'"),
+    "restarts zero": (lambda: invert(restarts=0), "restarts=0 .*at least 1"),
+    "restarts of one start": (lambda: invert(restarts=2, start=X), "restarts=2 from one given start.*random start"),
+    "tv negative": (lambda: invert(tv=-1.0), "tv=-1.0 .*at least 0"),
+    "tv of no image": (lambda: invert(tv=1e-3), r"tv=0.001 needs images.*\(1, 6\)"),
+    "tolerance NaN": (lambda: invert(tolerance=math.nan), "tolerance=nan .*finite"),
+    "mask of numbers": (
+        lambda: invert(mask=GRADIENT),
+        rf"mask is \({SIZE},\) of torch.float64; give \({SIZE},\) booleans",
+    ),
+    "mask short": (lambda: invert(mask=GRADIENT[1:] > 0), rf"mask is \({SIZE - 1},\).*give \({SIZE},\) booleans"),
+    "mask empty": (lambda: invert(mask=GRADIENT > 9), "mask knows no coordinate"),
+    "covariance short": (
+        lambda: invert(covariance=torch.ones(3)),
+        rf"covariance has shape \(3,\).*\({SIZE},\) variances",
+    ),
+    "covariance zero": (lambda: invert(covariance=0 * GRADIENT), "covariance has variances ≤ 0.*belong in `mask`"),
+    "covariance indefinite": (lambda: invert(covariance=-torch.eye(SIZE)), "covariance is not symmetric positive"),
+    "labels of another loss": (
+        lambda: invert(y=None, loss=torch.nn.MultiMarginLoss()),
+        "y=None: .*cross-entropy.*give y",
+    ),
+    "labels of no linear layer": (
+        lambda: invert(y=None, model=nn.Sequential(*network(), nn.Tanh())),
+        "y=None: .*does not end in one; give y",
+    ),
+    "soft labels of another loss": (
+        lambda: invert(y=None, method="dlg", loss=torch.nn.MultiMarginLoss()),
+        "dlg.*class probabilities",
+    ),
+    "seeds too few": (
+        lambda: i2f.invert_many(network(), GRADIENT.expand(2, -1), Y.expand(2, 1), SHAPE, seed=[1]),
+        "seed has 1 entries for 2 gradients",
+    ),
+    "many with labels of one": (
+        lambda: i2f.invert_many(network(), GRADIENT.expand(2, -1), Y, SHAPE),
+        r"y has \(1,\).*a label for each",
+    ),
 }
 
 NAMES = {
@@ -188,7 +227,7 @@ def test_refused(act, words):
 
 @pytest.mark.parametrize("method", ["gauss-newton", "dgl"])
 def test_unknown_option(method):
-    with pytest.raises(TypeError, match=f"method '{method}' has no option 'learning_rate'; it takes"):
+    with pytest.raises(TypeError, match=f"method '{method}': option='learning_rate' is unknown: .*choose from"):
         invert(method=method, learning_rate=0.1)
 
 
@@ -213,11 +252,23 @@ def test_singular_is_an_answer_not_an_exception(blind):
     assert "damping > 0" in prediction.reason
 
 
-def test_start_that_overflows():
+@pytest.mark.parametrize("method", ["gauss-newton", "dgl", "gs"])
+def test_start_that_overflows(method):
     model = nn.Linear(6, 3).double()
     nn.init.constant_(model.weight, 10.0)
-    with pytest.raises(ValueError, match="start: the gradient there is NaN or infinite"):
-        invert(torch.ones(21), model=model, start=torch.full(SHAPE, 1e308, dtype=torch.float64))
+    start = torch.full(SHAPE, 1e308, dtype=torch.float64)
+    found = invert(torch.ones(21), model=model, start=start, method=method, steps=3, box=False)
+    assert found.failed
+    assert not found.converged
+    assert found.reason.startswith("failed")
+
+
+@pytest.mark.parametrize(
+    ("option", "near"), [("restart", "restarts"), ("learnrate", ""), ("optimiser", "optimizer"), ("masks", "mask")]
+)
+def test_option_shows_its_near_matches(option, near):
+    with pytest.raises(TypeError, match=f"option='{option}' is unknown: .*{near}"):
+        invert(method="dgl", **{option: 2})
 
 
 @pytest.mark.parametrize(("value", "near"), [("Test", "'test'"), ("tes", "'test'"), ("zzz", None)])

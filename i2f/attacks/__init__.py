@@ -1,54 +1,66 @@
 """Gradient inversion: find the input behind a gradient. One signature, one result, whatever the method."""
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from i2f import checks
-from i2f.attacks.first_order import dgl
+from i2f.attacks.first_order import dgl, dlg, gs
 from i2f.attacks.gauss_newton import gauss_newton
-from i2f.attacks.problem import Callback, Problem, Reconstruction
+from i2f.attacks.labels import recover_labels
+from i2f.attacks.problem import Callback, Iterate, Problem, Reconstruction
+from i2f.attacks.setup import STARTS, make_problems
 from i2f.gradient import GradientMap, Loss
 
-__all__ = ["METHODS", "STARTS", "Problem", "Reconstruction", "invert"]
+__all__ = ["METHODS", "STARTS", "Iterate", "Reconstruction", "invert", "invert_many", "recover_labels"]
 
 
 class Method(NamedTuple):
-    """An attack, with the step budget and the start that it is published with."""
+    """An attack, with the settings that it is published with.
 
-    run: Callable[..., Reconstruction]
+    box: pixels stay in [0, 1]. soft_labels: labels that are not given are optimised, not read off the gradient.
+    together: takes many problems in one pass.
+    """
+
+    run: Callable[..., list[Reconstruction]]
     steps: int
     start: str
+    box: bool = False
+    soft_labels: bool = False
+    together: bool = True
 
 
 METHODS = {
-    "gauss-newton": Method(gauss_newton, 50, "gray"),
+    "gauss-newton": Method(gauss_newton, 50, "gray", together=False),
     "dgl": Method(dgl, 24_000, "normal"),
-}
-
-# name -> the start's draw from independent N(0, 1) entries, in pixels
-STARTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gray": lambda noise: 0.5 + 0.1 * noise,
-    "uniform": lambda noise: torch.special.ndtr(noise),  # U(0, 1)
-    "normal": lambda noise: noise,
+    "dlg": Method(dlg, 300, "normal", soft_labels=True, together=False),
+    "idlg": Method(dgl, 24_000, "normal"),
+    "gs": Method(gs, 24_000, "normal", box=True),
 }
 
 
 def invert(
     model: nn.Module,
     gradient: Tensor,
-    y: Tensor,
+    y: Tensor | None,
     shape: Sequence[int],
     *,
     method: str = "gauss-newton",
     loss: Loss = F.cross_entropy,
+    mask: Tensor | None = None,
+    covariance: Tensor | None = None,
+    box: bool | None = None,
+    tv: float = 0.0,
     start: str | Tensor | None = None,
+    restarts: int = 1,
     seed: int = 0,
     steps: int | None = None,
+    tolerance: float | None = None,
     progress: bool = False,
     callback: Callback | None = None,
     **options: Any,
@@ -57,42 +69,118 @@ def invert(
 
     The arguments are all that the attacker knows; the private input is not among them.
 
-    Args:
-        model: as shared, in evaluation mode. gradient: what was sent, flat (d_θ,), perturbed or not.
-        y: the true labels, (n,). shape: of the input, (n, C, H, W). loss: (output, y) -> scalar.
-        method: "gauss-newton" (second order, to machine precision) or "dgl" (Adam, the paper's).
-        start: "gray" 0.5 + 0.1·N(0, 1), "uniform" U(0, 1), "normal" N(0, 1), or a tensor; None for the method's own.
-        seed: of the start; the same start for every dtype and device. steps: budget; None for the method's own.
-        progress: show a bar. callback: called as (step, x, ‖∇L(x) − g‖², evaluations) at every iterate.
-        options: of the method (dgl: lr).
+    Args (the threat model):
+        model: as shared, in evaluation mode, normalisation included as its first layer. loss: (output, y) -> scalar,
+            with its reduction. gradient: what was sent, flat (d_θ,), perturbed or not.
+        y: the labels, (n,); None where they are unknown: "dlg" then optimises them, every other method reads them off
+            the last layer's gradient (`recover_labels`). "idlg" always does.
+        shape: of the input, (n, C, H, W): n images behind one gradient are n·C·H·W unknowns.
+        mask: (d_θ,) booleans: the coordinates of the gradient that are known to be exact; the others are not matched.
+            `gradient != 0` for a pruned gradient. covariance: of known noise, (d_θ,) variances or (d_θ, d_θ).
+        box: pixels lie in [0, 1], enforced inside every step; None: as published ("gs" alone). tv: weight of the total
+            variation (mean absolute difference of neighbours, smoothed at 10⁻³).
 
-    Returns: a `Reconstruction`. Raises: ValueError or TypeError for bad input, before any work.
+    Args (the attack):
+        method: a key of `METHODS`. "gauss-newton": second order, to machine precision. "dgl": Adam, the paper's.
+            "dlg": L-BFGS. "idlg": dgl without labels. "gs": cosine distance, signed gradients.
+        start: "gray" 0.5 + 0.1·N(0, 1), "uniform" U(0, 1), "normal" N(0, 1), or a tensor; None: as published.
+        restarts: attacks from so many starts; the one with the lowest objective of its own counts.
+        seed: of the starts; the same for every dtype and device. steps: budget of each; None: as published.
+        tolerance: the relative residual at which the gradient counts as matched; None: 64 units of rounding.
+        progress: show a bar. callback: called with an `Iterate` at every iterate.
+        options: of the method. "dgl", "idlg", "gs", "dlg": lr, optimizer (a torch class, or any function of
+            (parameters, lr=...)); "gs": signed.
+
+    Returns: a `Reconstruction`; after Ctrl-C the best so far. Raises: ValueError or TypeError for bad input, before
+    any work.
+    """
+    if gradient.ndim != 1:
+        raise ValueError(
+            f"gradient has shape {tuple(gradient.shape)}; invert takes what was sent at once, and invert_many a stack "
+            f"of problems: give a flat ({gradient.shape[-1] if gradient.ndim else 'd_θ'},) tensor"
+        )
+    return invert_many(
+        model, gradient[None], None if y is None else y[None], shape, method=method, loss=loss, mask=mask,
+        covariance=covariance, box=box, tv=tv, start=start,
+        restarts=restarts, seed=seed, steps=steps, tolerance=tolerance, progress=progress, callback=callback,
+        **options,
+    )[0]  # fmt: skip
+
+
+def invert_many(
+    model: nn.Module,
+    gradients: Tensor,
+    y: Tensor | None,
+    shape: Sequence[int],
+    *,
+    method: str = "gauss-newton",
+    loss: Loss = F.cross_entropy,
+    mask: Tensor | None = None,
+    covariance: Tensor | None = None,
+    box: bool | None = None,
+    tv: float = 0.0,
+    start: str | Tensor | None = None,
+    restarts: int = 1,
+    seed: int | Sequence[int] = 0,
+    steps: int | None = None,
+    tolerance: float | None = None,
+    progress: bool = False,
+    callback: Callback | None = None,
+    **options: Any,
+) -> list[Reconstruction]:
+    """Independent problems that share a model: each gradient is inverted by itself, as `invert` does.
+
+    First-order methods push all problems through the network together, in one vectorised pass a step; the others take
+    one after another. Each problem stops by itself, and its result does not depend on its neighbours beyond rounding.
+    One that diverges comes back with `failed` and a reason; the others go on.
+
+    Args:
+        gradients: (P, d_θ). y: (P, n), or None. shape: of one problem's input, (n, C, H, W).
+        mask: (d_θ,), or (P, d_θ), one each. start: as in `invert`, or (P, n, C, H, W). seed: one for all (they start
+            alike), or one each. Everything else: as in `invert`, the same for all.
     """
     chosen = METHODS[checks.one_of("method", method, METHODS)]
-    known = [p for p in inspect.signature(chosen.run).parameters if p != "problem"]
+    _check_options(method, options)
+    for name, value in (("steps", steps), ("restarts", restarts)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} is out of range: give at least 1")
+    if method == "idlg" and y is not None:
+        raise ValueError("idlg reads the labels off the gradient: give y=None, or method='dgl' for known labels")
+    rounds = make_problems(
+        GradientMap(model, None, loss), gradients, y, shape, mask=mask, covariance=covariance,
+        start=chosen.start if start is None else start, restarts=restarts, seed=seed,
+        box=chosen.box if box is None else box, tv=tv, soft_labels=y is None and chosen.soft_labels,
+        steps=chosen.steps if steps is None else steps, tolerance=tolerance, callback=callback, progress=progress,
+    )  # fmt: skip
+    if chosen.together:
+        found = chosen.run([problem for one_round in rounds for problem in one_round], **options)
+        return [_best(found[i :: len(rounds[0])]) for i in range(len(rounds[0]))]
+    return [_restarted(chosen, tries, options) for tries in zip(*rounds, strict=True)]
+
+
+def _restarted(method: Method, tries: Sequence[Problem], options: dict[str, Any]) -> Reconstruction:
+    """One problem from one start after another, until one of them matches the gradient."""
+    found: list[Reconstruction] = []
+    for problem in tries:
+        found += method.run([problem], **options)
+        if found[-1].reason.startswith(("matched", "interrupted")):
+            break
+    return _best(found)
+
+
+def _best(found: Sequence[Reconstruction]) -> Reconstruction:
+    """The restart with the lowest objective of its own; what it cost is what all of them cost."""
+    best = min(range(len(found)), key=lambda i: found[i].loss if math.isfinite(found[i].loss) else math.inf)
+    return replace(found[best], evaluations=sum(f.evaluations for f in found), restart=best)
+
+
+def _check_options(method: str, options: dict[str, Any]) -> None:
+    own = [name for name in inspect.signature(METHODS[method].run).parameters if name != "problems"]
+    common = [name for name, p in inspect.signature(invert).parameters.items() if p.kind is p.KEYWORD_ONLY]
     for option in options:
-        if option not in known:
-            raise TypeError(f"method {method!r} has no option {option!r}; it takes {', '.join(known) or 'none'}")
-    steps = chosen.steps if steps is None else steps
-    if steps < 1:
-        raise ValueError(f"steps={steps} is out of range: give at least 1")
-    gmap = GradientMap(model, y, loss)
-    checks.flat("gradient", gradient, gmap.size, "the model's trainable parameter space", batch=False)
-    shape = tuple(shape)
-    if len(shape) < 2:
-        raise ValueError(f"shape={shape} has no batch dimension: give (n, ...), (1, C, H, W) for one image")
-    x = _start(chosen.start if start is None else start, shape, seed).to(gmap.device, gmap.dtype)
-    checks.images_and_labels(x, y)
-    gmap.check(x, f"shape={shape}")
-    problem = Problem(gmap, gradient.detach().to(x), x, steps, callback, progress)
-    return chosen.run(problem, **options)
-
-
-def _start(start: str | Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
-    if torch.is_tensor(start):
-        if tuple(start.shape) != shape:
-            raise ValueError(f"start has shape {tuple(start.shape)} and shape is {shape}; they must agree")
-        return checks.finite("start", start)
-    draw = STARTS[checks.one_of("start", start, STARTS)]
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return draw(noise)
+        if option not in own:
+            try:
+                checks.one_of("option", option, own + common)
+            except ValueError as error:
+                raise TypeError(f"method {method!r}: {error}") from None
+            raise TypeError(f"option {option!r} is given twice")

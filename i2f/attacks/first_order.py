@@ -1,45 +1,36 @@
-"""Deep Gradient Leakage by gradient descent: the attacker of the paper."""
+"""The published first-order attacks, with their published settings."""
+
+from collections.abc import Sequence
 
 import torch
 
+from i2f.attacks.descent import MakeOptimizer, Recipe, descend
 from i2f.attacks.problem import Problem, Reconstruction
-from i2f.gradient import Linearization
-from i2f.progress import bar
 
 
-def dgl(problem: Problem, lr: float = 0.1) -> Reconstruction:
-    """Adam on ‖∇_θ L(x) − g‖² (Zhu et al. 2019 as run in the paper: 24,000 steps, lr 0.1, start N(0, 1), no prior).
+def dgl(
+    problems: Sequence[Problem], lr: float = 0.1, optimizer: MakeOptimizer = torch.optim.Adam
+) -> list[Reconstruction]:
+    """Adam on ‖∇_θ L(x) − g‖²: deep gradient leakage as the I²F paper runs it (24,000 steps, lr 0.1, start N(0, 1)).
 
-    Keeps its best iterate. `converged` only where the gradient was matched: Adam cannot tell a slow descent from
-    a stationary point, and the reason says how much the last tenth of its steps still gained.
+    With the label read off the last layer's gradient instead of given, this is iDLG (Zhao et al. 2020).
     """
-    x = problem.start.clone().requires_grad_()
-    optimizer = torch.optim.Adam([x], lr=lr)
-    best, best_loss, earlier = problem.start, float("inf"), float("inf")
-    evaluations, reason, step = 0, "", 0
-    with bar(total=problem.steps, description="dgl", shown=problem.progress) as progress:
-        for step in range(problem.steps + 1):
-            point = Linearization(problem.gmap, x)
-            if step == 0:
-                point.checked()
-            residual = point.gradient - problem.target
-            loss = float(residual @ residual)
-            evaluations += 1
-            if loss < best_loss:
-                best, best_loss = point.x.clone(), loss
-            if step == int(0.9 * problem.steps):
-                earlier = best_loss
-            problem.report(step, point.x, loss, evaluations)
-            if best_loss <= (problem.matched * problem.scale) ** 2:
-                reason = "matched the gradient to machine precision"
-                break
-            if step == problem.steps:
-                break
-            x.grad = 2 * point.matvec(residual).view_as(x)
-            evaluations += 1
-            optimizer.step()
-            progress.update()
-    gained = 1 - best_loss / earlier if earlier > 0 else 0.0
-    converged = bool(reason)
-    reason = reason or f"used its {problem.steps} steps; the last tenth lowered the objective by {gained:.0%}"
-    return problem.finish(best, best_loss, step, evaluations, converged, reason)
+    return descend(problems, Recipe(optimizer, lr))
+
+
+def dlg(
+    problems: Sequence[Problem], lr: float = 1.0, optimizer: MakeOptimizer = torch.optim.LBFGS
+) -> list[Reconstruction]:
+    """L-BFGS on the same objective, over x and a soft label softmax(z) together (Zhu et al. 2019: 300 outer steps of
+    up to 20 inner ones each, lr 1, no line search). Where labels are given, over x alone.
+    """
+    return descend(problems, Recipe(optimizer, lr))
+
+
+def gs(
+    problems: Sequence[Problem], lr: float = 0.1, optimizer: MakeOptimizer = torch.optim.Adam, signed: bool = True
+) -> list[Reconstruction]:
+    """Adam on the sign of the gradient of 1 − cos(∇_θ L(x), g) + tv · TV(x), pixels projected on [0, 1], lr tenfold
+    lower after 3/8, 5/8 and 7/8 of the steps (Geiping et al. 2020; tv 0 as in the I²F paper's code).
+    """
+    return descend(problems, Recipe(optimizer, lr, cosine=True, signed=signed, drops=(3 / 8, 5 / 8, 7 / 8)))

@@ -1,0 +1,129 @@
+"""Steps of the second-order attack: (J Jᵀ [+ S] + μI) s = b at one iterate after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from i2f.attacks.prior import BOX
+from i2f.attacks.problem import Problem
+from i2f.dense import dense_jacobian, outer_gram
+from i2f.jacobian import DENSE_BYTES
+from i2f.linalg import Solution, minimize_in_box, solve_cg
+
+if TYPE_CHECKING:
+    from i2f.attacks.gauss_newton import Point
+
+CG_TOLERANCE = 1e-3  # on a step, in the norm of its preconditioned residual
+CG_STEPS_STALE = 40  # with the Gram matrix of an earlier iterate; past this a new one is the cheaper way
+CG_STEPS_FRESH = 100
+FACTOR_RANGE = 30.0  # how far μ may move before the Gram matrix is factored anew
+
+
+class StepSolver:
+    """Conjugate gradients on exact products, preconditioned by a float32 Cholesky factor of J Jᵀ.
+
+    The factor may be rough, the step is not: so one Gram matrix serves as many iterates as it can. There is none
+    where J would take more than `DENSE_BYTES`. With a box, the step is the model's minimiser inside it.
+    """
+
+    def __init__(self, problem: Problem):
+        self.exact, self.rough = problem.gmap, problem.gmap.cast(torch.float32)
+        self.match, self.tv, self.box = problem.match, problem.tv, problem.box
+        self.centre: Point | None = None  # where the Gram matrix was taken
+        self.gram: Tensor | None = None
+        self.factor: tuple[float, Tensor | None, Tensor] | None = None  # μ, the free pixels, the factor
+        self.products = 0
+
+    def solve(self, point: Point, b: Tensor, mu: float, newton: bool) -> tuple[Tensor, bool]:
+        """s, and whether S took part: where it makes the matrix indefinite, Gauss–Newton's own step is taken."""
+        fresh = self.centre is point or not self._fits(b)
+        if not fresh and self.centre is not None:
+            solution, newton = self._model_step(point, b, mu, newton, CG_STEPS_STALE)
+            if solution.converged:
+                return solution.u, newton
+        if not fresh:
+            self.gram, self.centre, self.factor = self._rough_gram(point), point, None
+            self.products += b.numel()
+        solution, newton = self._model_step(point, b, mu, newton, CG_STEPS_FRESH)
+        return solution.u, newton
+
+    def _model_step(self, point: Point, b: Tensor, mu: float, newton: bool, steps: int) -> tuple[Solution, bool]:
+        def curve(v: Tensor) -> Tensor:
+            self.products += 2
+            return point.curve(v)
+
+        def full(v: Tensor) -> Tensor:
+            self.products += 1
+            return curve(v) + point.bend(v)
+
+        if newton:
+            solution = self._minimize(full, point, b, mu, steps)
+            if not solution.indefinite:
+                return solution, True
+        return self._minimize(curve, point, b, mu, steps), False
+
+    def _minimize(self, A: Callable[[Tensor], Tensor], point: Point, b: Tensor, mu: float, steps: int) -> Solution:
+        if not self.box:
+            return solve_cg(A, b, mu, CG_TOLERANCE, steps, self._preconditioner(mu))
+        x = point.x.reshape(-1)
+
+        def free_step(free: Tensor, rhs: Tensor) -> Solution:
+            def restricted(v: Tensor) -> Tensor:
+                return torch.where(free, A(v), 0.0)
+
+            return solve_cg(restricted, rhs, mu, CG_TOLERANCE, steps, self._preconditioner(mu, free))
+
+        return minimize_in_box(lambda v: A(v) + mu * v, b, BOX[0] - x, BOX[1] - x, free_step, CG_TOLERANCE)
+
+    def _rough_gram(self, point: Point) -> Tensor | None:
+        """J WᵀW Jᵀ + ½ tv K in float32; in the model's precision where its loss holds tensors of that; None where it
+        overflows."""
+        try:
+            J = dense_jacobian(self.rough, point.x.to(self.rough.dtype))
+        except RuntimeError:
+            if self.rough is self.exact:
+                raise
+            self.rough = self.exact
+            return self._rough_gram(point)
+        gram = outer_gram(self.match.to(J)(J)).float()
+        if point.roughness is not None:
+            gram += 0.5 * self.tv * point.roughness(torch.eye(len(gram), dtype=point.x.dtype).to(point.x)).float()
+        return gram if torch.isfinite(gram).all() else None
+
+    def _fits(self, b: Tensor) -> bool:
+        return b.numel() * self.rough.size * torch.finfo(torch.float32).bits // 8 <= DENSE_BYTES
+
+    def _preconditioner(self, mu: float, free: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """(Gram + μI)⁻¹ on the free pixels, zero on the others."""
+        if self.gram is None:
+            return lambda r: r
+        if self.factor is None or not self._serves(mu, free):
+            self.factor = (mu, free, self._cholesky(mu, free))
+        factor = self.factor[2]
+
+        def apply(r: Tensor) -> Tensor:
+            size = r.norm() or 1.0  # keeps tiny residuals within float32's range
+            inner = (r if free is None else r[free]) / size
+            z = torch.cholesky_solve(inner.float()[:, None], factor)[:, 0].to(r.dtype) * size
+            return z if free is None else torch.zeros_like(r).masked_scatter(free, z)
+
+        return apply
+
+    def _serves(self, mu: float, free: Tensor | None) -> bool:
+        centre, pixels, _ = self.factor
+        same = pixels is free if pixels is None or free is None else torch.equal(pixels, free)
+        return same and 1 / FACTOR_RANGE <= mu / centre <= FACTOR_RANGE
+
+    def _cholesky(self, mu: float, free: Tensor | None) -> Tensor:
+        gram = self.gram if free is None else self.gram[free][:, free]
+        shift, info = mu, 1
+        while info:  # rounding may have made the float32 matrix indefinite
+            shifted = gram.clone()
+            shifted.diagonal().add_(shift)
+            factor, info = torch.linalg.cholesky_ex(shifted)
+            shift = 4 * shift + torch.finfo(torch.float32).eps * float(gram.diagonal().max())
+        return factor
