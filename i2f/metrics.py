@@ -38,14 +38,32 @@ def feature_mse(model: nn.Module, x: Tensor, truth: Tensor) -> Tensor:
         return mse(model(x), model(truth))
 
 
+def assign(x: Tensor, truth: Tensor) -> Tensor:
+    """x in the order that suits the truth best: the permutation of images with the least total squared error, (n, ...).
+
+    A gradient does not say in which order its images came, so neither can an attack. Source: the Hungarian method,
+    scipy.optimize.linear_sum_assignment.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    _same(x, truth)
+    distances = torch.cdist(
+        truth.flatten(1).double(), x.flatten(1).double(), compute_mode="donot_use_mm_for_euclid_dist"
+    )
+    _, order = linear_sum_assignment(distances.square().cpu().numpy())
+    return x[torch.as_tensor(order, device=x.device)]
+
+
 def compare(x: Tensor, truth: Tensor) -> dict[str, float]:
-    """One reconstruction (1, ...) beside the truth: mse, mse_clamped, rmse, psnr, ssim (NaN unless (1, C, H, W))."""
+    """One reconstruction (n, ...) beside the truth, its images in the best order, a mean over them for each of
+    mse, mse_clamped, rmse, psnr, ssim (NaN unless (n, C, H, W) of at least 11 × 11)."""
+    x = assign(x, truth) if len(x) > 1 else x
     return {
-        "mse": float(mse(x, truth)),
-        "mse_clamped": float(mse(x.clamp(0, 1), truth)),
-        "rmse": float(rmse(x, truth)),
-        "psnr": float(psnr(x, truth)),
-        "ssim": float(ssim(x, truth)) if x.ndim == 4 else float("nan"),
+        "mse": float(mse(x, truth).mean()),
+        "mse_clamped": float(mse(x.clamp(0, 1), truth).mean()),
+        "rmse": float(rmse(x, truth).mean()),
+        "psnr": float(psnr(x, truth).mean()),
+        "ssim": float(ssim(x, truth).mean()) if x.ndim == 4 and min(x.shape[2:]) >= 11 else float("nan"),
     }
 
 

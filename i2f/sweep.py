@@ -33,7 +33,8 @@ def attack_all(attacks: list[Attack], jobs: int | None = None) -> list[tuple[Row
 
     A row holds `method`; `predicted_mse` = I²/d_x and `predicted_rmse`, by Eq. 4; `mse` (unclamped), `mse_clamped`,
     `rmse`, `psnr`, `ssim` against the truth J.x; `objective_ratio` = ‖∇L(x̂) − g‖²/‖δ‖², which is 1 at the truth, so
-    that an attack that stopped above 1 cannot have found the minimum; `steps`, `evaluations`, `converged`, `reason`.
+    that an attack that stopped above 1 cannot have found the minimum; `steps`, `evaluations`, `converged`, `failed`,
+    `reason`.
     """
     calls = [
         joblib.delayed(_invert)(
@@ -68,5 +69,6 @@ def _row(attack: Attack, found: Reconstruction) -> Row:
         "steps": found.steps,
         "evaluations": found.evaluations,
         "converged": found.converged,
+        "failed": found.failed,
         "reason": found.reason,
     }
