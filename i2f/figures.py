@@ -16,6 +16,13 @@ METHODS = {  # name in tables -> label, colour (colour-blind safe), marker
     "gauss-newton": ("Gauss–Newton", "#0072B2", "o"),
     "dgl": ("Adam", "#D55E00", "X"),
 }
+ATTACKERS = {  # name in tables -> label, what it knows besides the model, colour, line
+    "gauss-newton": ("Gauss–Newton", "label", "#0072B2", "-"),
+    "dgl": ("DGL, Adam", "label", "#D55E00", "-"),
+    "dlg": ("DLG, L-BFGS", "nothing else", "#009E73", "-"),
+    "idlg": ("iDLG, Adam", "nothing else", "#E69F00", (0, (4, 3))),
+    "gs": ("GS, cosine", "label, pixel range", "#CC79A7", "-"),
+}
 
 
 def style() -> None:
@@ -141,6 +148,55 @@ def pictures(rows: Sequence[tuple[str, Sequence[np.ndarray], Sequence[str]]]) ->
 def _displayable(image: np.ndarray) -> np.ndarray:
     image = np.clip(image, 0, 1)
     return image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
+
+
+def leakage(paths: pd.DataFrame, truth: np.ndarray, images: np.ndarray, costs: Sequence[int]) -> Figure:
+    """Five attackers on one gradient: error against cost, and what each holds in hands at the same cost.
+
+    paths: (method, evaluations, mse). truth: (C, H, W). images: (attackers, costs, C, H, W), attackers in the order of
+    their first row in `paths`.
+    """
+    style()
+    methods = list(dict.fromkeys(paths.method))
+    figure = plt.figure(figsize=(11.5, 5.0), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[1.18, 1])
+    error_against_cost(left.subplots(), paths, costs)
+    grid = right.subplots(len(methods), 1 + len(costs))
+    for row, (method, line) in enumerate(zip(methods, grid, strict=True)):
+        label, _, colour, _ = ATTACKERS[method]
+        for ax, image in zip(line, [truth, *images[row]], strict=True):
+            ax.set(xticks=[], yticks=[])
+            ax.imshow(_displayable(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        for ax in line[1:]:
+            for side in ax.spines.values():
+                side.set(color=colour, linewidth=1.2)
+        line[0].set_visible(row == 0)
+        line[1].set_ylabel(
+            label.replace(", ", ",\n").replace("–", "–\n"), fontsize="small", color=colour, fontweight="bold"
+        )
+    grid[0, 0].set_title("private", fontsize="small", loc="center")
+    for ax, cost in zip(grid[0, 1:], costs, strict=True):
+        ax.set_title(f"{cost:,}", fontsize="small", loc="center")
+    right.suptitle("What each holds after so many evaluations", fontsize="medium", fontweight="bold")
+    return figure
+
+
+def error_against_cost(ax: Axes, paths: pd.DataFrame, costs: Sequence[int] = ()) -> Axes:
+    """MSE of an attacker's best iterate against the gradient evaluations it has spent, both logarithmic."""
+    for cost in costs:
+        ax.axvline(cost, color=LINE, lw=0.8, ls=":", zorder=1)
+    for method, path in paths.groupby("method", sort=False):
+        label, knows, colour, line = ATTACKERS[method]
+        ax.plot(
+            path.evaluations, path.mse,
+            color=colour, ls=line, lw=2, drawstyle="steps-post", label=f"{label} (knows {knows})", zorder=3,
+        )  # fmt: skip
+        ax.plot(path.evaluations.iloc[-1], path.mse.iloc[-1], "o", color=colour, ms=5, zorder=4)
+    ax.set(xscale="log", yscale="log", xlabel="gradient evaluations", ylabel="MSE per pixel")
+    ax.set_xlim(left=8)
+    ax.set_title("How near, at what cost")
+    ax.legend(fontsize="small", loc="lower left")
+    return ax
 
 
 def eigenvector_pictures(table: pd.DataFrame, images: Sequence[np.ndarray]) -> Figure:

@@ -113,7 +113,26 @@ def publish_eigenvectors(dataset: str) -> None:
     figures.save(figures.eigenvector_pictures(shown, pictures), RESULTS / f"{name}-pictures.png")
 
 
-PUBLISH: dict[str, Callable[[str], None]] = {"eigenvectors": publish_eigenvectors}
+def publish_leakage(dataset: str) -> None:
+    """results/leakage-DATASET: the table of the five attackers, and the figure with their images."""
+    import numpy as np
+    import pandas as pd
+
+    from i2f import figures
+
+    source, name = ROOT / "runs" / "leakage" / dataset, f"leakage-{dataset}"
+    RESULTS.mkdir(exist_ok=True)
+    pd.read_csv(source / "summary.csv").to_csv(RESULTS / f"{name}.csv", index=False, float_format=DIGITS)
+    held = np.load(source / "pictures.npz")
+    paths = pd.read_csv(source / "paths.csv")
+    figure = figures.leakage(paths, held["truth"], held["images"], held["costs"].tolist())
+    figures.save(figure, RESULTS / f"{name}.png")
+
+
+PUBLISH: dict[str, Callable[[str], None]] = {
+    "eigenvectors": publish_eigenvectors,
+    "leakage": publish_leakage,
+}
 
 
 def collect_claims() -> None:

@@ -56,3 +56,26 @@ def test_pictures_hold_the_pixels(table):
     assert len(shown) == 8
     assert shown[0].max() == 0
     assert shown[-1].max() == 1  # clamped for display
+
+
+def test_leakage_draws_every_path_and_every_picture():
+    paths = pd.DataFrame(
+        [(m, cost, 0.5 / cost) for m in figures.ATTACKERS for cost in (1, 10, 100)],
+        columns=["method", "evaluations", "mse"],
+    )
+    truth, images = np.full((1, 8, 8), 0.1), np.linspace(0, 2, 5 * 3 * 64).reshape(5, 3, 1, 8, 8)
+    figure = figures.leakage(paths, truth, images, [5, 50, 500])
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    for label, knows, _, _ in figures.ATTACKERS.values():
+        assert list(lines[f"{label} (knows {knows})"].get_ydata()) == [0.5, 0.05, 0.005]
+    shown = [ax for ax in figure.axes[1:] if ax.get_visible()]
+    assert len(shown) == 1 + 5 * 3
+    assert np.array_equal(shown[1].images[0].get_array(), images[0, 0, 0])
+    assert shown[-1].images[0].get_array().max() == 1
+    assert [ax.get_title() for ax in shown[:4]] == ["private", "5", "50", "500"]
+
+
+def test_every_method_has_its_colour():
+    from i2f.attacks import METHODS
+
+    assert list(figures.ATTACKERS) == list(METHODS)

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from i2f import claims, data, pipeline
+from i2f.attacks import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -87,6 +88,8 @@ def test_stages_depend_on_the_modules_they_use():
     for stage in (s for s in STAGES.values() if "pipeline run" in s["cmd"]):
         named = {d for d in stage["deps"] if d.startswith("i2f/") and not d.startswith("i2f/experiments/")}
         assert {Path(d).stem for d in named} == modules
+        notebook = ROOT / re.search(r"run (\S+)", stage["cmd"])[1]
+        assert f"i2f/experiments/{notebook.stem.split('_', 1)[1]}.py" in stage["deps"]
 
 
 def test_nothing_of_a_run_can_be_pushed_into_the_bundled_remote():
@@ -137,7 +140,8 @@ def test_cleaning_removes_what_differs_between_runs():
 
 def test_published_claims_are_claims():
     published = claims.load(ROOT / "results" / "claims.json")
-    assert {c.id.rsplit("-", 1)[0] for c in published} >= {"eigenvectors-mnist", "eigenvectors-cifar10"}
+    experiments = {f"{stage}-{dataset}" for stage, datasets in PARAMS.items() for dataset in datasets}
+    assert {c.id.rsplit("-", 1)[0] for c in published} == experiments
     for claim in published:
         assert claim.verdict in claims.VERDICTS
         assert claim.low <= claim.value <= claim.high
@@ -194,6 +198,18 @@ def test_readme_blocks_run(capsys):
         exec(block, scope)
     assert scope["error"] == pytest.approx(scope["predicted"].rmse, rel=0.02)
     assert "predicted" in capsys.readouterr().out
+
+
+def test_readme_and_notebook_say_the_same_of_every_attacker():
+    """One table, attack × what it knows, in both; a row for each method, with the settings of the code."""
+    book = nbformat.read(ROOT / "notebooks" / "01_leakage.ipynb", as_version=4)
+    prose = "\n".join(c.source for c in book.cells if c.cell_type == "markdown")
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if re.match(r"\| `[a-z-]+` \|", line)]
+    assert [re.match(r"\| `([a-z-]+)`", row)[1] for row in rows] == list(METHODS)
+    for row, method in zip(rows, METHODS.values(), strict=True):
+        assert row in prose
+        assert f"{method.steps:,} " in row or "as `dgl`" in row
+        assert row.split("|")[5].strip() == ("yes" if method.box else "optional")
 
 
 def test_readme_links_lead_somewhere():

@@ -1,0 +1,166 @@
+"""What one gradient gives away: five attackers on it, what each knows, and how near each is at what cost."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from i2f import claims, metrics
+from i2f.attacks import METHODS, Iterate, Reconstruction, invert
+from i2f.jacobian import GradientJacobian
+from i2f.progress import bar
+
+GOALS = (1e-2, 1e-4, 1e-6, 1e-10)  # MSE per pixel
+FLOOR = 1e-20  # an MSE below this is rounding, and differs from machine to machine
+DENSITY = 1.05  # evaluations from one recorded iterate to the next, at least
+
+
+class Trajectory:
+    """A callback that scores, on the way, what the attacker would hand in: its best iterate by its own objective.
+
+    `truth` is the scorer's and not the attack's. rows: (evaluations, mse, loss), thinned to even steps of log cost.
+    pictures: that iterate once so many evaluations were spent, an entry for each of `costs`.
+    """
+
+    def __init__(self, truth: Tensor, costs: Sequence[int]):
+        self.truth, self.costs = truth, costs
+        self.rows: list[tuple[int, float, float]] = []
+        self.pictures: list[np.ndarray] = []
+        self.best = (math.inf, torch.full_like(truth, math.nan))
+
+    def __call__(self, at: Iterate) -> None:
+        while len(self.pictures) < len(self.costs) and at.evaluations > self.costs[len(self.pictures)]:
+            self.snapshot()  # what was the best when this cost had been spent
+        if at.loss < self.best[0] or not self.rows:
+            self.best = (at.loss, at.x)
+        if not self.rows or at.evaluations >= DENSITY * self.rows[-1][0]:
+            self.record(at.evaluations)
+
+    def finish(self, found: Reconstruction) -> None:
+        self.best = (found.loss, found.x)
+        while len(self.pictures) < len(self.costs):
+            self.snapshot()
+        if self.rows[-1][0] == found.evaluations:
+            self.rows.pop()
+        self.record(found.evaluations)
+
+    def record(self, evaluations: int) -> None:
+        mse = max(float(metrics.mse(self.best[1], self.truth).mean()), FLOOR)
+        self.rows.append((evaluations, mse, self.best[0]))
+
+    def snapshot(self) -> None:
+        self.pictures.append(self.best[1][0].clamp(0, 1).numpy().astype(np.float32))
+
+
+def attack(
+    J: GradientJacobian, steps: dict[str, int], costs: Sequence[int], seed: int, jobs: int | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
+    """Every attacker of `attacks.METHODS` on the gradient at J's input, no noise. `steps`: the budget of each.
+
+    dlg and idlg are not told the label. Returns
+        summary: a row an attacker: final and best error, the label found, and the evaluations until each of `GOALS`;
+        paths: (method, evaluations, mse, loss), for the iterate that the attacker holds best;
+        pictures: (attackers, costs, C, H, W), that iterate when so many evaluations were spent, clamped.
+    """
+    calls = [joblib.delayed(_follow)(J, method, costs, {"steps": steps[method], "seed": seed}) for method in METHODS]
+    jobs = min(jobs or joblib.cpu_count(only_physical_cores=True), len(calls))
+    with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
+        found = joblib.Parallel(return_as="generator", batch_size=1)(calls)
+        done = list(bar(found, total=len(calls), description="attackers"))
+    summary = pd.DataFrame([row for row, _, _ in done])
+    paths = pd.concat([path for _, path, _ in done], ignore_index=True)
+    return summary, paths, np.stack([pictures for _, _, pictures in done])
+
+
+def _follow(
+    J: GradientJacobian, method: str, costs: Sequence[int], options: dict[str, Any]
+) -> tuple[dict[str, Any], pd.DataFrame, np.ndarray]:
+    torch.set_num_threads(1)
+    y = None if method in ("dlg", "idlg") else J.map.y
+    trajectory = Trajectory(J.x, costs)
+    found = invert(
+        J.map.model, J.gradient, y, J.x.shape, method=method, loss=J.map.loss, callback=trajectory, **options
+    )
+    trajectory.finish(found)
+    path = pd.DataFrame(trajectory.rows, columns=["evaluations", "mse", "loss"])
+    path.insert(0, "method", method)
+    scores = metrics.compare(found.x, J.x)
+    row = {
+        "method": method,
+        "label_given": y is not None,
+        "label_found": bool(torch.equal(found.y, J.map.y)),
+        "mse": max(scores["mse"], FLOOR),
+        "ssim": scores["ssim"],
+        "relative_residual": max(found.relative_residual, FLOOR**0.5),
+        "steps": found.steps,
+        "evaluations": found.evaluations,
+        **{f"evaluations to {goal:g}": _first(path, goal) for goal in GOALS},
+        "converged": found.converged,
+        "failed": found.failed,
+    }
+    return row, path, np.stack(trajectory.pictures)
+
+
+def _first(path: pd.DataFrame, goal: float) -> float:
+    reached = path[path.mse <= goal]
+    return float(reached.evaluations.iloc[0]) if len(reached) else math.nan
+
+
+def readable(summary: pd.DataFrame) -> pd.DataFrame:
+    """The summary as a reader wants it: an attacker a column, errors to two digits, counts whole."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, (bool, np.bool_)):
+            return "yes" if value else "no"
+        if math.isnan(value):
+            return "–"
+        return f"{value:.2g}" if value < 1 else f"{value:,.0f}"
+
+    shown = summary.set_index("method").drop(columns=["converged", "failed"]).map(text).T
+    return shown.rename(index=lambda name: name.replace("_", " "))
+
+
+def survey(jacobians: Sequence[GradientJacobian], seed: int) -> pd.DataFrame:
+    """Gauss–Newton on several images, not told the labels: (image, mse, label_found, converged, failed)."""
+
+    def one(image: int, J: GradientJacobian) -> dict[str, Any]:
+        torch.set_num_threads(1)
+        found = invert(J.map.model, J.gradient, None, J.x.shape, loss=J.map.loss, seed=seed)
+        return {
+            "image": image,
+            "mse": max(float(metrics.mse(found.x, J.x)), FLOOR),
+            "label_found": bool(torch.equal(found.y, J.map.y)),
+            "converged": found.converged,
+            "failed": found.failed,
+        }
+
+    calls = [joblib.delayed(one)(image, J) for image, J in enumerate(jacobians)]
+    jobs = min(joblib.cpu_count(only_physical_cores=True), len(calls))
+    with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
+        found = joblib.Parallel(return_as="generator", batch_size=1)(calls)
+        return pd.DataFrame(list(bar(found, total=len(calls), description="images")))
+
+
+def judge(table: pd.DataFrame, dataset: str, exact: float, share: float) -> list[claims.Claim]:
+    """The experiment's claims, from `survey`'s table. The thresholds are the notebook's parameters."""
+    common = {"source": "section 3, the assumption G_r(∇L(x)) ≡ x", "attacker": "gauss-newton: knows the model alone"}
+    return [
+        claims.judge(
+            table, lambda t: float((t.mse <= exact).mean()), "image", at_least=share, **common,
+            id=f"leakage-{dataset}-image",
+            statement="The gradient of one image gives the image away.",
+            statistic=f"share of images recovered to an MSE of {exact:g}",
+            note="no noise, one image a gradient, random start",
+        ),
+        claims.judge(
+            table, lambda t: float(t.label_found.mean()), "image", at_least=share, **common,
+            id=f"leakage-{dataset}-label",
+            statement="The gradient of one image gives its label away.",
+            statistic="share of labels read from the last layer's gradient",
+        ),
+    ]  # fmt: skip
