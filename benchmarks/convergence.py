@@ -7,29 +7,20 @@ noise of variance 1e-5: measured RMSE over exact I²F) and `machine.txt` (where 
 """
 
 import argparse
-import os
-import platform
 import time
-from pathlib import Path
 
 import pandas as pd
 import torch
+from common import HERE, machine, problem
 
 import i2f
 from i2f import metrics, perturb
 from i2f.progress import bar
 from i2f.sweep import Attack, attack_all
 
-HERE = Path(__file__).parent
 VARIANCE = 1e-5
 # (data set, MSE to reach, within so many steps): the numbers that the project sets itself
 GOALS = {"mnist": (1e-10, 10), "cifar10": (1e-8, 15)}
-
-
-def problem(dataset: str, image: int, seed: int = 1) -> i2f.GradientJacobian:
-    x, y = i2f.data.load(dataset, n=1, offset=image)
-    model = i2f.models.build("lenet", dataset, init="uniform", seed=seed, normalize=False)
-    return i2f.GradientJacobian(model.double(), x, y)
 
 
 def recovery(dataset: str, images: int, starts: int) -> list[dict]:
@@ -71,20 +62,6 @@ def prediction(images: int) -> list[dict]:
     return rows
 
 
-def machine() -> str:
-    """What the seconds were taken on; use them as ratios."""
-    names = [line.split(":")[1].strip() for line in _read("/proc/cpuinfo") if line.startswith("model name")]
-    processor = names[0] if names else platform.processor()
-    return (
-        f"{processor}, {os.cpu_count()} cores; {platform.system()}, Python {platform.python_version()}, "
-        f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads\n"
-    )
-
-
-def _read(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=20, help="MNIST images")
@@ -92,14 +69,14 @@ def main() -> None:
     parser.add_argument("--cifar10", type=int, default=5, help="CIFAR-10 images")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # small problems: threads that wait for each other cost more than they bring
-    (HERE / "machine.txt").write_text(machine())
+    (HERE / "machine.txt").write_text(machine(1))
     table = pd.DataFrame(recovery("mnist", arguments.images, arguments.starts))
     table.to_csv(HERE / "recovery.csv", index=False, float_format="%.3g")
     predicted = pd.DataFrame(prediction(arguments.images))
     predicted.to_csv(HERE / "prediction.csv", index=False, float_format="%.5g")
     table = pd.concat([table, pd.DataFrame(recovery("cifar10", arguments.cifar10, arguments.starts))])
     table.to_csv(HERE / "recovery.csv", index=False, float_format="%.3g")
-    print(machine().strip())
+    print(machine(1).strip())
     summary = table.groupby("dataset").agg(
         problems=("met", "size"), met=("met", "sum"), worst_mse=("mse", "max"), most_steps=("steps_to_goal", "max"),
         median_seconds=("seconds", "median"),
