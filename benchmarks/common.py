@@ -4,11 +4,13 @@ import os
 import platform
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 import i2f
 
 HERE = Path(__file__).parent
+OPEN, CLOSE = "<!-- benchmarks/attacks.csv -->", "<!-- end -->"  # in the README
 
 
 def problem(
@@ -32,3 +34,29 @@ def machine(threads: int) -> str:
 
 def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def readme_table(table: pd.DataFrame) -> str:
+    """The speed table as the README shows it: seconds to each MSE (evaluations in brackets), and the best MSE."""
+
+    def cell(row: pd.Series, goal: str) -> str:
+        seconds, evaluations = row[f"seconds to {goal}"], row[f"evaluations to {goal}"]
+        return "never" if pd.isna(seconds) else f"{float(f'{seconds:.2g}'):g} s ({evaluations:,.0f})"
+
+    goals = [name.removeprefix("seconds to ") for name in table.columns if name.startswith("seconds to ")]
+    goals.sort(key=float, reverse=True)
+    lines = ["| images | attack | " + " | ".join(f"MSE {goal}" for goal in goals) + " | best MSE | whole budget |"]
+    lines.append("|---" * (4 + len(goals)) + "|")
+    for _, row in table.iterrows():
+        cells = [cell(row, goal) for goal in goals]
+        budget = f"{float(f'{row.seconds:.2g}'):g} s ({row.evaluations:,.0f})"
+        lines.append(f"| {row.dataset} | `{row.method}` | {' | '.join(cells)} | {row.best_mse:.0e} | {budget} |")
+    return "\n".join(lines)
+
+
+def show_in_readme(table: str) -> None:
+    """Put the table between the README's benchmark markers."""
+    readme = HERE.parent / "README.md"
+    before, rest = readme.read_text(encoding="utf-8").split(OPEN)
+    _, after = rest.split(CLOSE)
+    readme.write_text(f"{before}{OPEN}\n\n{table}\n\n{CLOSE}{after}", encoding="utf-8")

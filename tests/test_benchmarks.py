@@ -62,3 +62,12 @@ def test_dense_attack_finds_what_ours_finds(attacks):
     x, steps = attacks._dense_attack(J, torch.full_like(J.x, 0.5), steps=15)
     assert float(((x - J.x) ** 2).mean()) <= 1e-20
     assert steps <= 10
+
+
+def test_readme_shows_the_committed_table(attacks):
+    import common
+    import pandas as pd
+
+    table = common.readme_table(pd.read_csv(FOLDER / "attacks.csv"))
+    assert table in (FOLDER.parent / "README.md").read_text()
+    assert all(f"`{method}`" in table for method in attacks.METHODS)
