@@ -36,11 +36,17 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `i2f.influence` the function: Python would bind the submodule of that name over it when it loads."""
+    """Keeps `i2f.influence` the function: Python would bind the submodule of that name over it when it loads.
+
+    Pickles by name, as plain modules do for workers that get a script's or a notebook's own functions.
+    """
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _NAMES and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
+
+    def __reduce__(self) -> tuple:
+        return import_module, (self.__name__,)
 
 
 sys.modules[__name__].__class__ = _Package

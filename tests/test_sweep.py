@@ -1,5 +1,7 @@
 """Attacks side by side: the same rows in the same order for any number of workers, and nothing hidden in them."""
 
+import pickle
+
 import pytest
 import torch
 
@@ -42,3 +44,8 @@ def test_no_noise_has_no_objective_ratio(attacks):
     ((row, _),) = attack_all([Attack(J, torch.zeros_like(J.gradient))], jobs=1)
     assert row["objective_ratio"] != row["objective_ratio"]  # NaN
     assert row["mse"] < 1e-20
+
+
+def test_package_travels_to_workers_by_name():
+    """A notebook's own function that names i2f is sent with the module in its globals."""
+    assert pickle.loads(pickle.dumps(i2f)) is i2f
