@@ -6,20 +6,24 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
+from i2f.chain import chain_jacobian
 from i2f.gradient import GradientMap, Linearization
 
 CHUNK_BYTES = 32 * 2**20  # directions of input space pushed through the network at a time, as rows of J
 BLOCK_ROWS = 512
 
 
-def dense_jacobian(gmap: GradientMap, x: Tensor, chunk: int | None = None) -> Tensor:
+def dense_jacobian(gmap: GradientMap, x: Tensor) -> Tensor:
     """J at `x`, (d_x, d_θ): the gradient's derivative along every direction of input space.
 
-    Forward over reverse, `chunk` directions at a time, which share each layer's work. Where an operation of the
-    network has no forward-mode or batching rule, one backward pass a row.
+    By the layers' own rules where the network is a chain of known layers (`chain_jacobian`); otherwise by forward over
+    reverse; one backward pass a row where an operation of the network has no forward-mode or batching rule.
     """
+    J = chain_jacobian(gmap, x)
+    if J is not None:
+        return J
     try:
-        return _forward_over_reverse(gmap, x, chunk)
+        return forward_over_reverse(gmap, x)
     except (NotImplementedError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -27,7 +31,8 @@ def dense_jacobian(gmap: GradientMap, x: Tensor, chunk: int | None = None) -> Te
     return torch.stack([at_x.rmatvec(e) for e in torch.eye(x.numel(), dtype=x.dtype, device=x.device)])
 
 
-def _forward_over_reverse(gmap: GradientMap, x: Tensor, chunk: int | None) -> Tensor:
+def forward_over_reverse(gmap: GradientMap, x: Tensor, chunk: int | None = None) -> Tensor:
+    """J at `x`, (d_x, d_θ), of any network: `chunk` directions at a time, which share each layer's work."""
     gradient = grad(gmap.value)
 
     def rows_of(directions: Tensor) -> Tensor:

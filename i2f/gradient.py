@@ -36,6 +36,12 @@ class GradientMap:
         named = dict(self.model.named_parameters())
         self.parameters = {name: p.detach() for name, p in named.items() if p.requires_grad}
         self.frozen = {name: p.detach() for name, p in named.items() if not p.requires_grad}
+        names = {id(p): name for name, p in named.items()}
+        self._slots = {  # a shared layer once, a shared parameter under each of its names
+            f"{prefix}.{name}".removeprefix("."): names[id(p)]
+            for prefix, module in self.model.named_modules()
+            for name, p in module.named_parameters(recurse=False)
+        }
         if not self.parameters:
             raise ValueError("model has no trainable parameter (requires_grad=True): there is no gradient to share")
         self.size = sum(p.numel() for p in self.parameters.values())
@@ -70,8 +76,10 @@ class GradientMap:
     def output(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         """The model's output at `x`, with θ given and buffers out of harm's way."""
         buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}  # a forward may write to them
+        every = {**parameters, **self.frozen}
+        slots = {slot: every[name] for slot, name in self._slots.items()}
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-            return functional_call(self.model, ({**parameters, **self.frozen}, buffers), (x,))
+            return functional_call(self.model, (slots, buffers), (x,), tie_weights=False)
 
     def value(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor | None = None) -> Tensor:
         """L(x, θ), a scalar; `y` instead of the map's own labels, where given."""

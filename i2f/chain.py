@@ -1,0 +1,128 @@
+"""J of a chain of layers, by their own rules: every sum a large matrix product, nothing of it formed twice."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from i2f.gradient import GradientMap
+from i2f.layers import Reach, Rule, rule_for
+
+DIRECTIONS = 128  # pushed through the network at a time: enough for matrix products, few enough for the cache
+
+
+def chain_jacobian(gmap: GradientMap, x: Tensor, directions: int = DIRECTIONS) -> Tensor | None:
+    """J at `x`, (d_x, d_θ), stored by columns; None where the network is no chain of layers that `rule_for` knows, or
+    where its loss couples the images.
+
+    A chain is an `nn.Sequential`, nested or not. Forward over reverse without a graph: `directions` of input space at
+    a time run forward through the layers and back, each layer writing its parameters' rows of Jᵀ.
+    """
+    chain = _layers(gmap)
+    if chain is None:
+        return None
+    inputs, errors, curvature = _backpropagate(gmap, [layer for layer, _ in chain], x)
+    rules = [rule_for(layer, a[0]) for (layer, _), a in zip(chain, inputs, strict=True)]
+    if curvature is None or None in rules:
+        return None
+    by_parameter = _empty(gmap.size, x.numel(), like=x)
+    parts = _split(gmap, by_parameter)
+    features = x[0].numel()
+    for image in range(len(x)):
+        steps = [
+            _Step(rule(layer, a[image], delta[image]), parts.get(f"{prefix}weight"), parts.get(f"{prefix}bias"))
+            for rule, (layer, prefix), a, delta in zip(rules, chain, inputs, errors, strict=True)
+        ]
+        for start in range(0, features, directions):
+            stop = min(start + directions, features)
+            columns = slice(image * features + start, image * features + stop)
+            _push(steps, curvature[image], _unit(x[image], start, stop), columns)
+    return by_parameter.T
+
+
+class _Step(NamedTuple):
+    """A layer's rule, and its parameters' rows of Jᵀ, (*shape, d_x); None for one that is frozen or absent."""
+
+    rule: Rule
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def write(self, A: Reach, D: Tensor, columns: slice) -> None:
+        if self.weight is not None:
+            self.rule.write_weight(self.weight[..., columns], A, D)
+        if self.bias is not None:
+            self.rule.write_bias(self.bias[..., columns], D)
+
+
+def _push(steps: list[_Step], curvature: Tensor, A: Reach, columns: slice) -> None:
+    """Carry directions of input space through the network and back, and write their columns of Jᵀ."""
+    inputs = []
+    for step in steps:
+        inputs.append(A)
+        A = step.rule.forward(A)
+    D = curvature @ A.values
+    first = next(k for k, step in enumerate(steps) if step.weight is not None or step.bias is not None)
+    for step, A in zip(steps[:first:-1], inputs[:first:-1], strict=True):
+        step.write(A, D, columns)
+        D = step.rule.backward(D, A)
+    steps[first].write(inputs[first], D, columns)
+
+
+def _layers(gmap: GradientMap) -> list[tuple[nn.Module, str]] | None:
+    """The chain's layers and the prefix of their parameters' names; None where the model is something else, or more."""
+    modules = list(gmap.model.named_modules(remove_duplicate=False))
+    chain = [(m, f"{name}." if name else "") for name, m in modules if type(m) is not nn.Sequential]
+    nested = any(True for layer, _ in chain for _ in layer.children())
+    hooked = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for _, m in modules)
+    twice = len({id(layer) for layer, _ in chain}) < len(chain)
+    owned = [f"{prefix}{name}" for layer, prefix in chain for name, p in layer.named_parameters() if p.requires_grad]
+    return None if nested or hooked or twice or owned != list(gmap.parameters) else chain
+
+
+def _backpropagate(gmap: GradientMap, layers: list[nn.Module], x: Tensor) -> tuple[list, list, Tensor | None]:
+    """Every layer's input, ∂L/∂(its output), and each image's second derivative of the loss by the network's output,
+    (n, classes, classes)."""
+    inputs, outputs, a = [], [], x.detach().requires_grad_()
+    with torch.enable_grad():
+        for layer in layers:
+            inputs.append(a.detach())
+            a = layer(a.clone())  # a clone: it may act in place
+            outputs.append(a)
+        errors = torch.autograd.grad(gmap.loss(a, gmap.y), outputs)
+    if a.ndim != 2:
+        return inputs, errors, None
+    hessian = torch.autograd.functional.hessian(lambda z: gmap.loss(z, gmap.y), a.detach())
+    each = torch.arange(len(x))
+    curvature = hessian[each, :, each]
+    coupled = hessian.count_nonzero() > curvature.count_nonzero()
+    return inputs, errors, None if coupled else curvature
+
+
+def _split(gmap: GradientMap, by_parameter: Tensor) -> dict[str, Tensor]:
+    """The rows of Jᵀ, one view a parameter: (*its shape, d_x)."""
+    parts = by_parameter.split([p.numel() for p in gmap.parameters.values()])
+    return {name: part.view(*p.shape, -1) for (name, p), part in zip(gmap.parameters.items(), parts, strict=True)}
+
+
+def _unit(image: Tensor, start: int, stop: int) -> Reach:
+    """The directions start … stop of input space, as what they do to the first layer's input."""
+    which = torch.arange(stop - start, device=image.device)
+    pixel = start + which
+    if image.ndim != 3:
+        unit = image.new_zeros(image.numel(), len(which))
+        unit[pixel, which] = 1
+        return Reach(unit)
+    channels, height, width = image.shape
+    rows = pixel // width % height
+    top, bottom = int(rows.min()), int(rows.max()) + 1
+    unit = image.new_zeros(bottom - top, width, channels, len(which))
+    unit[rows - top, pixel % width, pixel // (height * width), which] = 1
+    return Reach(unit, top)
+
+
+def _empty(*shape: int, like: Tensor) -> Tensor:
+    """Uninitialised memory; on a CPU from NumPy, whose large arrays come in huge pages, quicker at their first use."""
+    if like.device.type != "cpu" or like.dtype not in (torch.float32, torch.float64):
+        return like.new_empty(shape)
+    return torch.from_numpy(np.empty(shape, str(like.dtype).removeprefix("torch.")))
