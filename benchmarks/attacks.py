@@ -1,6 +1,6 @@
 """The attackers against each other and against their own promises: time, success, knowledge, batches.
 
-    python benchmarks/attacks.py [--only speed success …] [--threads 2]
+    python benchmarks/attacks.py [--only speed success …] [--threads 2] [--resume]
 
 A table a part, written beside this file:
 
@@ -11,6 +11,7 @@ A table a part, written beside this file:
     recognisable  recognisable.csv  the published attacks at their published settings: SSIM of ten digits
     together      together.csv      32 problems at once against one after another
     step          step.csv          a Gauss–Newton step against one with a dense J and a float64 Gram matrix
+    others        others.csv        other implementations, where their clones are given (see others.py)
 
 Seconds are stored nowhere else; `machine.txt` says whose they are. Use them as ratios within one table.
 """
@@ -19,16 +20,18 @@ import argparse
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import joblib
+import others
 import pandas as pd
 import torch
-from common import HERE, machine, problem, readme_table, show_in_readme
+from common import HERE, Partial, machine, problem, readme_table, show_in_readme
 
 import i2f
 from i2f import metrics, perturb
 from i2f.attacks import METHODS
-from i2f.dense import dense_jacobian, outer_gram
+from i2f.dense import forward_over_reverse, outer_gram
 from i2f.gradient import GradientMap
 from i2f.progress import bar
 
@@ -86,11 +89,15 @@ def ratios(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _parallel(function: Callable, tasks: list[tuple], description: str) -> list[dict]:
-    calls = [joblib.delayed(function)(*task) for task in tasks]
+def _parallel(function: Callable, tasks: list[tuple], part: str, resume: bool) -> list[dict]:
+    partial = Partial(part, resume)
+    left = [task for task in tasks if task not in partial.found]
+    calls = [joblib.delayed(function)(*task) for task in left]
     with joblib.parallel_config("loky", n_jobs=joblib.cpu_count(only_physical_cores=True), inner_max_num_threads=1):
         found = joblib.Parallel(return_as="generator", batch_size=1)(calls)
-        return list(bar(found, total=len(calls), description=description))
+        for task, row in zip(left, bar(found, total=len(calls), description=part), strict=True):
+            partial.keep(task, row)
+    return [partial.found[task] for task in tasks]
 
 
 def _success(dataset: str, init: str, image: int, start: int) -> dict:
@@ -103,11 +110,13 @@ def _success(dataset: str, init: str, image: int, start: int) -> dict:
             "failed": found.failed, "reason": found.reason}  # fmt: skip
 
 
-def success(images: int = 20, starts: int = 3, datasets: tuple[str, ...] = ("mnist", "cifar10")) -> pd.DataFrame:
+def success(
+    images: int = 20, starts: int = 3, datasets: tuple[str, ...] = ("mnist", "cifar10"), resume: bool = False
+) -> pd.DataFrame:
     tasks = [
         (d, i, k, s) for d in datasets for i in ("uniform", "default") for k in range(images) for s in range(starts)
     ]
-    return pd.DataFrame(_parallel(_success, tasks, "success"))
+    return pd.DataFrame(_parallel(_success, tasks, "success", resume))
 
 
 def _knowledge(case: str, image: int) -> dict:
@@ -134,10 +143,11 @@ def _knowledge(case: str, image: int) -> dict:
             "steps": found.steps, "converged": found.converged, "reason": found.reason}  # fmt: skip
 
 
-def knowledge(images: int = 10) -> pd.DataFrame:
+def knowledge(images: int = 10, resume: bool = False) -> pd.DataFrame:
     """Ranks count eigenvalues of the kept columns' Gram matrix above 1e-13 of the largest."""
     cases = ("pruned 0.5", "pruned 0.5, mask", "pruned 0.9, mask", "linear model")
-    return pd.DataFrame(_parallel(_knowledge, [(c, i) for c in cases for i in range(images)], "knowledge"))
+    tasks = [(case, image) for case in cases for image in range(images)]
+    return pd.DataFrame(_parallel(_knowledge, tasks, "knowledge", resume))
 
 
 def _batch(size: int, number: int) -> dict:
@@ -146,35 +156,43 @@ def _batch(size: int, number: int) -> dict:
     J = i2f.GradientJacobian(i2f.models.build("lenet", "mnist", "uniform", 1, False).double(), x, y)
     found = i2f.invert(J.map.model, J.gradient, y, J.x.shape)
     errors = metrics.mse(metrics.assign(found.x, J.x), J.x)
-    values = torch.linalg.eigvalsh(outer_gram(dense_jacobian(J.map, J.x)))
+    values = torch.linalg.eigvalsh(outer_gram(J.dense()))
     return {"images": size, "batch": number, "worst_mse": float(errors.max()), "d_x": J.shape[0],
             "rank": int((values > 1e-13 * values[-1]).sum()), "relative_residual": found.relative_residual,
             "steps": found.steps, "evaluations": found.evaluations, "reason": found.reason}  # fmt: skip
 
 
-def batches(four: int = 10, eight: int = 3) -> pd.DataFrame:
+def batches(four: int = 10, eight: int = 3, resume: bool = False) -> pd.DataFrame:
     tasks = [(4, k) for k in range(four)] + [(8, k) for k in range(eight)]
-    return pd.DataFrame(_parallel(_batch, tasks, "batches"))
+    return pd.DataFrame(_parallel(_batch, tasks, "batches", resume))
 
 
-def recognisable(images: int = 10, steps: dict[str, int] | None = None) -> pd.DataFrame:
-    """dgl and gs in float32, as published; dlg in float64."""
+def _recognisable(method: str, dtype: torch.dtype, images: int, steps: int | None) -> list[dict]:
+    jacobians = [problem("mnist", image, dtype=dtype) for image in range(images)]
+    y = None if method == "dlg" else torch.stack([J.map.y for J in jacobians])
+    found = i2f.invert_many(
+        jacobians[0].map.model, torch.stack([J.gradient for J in jacobians]), y, jacobians[0].x.shape,
+        method=method, seed=list(range(images)), steps=steps, progress=True,
+    )  # fmt: skip
     rows = []
-    for method, dtype in (("dgl", torch.float32), ("gs", torch.float32), ("dlg", torch.float64)):
-        jacobians = [problem("mnist", image, dtype=dtype) for image in range(images)]
-        y = None if method == "dlg" else torch.stack([J.map.y for J in jacobians])
-        found = i2f.invert_many(
-            jacobians[0].map.model, torch.stack([J.gradient for J in jacobians]), y, jacobians[0].x.shape,
-            method=method, seed=list(range(images)), steps=(steps or {}).get(method), progress=True,
+    for image, (J, one) in enumerate(zip(jacobians, found, strict=True)):
+        scores = metrics.compare(one.x, J.x)
+        rows.append(
+            {"method": method, "image": image, "mse": scores["mse"], "ssim": scores["ssim"],
+             "met": scores["ssim"] >= 0.9, "label_found": bool(torch.equal(one.y, J.map.y)),
+             "relative_residual": one.relative_residual, "steps": one.steps, "failed": one.failed,
+             "reason": one.reason}
         )  # fmt: skip
-        for image, (J, one) in enumerate(zip(jacobians, found, strict=True)):
-            scores = metrics.compare(one.x, J.x)
-            rows.append(
-                {"method": method, "image": image, "mse": scores["mse"], "ssim": scores["ssim"],
-                 "met": scores["ssim"] >= 0.9, "label_found": bool(torch.equal(one.y, J.map.y)),
-                 "relative_residual": one.relative_residual, "failed": one.failed, "reason": one.reason}
-            )  # fmt: skip
-    return pd.DataFrame(rows)
+    return rows
+
+
+def recognisable(images: int = 10, steps: dict[str, int] | None = None, resume: bool = False) -> pd.DataFrame:
+    """dgl and gs in float32, as published; dlg in float64."""
+    partial = Partial("recognisable", resume)
+    for method, dtype in (("dgl", torch.float32), ("gs", torch.float32), ("dlg", torch.float64)):
+        if (method,) not in partial.found:
+            partial.keep((method,), _recognisable(method, dtype, images, (steps or {}).get(method)))
+    return pd.DataFrame([row for rows in partial.found.values() for row in rows])
 
 
 def together(problems: int = 32, steps: int = 100, repetitions: int = 3) -> pd.DataFrame:
@@ -208,7 +226,7 @@ def _dense_attack(J: i2f.GradientJacobian, start: torch.Tensor, steps: int = 20)
     for step in range(steps):  # noqa: B007 - the count is returned
         if float(residual.norm()) <= 1e-14 * float(J.gradient.norm()):
             break
-        A = dense_jacobian(gmap, x)
+        A = forward_over_reverse(gmap, x)
         gram, slope = A @ A.T, A @ residual
         if mu is None:
             mu = 1e-4 * float(gram.diagonal().max())
@@ -258,6 +276,7 @@ PARTS: dict[str, Callable[[], pd.DataFrame]] = {
     "success": success,
     "recognisable": recognisable,
 }
+LONG = ("batches", "knowledge", "success", "recognisable")
 SUMMARY: dict[str, Callable[[pd.DataFrame], object]] = {
     "success": lambda t: t.groupby(["dataset", "init"]).success.agg(["mean", "size"]),
     "knowledge": lambda t: t.groupby("case").mse.agg([lambda m: (m <= SUCCESS).sum(), "size", "median", "max"]),
@@ -270,18 +289,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="which parts to run")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the timed parts")
+    parser.add_argument("--resume", action="store_true", help=f"go on with what was cut off: {', '.join(LONG)}")
+    for name in others.OTHERS:
+        parser.add_argument(f"--{name}", type=Path, metavar="PATH", help="a local clone to time beside ours, alone")
+    parser.add_argument("--steps", type=int, default=2000, help="of those clones' attacks and ours beside them")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     (HERE / "machine.txt").write_text(machine(arguments.threads))
+    clones = {name: getattr(arguments, name) for name in others.OTHERS if getattr(arguments, name)}
+    if clones:
+        table = pd.concat([others.compare(name, path, arguments.steps) for name, path in clones.items()])
+        _save(table, "others")
+        return
     for part in arguments.only:
-        table = PARTS[part]()
-        name = "attacks" if part == "speed" else part
-        table.drop(columns="path", errors="ignore").to_csv(HERE / f"{name}.csv", index=False, float_format="%.3g")
-        print(f"\n{part}\n{SUMMARY.get(part, lambda t: t.drop(columns='path', errors='ignore').to_string())(table)}")
-        if part == "speed":
-            show_in_readme(readme_table(pd.read_csv(HERE / f"{name}.csv")))
-            ratios(table).to_csv(HERE / "ratios.csv", index=False, float_format="%.3g")
-            print(ratios(table).to_string())
+        table = PARTS[part](resume=arguments.resume) if part in LONG else PARTS[part]()
+        _save(table, part)
+
+
+def _save(table: pd.DataFrame, part: str) -> None:
+    """The part's table beside this file, and its summary on the screen."""
+    name = "attacks" if part == "speed" else part
+    table.drop(columns="path", errors="ignore").to_csv(HERE / f"{name}.csv", index=False, float_format="%.3g")
+    (HERE / f"{part}.partial.jsonl").unlink(missing_ok=True)
+    print(f"\n{part}\n{SUMMARY.get(part, lambda t: t.drop(columns='path', errors='ignore').to_string())(table)}")
+    if part == "speed":
+        show_in_readme(readme_table(pd.read_csv(HERE / f"{name}.csv")))
+        ratios(table).to_csv(HERE / "ratios.csv", index=False, float_format="%.3g")
+        print(ratios(table).to_string())
 
 
 if __name__ == "__main__":

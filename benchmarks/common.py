@@ -1,5 +1,6 @@
 """What the benchmarks share: the problem they all start from, and the machine that their seconds belong to."""
 
+import json
 import os
 import platform
 from pathlib import Path
@@ -32,7 +33,7 @@ def machine(threads: int) -> str:
     )
 
 
-def _lines(path: str) -> list[str]:
+def _lines(path: str | Path) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
@@ -60,3 +61,18 @@ def show_in_readme(table: str) -> None:
     before, rest = readme.read_text(encoding="utf-8").split(OPEN)
     _, after = rest.split(CLOSE)
     readme.write_text(f"{before}{OPEN}\n\n{table}\n\n{CLOSE}{after}", encoding="utf-8")
+
+
+class Partial:
+    """What a long part has found so far, a line a task, so that `--resume` goes on where a run was cut off."""
+
+    def __init__(self, part: str, resume: bool):
+        self.path = HERE / f"{part}.partial.jsonl"
+        if not resume:
+            self.path.unlink(missing_ok=True)
+        self.found = {tuple(task): answer for task, answer in map(json.loads, _lines(self.path))}
+
+    def keep(self, task: tuple, answer: dict | list) -> None:
+        self.found[task] = answer
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(f"{json.dumps([task, answer])}\n")

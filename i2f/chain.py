@@ -1,15 +1,18 @@
 """J of a chain of layers, by their own rules: every sum a large matrix product, nothing of it formed twice."""
 
+import math
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise, product
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from i2f.gradient import GradientMap
 from i2f.layers import Reach, Rule, rule_for
+from i2f.workspace import Workspace, empty
 
-DIRECTIONS = 128  # pushed through the network at a time: enough for matrix products, few enough for the cache
+DIRECTIONS = 256  # pushed through the network at a time: enough for matrix products, few enough for the cache
 
 
 def chain_jacobian(gmap: GradientMap, x: Tensor, directions: int = DIRECTIONS) -> Tensor | None:
@@ -26,18 +29,29 @@ def chain_jacobian(gmap: GradientMap, x: Tensor, directions: int = DIRECTIONS) -
     rules = [rule_for(layer, a[0]) for (layer, _), a in zip(chain, inputs, strict=True)]
     if curvature is None or None in rules:
         return None
-    by_parameter = _empty(gmap.size, x.numel(), like=x)
+    by_parameter = empty(gmap.size, x.numel(), like=x)
     parts = _split(gmap, by_parameter)
     features = x[0].numel()
-    for image in range(len(x)):
+    workers = torch.get_num_threads() if x.device.type == "cpu" else 1
+    batches = workers * math.ceil(features / (workers * directions))
+    edges = [features * k // batches for k in range(batches + 1)]
+
+    def run(image: int, worker: int) -> None:
+        work = Workspace(x)
         steps = [
-            _Step(rule(layer, a[image], delta[image]), parts.get(f"{prefix}weight"), parts.get(f"{prefix}bias"))
+            _Step(rule(layer, a[image], delta[image], work), parts.get(f"{prefix}weight"), parts.get(f"{prefix}bias"))
             for rule, (layer, prefix), a, delta in zip(rules, chain, inputs, errors, strict=True)
         ]
-        for start in range(0, features, directions):
-            stop = min(start + directions, features)
+        for start, stop in list(pairwise(edges))[worker::workers]:
             columns = slice(image * features + start, image * features + stop)
             _push(steps, curvature[image], _unit(x[image], start, stop), columns)
+
+    if workers == 1:
+        for image in range(len(x)):
+            run(image, 0)
+    else:  # a thread a batch: the products are too small to share one among threads
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(run, *zip(*product(range(len(x)), range(workers)), strict=True)))
     return by_parameter.T
 
 
@@ -119,10 +133,3 @@ def _unit(image: Tensor, start: int, stop: int) -> Reach:
     unit = image.new_zeros(bottom - top, width, channels, len(which))
     unit[rows - top, pixel % width, pixel // (height * width), which] = 1
     return Reach(unit, top)
-
-
-def _empty(*shape: int, like: Tensor) -> Tensor:
-    """Uninitialised memory; on a CPU from NumPy, whose large arrays come in huge pages, quicker at their first use."""
-    if like.device.type != "cpu" or like.dtype not in (torch.float32, torch.float64):
-        return like.new_empty(shape)
-    return torch.from_numpy(np.empty(shape, str(like.dtype).removeprefix("torch.")))

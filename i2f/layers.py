@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from i2f.models import Normalize
+from i2f.workspace import Workspace
 
 ELEMENTWISE = (
     nn.Identity, nn.Sigmoid, nn.Tanh, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus, Normalize,
@@ -45,7 +46,7 @@ class Reach(NamedTuple):
 class Rule:
     """What a layer does to A and D at one image, where its input is `a` and the loss's derivative by its output δ."""
 
-    def __init__(self, layer: nn.Module, a: Tensor, delta: Tensor):
+    def __init__(self, layer: nn.Module, a: Tensor, delta: Tensor, work: Workspace):
         raise NotImplementedError
 
     def forward(self, A: Reach) -> Reach:
@@ -66,7 +67,8 @@ class Rule:
 class Elementwise(Rule):
     """z = σ(a):  A ↦ σ'A,  and from δ_a = σ'δ back,  D ↦ σ'D + σ''δA."""
 
-    def __init__(self, layer: nn.Module, a: Tensor, delta: Tensor):
+    def __init__(self, layer: nn.Module, a: Tensor, delta: Tensor, work: Workspace):
+        self.work = work
         a = a.detach().requires_grad_()
         with torch.enable_grad():
             (first,) = torch.autograd.grad(layer(a.clone()).sum(), a, create_graph=True)  # a clone: it may act in place
@@ -76,10 +78,12 @@ class Elementwise(Rule):
         self.first, self.curvature = _directions_last(first.detach()), _directions_last(second * delta)
 
     def forward(self, A: Reach) -> Reach:
-        return A._replace(values=self.first[A.top : A.rows.stop] * A.values)
+        return A._replace(
+            values=torch.mul(self.first[A.top : A.rows.stop], A.values, out=self.work((self, "A"), *A.values.shape))
+        )
 
     def backward(self, D: Tensor, A: Reach) -> Tensor:
-        D = self.first * D
+        D.mul_(self.first)
         D[A.top : A.rows.stop].addcmul_(self.curvature[A.top : A.rows.stop], A.values)
         return D
 
@@ -87,7 +91,7 @@ class Elementwise(Rule):
 class Flatten(Rule):
     """(H, W, C) -> features in PyTorch's order, (C, H, W)."""
 
-    def __init__(self, layer: nn.Flatten, a: Tensor, delta: Tensor):
+    def __init__(self, layer: nn.Flatten, a: Tensor, delta: Tensor, work: Workspace):
         self.shape = a.shape
 
     def forward(self, A: Reach) -> Reach:
@@ -100,7 +104,7 @@ class Flatten(Rule):
 class Linear(Rule):
     """z = Wa + b."""
 
-    def __init__(self, layer: nn.Linear, a: Tensor, delta: Tensor):
+    def __init__(self, layer: nn.Linear, a: Tensor, delta: Tensor, work: Workspace):
         self.weight, self.a, self.delta = layer.weight.detach(), a, delta
 
     def forward(self, A: Reach) -> Reach:
@@ -120,7 +124,8 @@ class Linear(Rule):
 class Conv2d(Rule):
     """z = W * a + b: from one row of the image to another, a matrix for each row of the kernel."""
 
-    def __init__(self, layer: nn.Conv2d, a: Tensor, delta: Tensor):
+    def __init__(self, layer: nn.Conv2d, a: Tensor, delta: Tensor, work: Workspace):
+        self.work = work
         n_out, n_in, taps, columns = self.shape = layer.weight.shape
         (_, self.height, width), (_, out_height, out_width) = a.shape, delta.shape
         (self.stride, stride), (down, right), (above, left) = layer.stride, layer.dilation, layer.padding
@@ -132,8 +137,8 @@ class Conv2d(Rule):
         at = (seen[:, None, :] == torch.arange(width)[:, None]).to(a)
         blocks = torch.einsum("vwk,oirk->rvowi", at, layer.weight.detach())
         blocks = blocks.reshape(taps, out_width * n_out, width * n_in)
-        self._forward = _RowByRow(blocks, out_height, links)
-        self._backward = _RowByRow(blocks.mT, self.height, [(j, i, k) for i, j, k in links])
+        self._forward = _RowByRow(blocks, out_height, links, work)
+        self._backward = _RowByRow(blocks.mT, self.height, [(j, i, k) for i, j, k in links], work)
         self.patches = F.unfold(a[None], layer.kernel_size, layer.dilation, layer.padding, layer.stride)[0]
         self.errors = torch.einsum("oiv,vwk->okiw", delta, at)
 
@@ -147,8 +152,9 @@ class Conv2d(Rule):
     def write_weight(self, out: Tensor, A: Reach, D: Tensor) -> None:
         n_out, n_in, taps, columns = self.shape
         m = D.shape[-1]
-        through_errors = (self.patches @ D.reshape(-1, n_out * m)).view(n_in, taps, columns, n_out, m)
-        through_input = D.new_empty(taps, n_out, columns, n_in, m)
+        through_errors = self.work("through errors", n_in, taps, columns, n_out, m)
+        torch.mm(self.patches, D.reshape(-1, n_out * m), out=through_errors.view(-1, n_out * m))
+        through_input = self.work("through input", taps, n_out, columns, n_in, m)
         for tap, product in enumerate(through_input.view(taps, n_out * columns, n_in * m)):
             rows = [i for i, row in enumerate(self.sources) if row[tap] in A.rows]
             if rows:
@@ -166,8 +172,8 @@ class Conv2d(Rule):
 class _RowByRow:
     """out[i] = Σ blocks[k] a[j] over the links (i, j, k) of each i: one matrix product a row of the output."""
 
-    def __init__(self, blocks: Tensor, height: int, links: list[tuple[int, int, int]]):
-        self.blocks = blocks
+    def __init__(self, blocks: Tensor, height: int, links: list[tuple[int, int, int]], work: Workspace):
+        self.blocks, self.work = blocks, work
         self.links = [sorted((j, k) for row, j, k in links if row == i) for i in range(height)]
         self.joined: dict[tuple[int, ...], Tensor] = {}
 
@@ -176,7 +182,7 @@ class _RowByRow:
         links = [[(j - a.top, k) for j, k in pairs if j in a.rows] for pairs in self.links]
         reached = [i for i, pairs in enumerate(links) if pairs] or [0]
         top, bottom = reached[0], reached[-1] + 1
-        out = a.values.new_empty(bottom - top, self.blocks.shape[1], a.values.shape[-1])
+        out = self.work(self, bottom - top, self.blocks.shape[1], a.values.shape[-1])
         for row, pairs in zip(out, links[top:bottom], strict=True):
             if pairs:
                 step = pairs[1][0] - pairs[0][0] if len(pairs) > 1 else 1

@@ -9,12 +9,16 @@ FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 @pytest.fixture
-def attacks(monkeypatch):
+def attacks(monkeypatch, tmp_path):
+    """The benchmark's module, writing into a folder of the test's own."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    for name in ("attacks", "common"):
+    for name in ("attacks", "common", "others", "jacobian"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import attacks
+    import common
 
+    monkeypatch.setattr(common, "HERE", tmp_path)
+    monkeypatch.setattr(attacks, "HERE", tmp_path)
     return attacks
 
 
@@ -44,6 +48,70 @@ def test_knowledge_and_batches_are_rows(attacks):
 def test_success_is_a_row(attacks):
     row = attacks._success("mnist", "default", 0, 0)
     assert row["success"] == (row["mse"] <= 1e-8)
+
+
+def test_long_parts_go_on_where_they_were_cut_off(attacks):
+    task, row = ("mnist", "default", 0, 0), {"success": "kept from before"}
+    attacks.Partial("success", resume=False).keep(task, row)
+    assert attacks._parallel(attacks._success, [task], "success", resume=True) == [row]
+    assert attacks.Partial("success", resume=False).found == {}
+
+
+RELEASED = """
+import torch
+class GradientReconstructor:
+    def __init__(self, model, truth, mean_std, config, num_images):
+        self.steps = config["max_iterations"]
+    def reconstruct(self, gradient, labels, img_shape):
+        assert [g.shape for g in gradient][-1] == (10,)
+        open("left behind", "w").close()
+        return torch.full((1, *img_shape), float(self.steps)), {}
+"""
+BREACHING = """
+import torch
+from types import SimpleNamespace as S
+def get_attack_config(name):
+    tv = S(scale=0.2)
+    return S(name=name, optim=S(max_iterations=24000), regularization=S(total_variation=tv))
+class attacks:
+    def prepare_attack(model, loss, config, setup):
+        assert config.regularization.total_variation.scale == 0
+        class Attacker:
+            def reconstruct(self, server, shared, secrets, dryrun):
+                shape = server[0]["metadata"].shape
+                return {"data": torch.full((1, *shape), float(config.optim.max_iterations))}, {}
+        return Attacker()
+"""
+
+
+@pytest.mark.parametrize("name", ["released", "breaching"])
+def test_other_implementations_are_timed_from_their_clones(attacks, tmp_path, name):
+    (tmp_path / "breaching").mkdir()
+    (tmp_path / "myreconstruction.py").write_text(RELEASED)
+    (tmp_path / "breaching" / "__init__.py").write_text(BREACHING)
+    (row,) = attacks.others.compare(name, tmp_path, steps=3, repetitions=1).to_dict("records")
+    assert 7 < row["mse"] < 9.1  # a picture of threes
+    assert row["ratio"] == row["seconds"] / row["our seconds"]
+    assert row["our steps"] == 3
+    assert not (tmp_path / "left behind").exists()
+
+
+def test_what_is_no_clone_is_named(attacks, tmp_path):
+    with pytest.raises(SystemExit, match=r"--released .* has no myreconstruction.py; give the folder of a clone"):
+        attacks.others.compare("released", tmp_path, steps=1)
+    (tmp_path / "myreconstruction.py").write_text("import a_package_that_is_not_here")
+    with pytest.raises(SystemExit, match=r"does not run in this environment: ModuleNotFoundError: .*a_package_that"):
+        attacks.others.compare("released", tmp_path, steps=1)
+
+
+def test_jacobian_is_compared(attacks):
+    import jacobian
+    import torch
+
+    row = jacobian.compare("mnist", torch.float64, repetitions=1, chunks=(128,))
+    assert row["relative difference"] <= 1e-10
+    assert row["lowest"] == row["highest"] == row["ratio"]
+    assert 3 < row["GFLOP"] < 6
 
 
 def test_together_and_recognisable_are_tables(attacks):
