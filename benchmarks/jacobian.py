@@ -1,10 +1,11 @@
 """J formed by the layers' own rules against naive `vmap(jvp(grad))`, in its own best chunk: one table, jacobian.csv.
 
-    python benchmarks/jacobian.py [--threads 2] [--repetitions 9]
+    python benchmarks/jacobian.py [--threads 2] [--repetitions 15]
 
-The two take turns. `ratio` is the median of naive seconds over ours, turn by turn, `lowest` and `highest` the extremes.
+The two take turns. `ratio` is that of the best seconds of each; `median`, `lowest` and `highest` are of the ratios turn
+by turn, which whatever else the machine does moves both ways.
 GFLOP are those of the matrix products and convolutions really made (PyTorch's own counter); `matmul` is the rate of a
-square product of 1,536 on the same machine between the turns, the limit that both stand under.
+square product of 1,536 just before, the limit that both stand under.
 """
 
 import argparse
@@ -55,14 +56,15 @@ def compare(dataset: str, dtype: torch.dtype, repetitions: int, chunks: tuple[in
     for chunk in bar(chunks, description=f"{dataset}, {dtype}: naive chunks"):
         tried[chunk] = min(seconds(naive) for _ in range(3))
     chunk = min(tried, key=tried.get)
-    turns = [(seconds(ours), seconds(naive), seconds(lambda: square @ square)) for _ in range(repetitions)]
-    ratios = [theirs / our for our, theirs, _ in turns]
-    best, best_naive, best_square = (min(column) for column in zip(*turns, strict=True))
+    best_square = min(seconds(lambda: square @ square) for _ in range(5))
+    turns = [(seconds(ours), seconds(naive)) for _ in range(repetitions)]
+    ratios = [theirs / our for our, theirs in turns]
+    best, best_naive = (min(column) for column in zip(*turns, strict=True))
     work, naive_work = gflop(ours), gflop(naive)
     return {
         "dataset": dataset, "dtype": str(dtype).removeprefix("torch."), "d_x": J.shape[0], "d_theta": J.shape[1],
         "threads": torch.get_num_threads(), "seconds": best, "naive seconds": best_naive, "naive chunk": chunk,
-        "ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios),
+        "ratio": best_naive / best, "median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios),
         "relative difference": difference, "GFLOP": work, "naive GFLOP": naive_work,
         "GFLOP/s": work / best, "naive GFLOP/s": naive_work / best_naive,
         "matmul GFLOP/s": 2e-9 * SQUARE**3 / best_square,
@@ -72,7 +74,7 @@ def compare(dataset: str, dtype: torch.dtype, repetitions: int, chunks: tuple[in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()], help="one part each")
-    parser.add_argument("--repetitions", type=int, default=9, help="turns of each")
+    parser.add_argument("--repetitions", type=int, default=15, help="turns of each")
     arguments = parser.parse_args()
     rows = []
     for threads in arguments.threads:
