@@ -8,6 +8,7 @@ A table a part, written beside this file:
     success       success.csv       Gauss–Newton: images × starts × {uniform, default initialisation} × data sets
     knowledge     knowledge.csv     pruned gradients with their mask known, the linear model's closed form
     batches       batches.csv       four and eight images behind one gradient
+    kinks         kinks.csv         ReLU networks, ResNet18 among them: what Gauss–Newton makes of kinks
     recognisable  recognisable.csv  the published attacks at their published settings: SSIM of ten digits
     together      together.csv      32 problems at once against one after another
     step          step.csv          a Gauss–Newton step against one with a dense J and a float64 Gram matrix
@@ -26,6 +27,7 @@ import joblib
 import others
 import pandas as pd
 import torch
+import torchvision
 from common import HERE, Partial, machine, problem, readme_table, show_in_readme
 
 import i2f
@@ -267,6 +269,40 @@ def step(images: int = 2) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _kinked(network: str) -> tuple[str, torch.nn.Module]:
+    """The data set that a network with kinks is for, and the network: float64, weights drawn with seed 0."""
+    if network == "resnet18":
+        torch.manual_seed(0)
+        return "cifar10", torchvision.models.resnet18(num_classes=10).double().eval()
+    model = i2f.models.build("lenet", "mnist", "uniform", 0, False).double()
+    return "mnist", torch.nn.Sequential(*(torch.nn.ReLU() if isinstance(m, torch.nn.Sigmoid) else m for m in model))
+
+
+def _kinks(network: str, image: int, steps: int) -> dict:
+    torch.set_num_threads(1)
+    dataset, model = _kinked(network)
+    x, y = i2f.data.load(dataset, n=1, offset=image)
+    J = i2f.GradientJacobian(model, x, y, method="matrix-free")
+    trace: list[tuple[float, float]] = []
+
+    def score(at):
+        trace.append((at.loss, metrics.mse(at.x, J.x).item()))
+
+    found = i2f.invert(model, J.gradient, y, x.shape, steps=steps, callback=score)
+    losses = [loss for loss, _ in trace]
+    return {"network": network, "image": image, "objective at start": losses[0], "objective": found.loss,
+            "never worse": losses == sorted(losses, reverse=True) and found.loss <= losses[0],
+            "mse at start": trace[0][1], "mse": metrics.mse(found.x, J.x).item(), "steps": found.steps,
+            "evaluations": found.evaluations, "converged": found.converged, "failed": found.failed,
+            "reason": found.reason}  # fmt: skip
+
+
+def kinks(lenets: int = 5, resnets: int = 2, resume: bool = False) -> pd.DataFrame:
+    """ReLU in LeNet (uniform initialisation) and in ResNet18: J jumps from one linear piece to the next."""
+    tasks = [("resnet18", k, 6) for k in range(resnets)] + [("lenet with ReLU", k, 50) for k in range(lenets)]
+    return pd.DataFrame(_parallel(_kinks, tasks, "kinks", resume))
+
+
 PARTS: dict[str, Callable[[], pd.DataFrame]] = {
     "together": together,
     "step": step,
@@ -274,9 +310,10 @@ PARTS: dict[str, Callable[[], pd.DataFrame]] = {
     "batches": batches,
     "knowledge": knowledge,
     "success": success,
+    "kinks": kinks,
     "recognisable": recognisable,
 }
-LONG = ("batches", "knowledge", "success", "recognisable")
+LONG = ("batches", "knowledge", "success", "kinks", "recognisable")
 SUMMARY: dict[str, Callable[[pd.DataFrame], object]] = {
     "success": lambda t: t.groupby(["dataset", "init"]).success.agg(["mean", "size"]),
     "knowledge": lambda t: t.groupby("case").mse.agg([lambda m: (m <= SUCCESS).sum(), "size", "median", "max"]),

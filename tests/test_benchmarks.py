@@ -45,6 +45,15 @@ def test_knowledge_and_batches_are_rows(attacks):
     assert linear["largest_difference"] <= 1e-10
 
 
+def test_kinks_are_rows(attacks):
+    row = attacks._kinks("lenet with ReLU", 0, 3)
+    assert row["never worse"]
+    assert row["objective"] < row["objective at start"]
+    _, resnet = attacks._kinked("resnet18")
+    assert sum(p.numel() for p in resnet.parameters()) == 11_181_642
+    assert "".join(type(m).__name__ for m in attacks._kinked("lenet with ReLU")[1]).count("ReLU") == 4
+
+
 def test_success_is_a_row(attacks):
     row = attacks._success("mnist", "default", 0, 0)
     assert row["success"] == (row["mse"] <= 1e-8)
