@@ -53,7 +53,7 @@ store: $(READY) ## rerun the notebooks at their own small scale and store the ou
 	python -m i2f.pipeline store
 
 bench: $(READY) ## rerun the benchmarks and rewrite their tables
-	for script in attacks convergence; do python benchmarks/$$script.py || exit 1; done
+	for script in jacobian attacks convergence; do python benchmarks/$$script.py || exit 1; done
 
 lock: $(READY) ## rebuild requirements.lock from pyproject.toml
 	uv pip compile --quiet pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
