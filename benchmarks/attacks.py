@@ -313,6 +313,7 @@ PARTS: dict[str, Callable[[], pd.DataFrame]] = {
     "kinks": kinks,
     "recognisable": recognisable,
 }
+TIMED = ("together", "step", "speed")
 LONG = ("batches", "knowledge", "success", "kinks", "recognisable")
 SUMMARY: dict[str, Callable[[pd.DataFrame], object]] = {
     "success": lambda t: t.groupby(["dataset", "init"]).success.agg(["mean", "size"]),
@@ -332,8 +333,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000, help="of those clones' attacks and ours beside them")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    (HERE / "machine.txt").write_text(machine(arguments.threads))
     clones = {name: getattr(arguments, name) for name in others.OTHERS if getattr(arguments, name)}
+    if clones or set(TIMED) & set(arguments.only):
+        (HERE / "machine.txt").write_text(machine(arguments.threads))
     if clones:
         table = pd.concat([others.compare(name, path, arguments.steps) for name, path in clones.items()])
         _save(table, "others")
