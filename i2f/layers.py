@@ -151,12 +151,12 @@ class Conv2d(Rule):
 
     def write_weight(self, out: Tensor, A: Reach, D: Tensor) -> None:
         n_out, n_in, taps, columns = self.shape
-        m = D.shape[-1]
+        m, reached = D.shape[-1], A.rows
         through_errors = self.work("through errors", n_in, taps, columns, n_out, m)
         torch.mm(self.patches, D.reshape(-1, n_out * m), out=through_errors.view(-1, n_out * m))
         through_input = self.work("through input", taps, n_out, columns, n_in, m)
         for tap, product in enumerate(through_input.view(taps, n_out * columns, n_in * m)):
-            rows = [i for i, row in enumerate(self.sources) if row[tap] in A.rows]
+            rows = [i for i, row in enumerate(self.sources) if row[tap] in reached]
             if rows:
                 first, last = (self.sources[i][tap] - A.top for i in (rows[0], rows[-1]))
                 seen = A.values[first : last + 1 : self.stride].reshape(-1, n_in * m)
@@ -179,7 +179,8 @@ class _RowByRow:
 
     def __call__(self, a: Reach) -> Reach:
         """Rows of (features, m) -> those that they reach."""
-        links = [[(j - a.top, k) for j, k in pairs if j in a.rows] for pairs in self.links]
+        rows = a.rows
+        links = [[(j - a.top, k) for j, k in pairs if j in rows] for pairs in self.links]
         reached = [i for i, pairs in enumerate(links) if pairs] or [0]
         top, bottom = reached[0], reached[-1] + 1
         out = self.work(self, bottom - top, self.blocks.shape[1], a.values.shape[-1])

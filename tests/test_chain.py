@@ -168,6 +168,19 @@ def test_a_loss_that_couples_images(twin):
     assert same(dense_jacobian(gmap, x), forward_over_reverse(gmap, x))
 
 
+def test_threads_do_not_change_a_digit():
+    gmap, x = chain(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Conv2d(3, 4, 3), nn.Tanh(), shape=(1, 14, 13), n=2)
+    threads = torch.get_num_threads()
+    found = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        found.append(chain_jacobian(gmap, x, 16))
+        assert torch.get_num_threads() == count
+    torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
 def test_the_map_is_left_as_it_was():
     gmap, x = chain(nn.Conv2d(1, 3, 3), nn.ReLU(inplace=True), shape=(1, 5, 5))
     before = x.clone(), {name: p.clone() for name, p in gmap.parameters.items()}
