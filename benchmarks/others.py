@@ -7,8 +7,8 @@
 Each run of theirs is a process of its own, so that its modules stay out of ours, and takes turns with one of ours: the
 released LeNet and the first MNIST test image in pixels, label known, float32, no noise, as many steps. The seconds are
 those of the attack alone; theirs hold what their loops measure, store and print on the way. What theirs imports must
-be installed (released: lpips; breaching: hydra-core). Run as a script, this file is
-that process: others.py NAME CLONE STEPS SEED THREADS ANSWER.
+be installed (released: lpips; breaching: hydra-core). Run as a script, this file is that process:
+others.py NAME CLONE STEPS SEED THREADS ANSWER.
 """
 
 import json

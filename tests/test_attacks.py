@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import i2f
 from i2f import metrics, perturb
+from i2f.attacks.descent import _cosine
 from i2f.attacks.gauss_newton import Point
 from i2f.attacks.match import Match
 from i2f.attacks.problem import Problem
@@ -336,3 +337,10 @@ def test_large_noise_is_no_obstacle(lenet, digits):
     found = i2f.invert(lenet, J.gradient + perturb.eigenvector(J, index=99, norm=5.0), y, x.shape, steps=20)
     assert found.converged
     assert found.loss < 0.2 * 25
+
+
+def test_cosine_distance_keeps_its_digits_in_float32():
+    """1 − cos of a small angle t is t²/2; taken as a difference it would be 0 or a unit of rounding here."""
+    a = torch.tensor([1.0, 2.0, 2.0])
+    b = a + 1e-5 * torch.tensor([2.0, 1.0, -2.0])  # orthogonal to a and as long: t = 1e-5
+    assert float(_cosine(a, b)) == pytest.approx(5e-11, rel=0.05)
