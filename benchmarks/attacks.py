@@ -330,14 +330,18 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help=f"go on with what was cut off: {', '.join(LONG)}")
     for name in others.OTHERS:
         parser.add_argument(f"--{name}", type=Path, metavar="PATH", help="a local clone to time beside ours, alone")
-    parser.add_argument("--steps", type=int, default=2000, help="of those clones' attacks and ours beside them")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[2000], help="of those clones' attacks and ours beside them, a part each"
+    )
+    parser.add_argument("--repetitions", type=int, default=3, help="of each of those parts")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     clones = {name: getattr(arguments, name) for name in others.OTHERS if getattr(arguments, name)}
     if clones or set(TIMED) & set(arguments.only):
         (HERE / "machine.txt").write_text(machine(arguments.threads))
     if clones:
-        table = pd.concat([others.compare(name, path, arguments.steps) for name, path in clones.items()])
+        parts = [(name, path, steps) for name, path in clones.items() for steps in arguments.steps]
+        table = pd.concat([others.compare(*part, arguments.repetitions) for part in parts])
         _save(table, "others")
         return
     for part in arguments.only:

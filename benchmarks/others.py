@@ -6,12 +6,14 @@
 
 Each run of theirs is a process of its own, so that its modules stay out of ours, and takes turns with one of ours: the
 released LeNet and the first MNIST test image in pixels, label known, float32, no noise, as many steps. The seconds are
-those of the attack alone; theirs hold what their loops measure, store and print on the way. What theirs imports must
-be installed (released: lpips; breaching: hydra-core). Run as a script, this file is that process:
+those of the attack alone; theirs hold what their loops measure, store and print on the way. `gauss-newton seconds` are
+those that Gauss–Newton (float64) needs in the same turn until its MSE is below theirs. What theirs imports must be
+installed (released: lpips; breaching: hydra-core). Run as a script, this file is that process:
 others.py NAME CLONE STEPS SEED THREADS ANSWER.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -69,7 +71,7 @@ OTHERS = {
 
 
 def compare(name: str, clone: Path, steps: int, repetitions: int = 3) -> pd.DataFrame:
-    """Theirs and ours in turn; `ratio` is their seconds over ours."""
+    """Theirs and ours in turn; `ratio` is their seconds over ours, `gauss-newton ratio` over Gauss–Newton's."""
     _, landmark, method = OTHERS[name]
     if not (clone / landmark).is_file():
         raise SystemExit(f"--{name} {clone}: it has no {landmark}; give the folder of a clone (see others.py)")
@@ -79,12 +81,27 @@ def compare(name: str, clone: Path, steps: int, repetitions: int = 3) -> pd.Data
         found = i2f.invert(J.map.model, J.gradient, J.map.y, J.x.shape, method=method, steps=steps, seed=seed)
         seconds = time.perf_counter() - began
         theirs = _ask(name, clone.resolve(), steps, seed)
+        second_order = _seconds_below(theirs["mse"], seed)
         rows.append(
             {"implementation": name, "repetition": seed, "steps": steps, "seconds": theirs["seconds"],
              "mse": theirs["mse"], "method": method, "our seconds": seconds, "our steps": found.steps,
-             "our mse": metrics.mse(found.x, J.x).item(), "ratio": theirs["seconds"] / seconds}
+             "our mse": metrics.mse(found.x, J.x).item(), "ratio": theirs["seconds"] / seconds,
+             "gauss-newton seconds": second_order, "gauss-newton ratio": theirs["seconds"] / second_order}
         )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _seconds_below(mse: float, seed: int) -> float:
+    """Gauss–Newton's seconds until its iterate is nearer to the truth than `mse`; NaN where it never is."""
+    J, reached = problem(DATASET, 0), [math.nan]
+    began = time.perf_counter()
+
+    def score(at: i2f.attacks.Iterate) -> None:
+        if math.isnan(reached[0]) and metrics.mse(at.x, J.x).item() < mse:
+            reached[0] = time.perf_counter() - began
+
+    i2f.invert(J.map.model, J.gradient, J.map.y, J.x.shape, seed=seed, callback=score)
+    return reached[0]
 
 
 def _ask(name: str, clone: Path, steps: int, seed: int) -> dict[str, float]:

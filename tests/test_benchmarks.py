@@ -102,6 +102,7 @@ def test_other_implementations_are_timed_from_their_clones(attacks, tmp_path, na
     assert 7 < row["mse"] < 9.1  # a picture of threes
     assert row["ratio"] == row["seconds"] / row["our seconds"]
     assert row["our steps"] == 3
+    assert row["gauss-newton ratio"] == row["seconds"] / row["gauss-newton seconds"]
     assert not (tmp_path / "left behind").exists()
 
 
