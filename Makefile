@@ -31,9 +31,10 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-repro: $(READY) ## run the whole pipeline (DVC); what is up to date is not run again
+repro: $(READY) ## run the whole pipeline (DVC); what is up to date is not run again. PROFILE=smoke | paper: another scale
 	@dvc pull --quiet data.dvc
-	dvc repro
+	cd $(if $(PROFILE),profiles/$(PROFILE),.) && dvc repro
+	$(if $(PROFILE),,python -m i2f.pipeline readme)
 
 test: $(READY) ## run the tests and validate every notebook
 	@dvc pull --quiet data.dvc

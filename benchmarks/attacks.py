@@ -331,7 +331,11 @@ def main() -> None:
     for name in others.OTHERS:
         parser.add_argument(f"--{name}", type=Path, metavar="PATH", help="a local clone to time beside ours, alone")
     parser.add_argument(
-        "--steps", type=int, nargs="+", default=[2000], help="of those clones' attacks and ours beside them, a part each"
+        "--steps",
+        type=int,
+        nargs="+",
+        default=[2000],
+        help="of those clones' attacks and ours beside them, a part each",
     )
     parser.add_argument("--repetitions", type=int, default=3, help="of each of those parts")
     arguments = parser.parse_args()

@@ -2,16 +2,18 @@
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import ConstantInputWarning, spearmanr
 
 from i2f import checks
 
-VERDICTS = ("holds", "fails", "inconclusive")
+VERDICTS = ("holds", "holds only when", "fails", "inconclusive")
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Claim:
 
     id: unique. statement, source: what is claimed, and where. attacker: what the attack knows. statistic: what `value`
     is, with its unit. low, high: its 95% bootstrap interval over `n` units of `unit`. holds_when: the threshold, fixed
-    before looking. verdict: of `VERDICTS`. note: what else a reader must know.
+    before looking. verdict: of `VERDICTS`. condition: under which the claim was judged a second time, and within: what
+    came out then, (value, low, high). note: what else a reader must know.
     """
 
     id: str
@@ -36,6 +39,13 @@ class Claim:
     holds_when: str
     verdict: str
     note: str = ""
+    condition: str = ""
+    within: tuple[float, float, float] | None = None
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words, with the condition where it decides."""
+        return f"{self.verdict} {self.condition}" if self.verdict == "holds only when" else self.verdict
 
 
 def bootstrap(
@@ -46,7 +56,7 @@ def bootstrap(
     Args:
         table: tidy, with a column `unit` that says which rows belong together; resampling never splits a unit.
     """
-    groups = [group for _, group in table.groupby(unit)]
+    groups = [np.flatnonzero(table[unit] == name) for name in table[unit].unique()]
     if not groups:
         raise ValueError(f"table has no rows: a claim needs at least one {unit}")
     value = statistic(table)
@@ -54,7 +64,10 @@ def bootstrap(
         return value, -math.inf, math.inf  # one unit says nothing about the others
     rng = np.random.default_rng(seed)
     picks = rng.integers(len(groups), size=(draws, len(groups)))
-    low, high = np.nanquantile([statistic(pd.concat([groups[i] for i in pick])) for pick in picks], [0.025, 0.975])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)  # a draw of one unit many times has no correlation
+        drawn = [statistic(table.take(np.concatenate([groups[i] for i in pick]))) for pick in picks]
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
     return value, float(low), float(high)
 
 
@@ -73,11 +86,21 @@ def judge(
     unit: str,
     at_least: float = -math.inf,
     at_most: float = math.inf,
+    only: tuple[str, pd.DataFrame] | None = None,
     **words: str,
 ) -> Claim:
-    """The claim that `measure` of the table lies within the thresholds; `words` are the claim's own texts."""
+    """The claim that `measure` of the table lies within the thresholds; `words` are the claim's own texts.
+
+    only: a condition in words ("the predicted RMSE is at most 0.05"), fixed before looking, and the rows that meet it.
+    A claim that does not hold over the whole table, but does over these, holds only then.
+    """
     value, low, high = bootstrap(measure, table, unit)
     bounds = [f"≥ {at_least:g}"] * (at_least > -math.inf) + [f"≤ {at_most:g}"] * (at_most < math.inf)
+    decision, condition, within = verdict(low, high, at_least, at_most), "", None
+    if only and len(only[1]):
+        condition, within = only[0], bootstrap(measure, only[1], unit)
+        if decision != "holds" and verdict(*within[1:], at_least, at_most) == "holds":
+            decision = "holds only when"
     return Claim(
         value=value,
         low=low,
@@ -85,7 +108,9 @@ def judge(
         n=table[unit].nunique(),
         unit=unit,
         holds_when=" and ".join(bounds),
-        verdict=verdict(low, high, at_least, at_most),
+        verdict=decision,
+        condition=condition,
+        within=within,
         **words,
     )
 
@@ -93,6 +118,16 @@ def judge(
 def slope(table: pd.DataFrame, x: str, y: str) -> float:
     """The least-squares slope of log y on log x."""
     return float(np.polyfit(np.log(table[x]), np.log(table[y]), 1)[0])
+
+
+def power(table: pd.DataFrame, x: str, y: str) -> float:
+    """Pearson's correlation of log y with log x: how near the points lie to a power law."""
+    return float(np.corrcoef(np.log(table[x]), np.log(table[y]))[0, 1])
+
+
+def order(table: pd.DataFrame, x: str, y: str) -> float:
+    """Spearman's rank correlation of y with x."""
+    return float(spearmanr(table[x], table[y]).statistic)
 
 
 def rounded(value: float, digits: int = 4) -> float:
@@ -108,12 +143,18 @@ def to_frame(claims: Sequence[Claim]) -> pd.DataFrame:
             "claim": c.statement,
             "attacker": c.attacker,
             "statistic": c.statistic,
-            "value [95% interval]": f"{c.value:.4g} [{c.low:.4g}, {c.high:.4g}]",
+            "value [95% interval]": interval((c.value, c.low, c.high)),
             "holds when": c.holds_when,
-            "verdict": c.verdict,
+            "verdict": c.sentence + (f": {interval(c.within)}" if c.verdict == "holds only when" else ""),
         }
         for c in claims
     )
+
+
+def interval(numbers: tuple[float, float, float]) -> str:
+    """value [low, high], in three digits; a value of one unit stands alone."""
+    value, low, high = (f"{number:.3g}" for number in numbers)
+    return value if math.isinf(numbers[1]) else f"{value} [{low}, {high}]"
 
 
 def save(claims: Sequence[Claim], path: Path, digits: int = 4) -> None:
@@ -123,8 +164,8 @@ def save(claims: Sequence[Claim], path: Path, digits: int = 4) -> None:
         checks.one_of("verdict", claim.verdict, VERDICTS)
         record = asdict(claim)
         for key in ("value", "low", "high"):
-            number = rounded(record[key], digits)
-            record[key] = number if math.isfinite(number) else None
+            record[key] = _plain(record[key], digits)
+        record["within"] = claim.within and [_plain(number, digits) for number in claim.within]
         records[record.pop("id")] = record
     Path(path).write_text(json.dumps(records, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -132,8 +173,18 @@ def save(claims: Sequence[Claim], path: Path, digits: int = 4) -> None:
 def load(path: Path) -> list[Claim]:
     """Claims as written by `save`, in their order; an unbounded interval end is null in the file."""
     records = json.loads(Path(path).read_text(encoding="utf-8"))
-    open_ends = {"low": -math.inf, "high": math.inf}
-    return [
-        Claim(id=key, **{k: open_ends[k] if k in open_ends and v is None else v for k, v in record.items()})
-        for key, record in records.items()
-    ]
+    found = []
+    for key, record in records.items():
+        record["value"], record["low"], record["high"] = _numbers([record[k] for k in ("value", "low", "high")])
+        record["within"] = record["within"] and _numbers(record["within"])
+        found.append(Claim(id=key, **record))
+    return found
+
+
+def _plain(number: float, digits: int) -> float | None:
+    return rounded(number, digits) if math.isfinite(number) else None
+
+
+def _numbers(record: Sequence[float | None]) -> tuple[float, ...]:
+    absent = (math.nan, -math.inf, math.inf)
+    return tuple(default if number is None else number for number, default in zip(record, absent, strict=True))

@@ -1,13 +1,20 @@
-"""Notebooks as pipeline stages: `python -m i2f.pipeline code | run | publish | claims | store`."""
+"""Notebooks as pipeline stages: `python -m i2f.pipeline code | run | publish | claims | readme | store`.
+
+A profile is a folder with a params.yaml: the project's own (the default), or one of `profiles/`. Its runs are executed
+into its runs/, what git keeps of them goes into its results/.
+"""
 
 import argparse
+import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import yaml
@@ -17,6 +24,7 @@ from i2f import checks
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 RESULTS = ROOT / "results"
+OPEN, CLOSE = "<!-- results/claims.json -->", "<!-- end of claims -->"  # in the README
 DIGITS = "%.3g"  # what a published table keeps: the same from run to run, and nearly so from machine to machine
 
 
@@ -27,28 +35,29 @@ def code(notebook: Path, target: Path) -> None:
     target.write_text("\n\n# %%\n".join(cells) + "\n", encoding="utf-8")
 
 
-def run(notebook: Path, key: str, out: Path) -> None:
-    """Execute a notebook with the parameters under `key` (dotted) of params.yaml, its results going to `out`.
+def run(key: str, profile: Path) -> None:
+    """Execute the notebook of the run `key` of a profile's params.yaml, its results going to runs/executed/KEY.
 
-    The executed code cells appear in `out` only when every cell has run, cleaned of all that differs between runs.
+    The executed code cells appear there only when every cell has run, cleaned of all that differs between runs. What
+    the notebook's sweeps have finished is kept in runs/partial until then, so that a run that is cut off goes on; it
+    is kept apart for every state of the code and of the parameters.
     """
     import papermill
 
-    parameters = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    for part in key.split("."):
-        checks.one_of("--parameters", part, parameters)
-        parameters = parameters[part]
+    entry = _entry(key, profile)
+    notebook, parameters = NOTEBOOKS / f"{entry['notebook']}.ipynb", entry.get("parameters") or {}
     known = papermill.inspect_notebook(str(notebook))
     for name in parameters:
         checks.one_of(f"parameter of {notebook.name}", name, known)
+    out, partial = profile / "runs" / "executed" / key, profile / "runs" / "partial" / key
     out.mkdir(parents=True, exist_ok=True)
-    folder = os.path.relpath(out.resolve(), NOTEBOOKS)
     _prepare(progress="text")  # streamed to this terminal, not stored
+    os.environ["I2F_STORE"] = str((partial / _state(notebook, parameters)).resolve())
     with tempfile.TemporaryDirectory() as scratch:
         executed = Path(scratch) / notebook.name
         papermill.execute_notebook(
-            str(notebook), str(executed), {**parameters, "out": folder}, cwd=str(NOTEBOOKS),
-            stderr_file=sys.stderr, progress_bar=False,
+            str(notebook), str(executed), {**parameters, "out": os.path.relpath(out.resolve(), NOTEBOOKS)},
+            cwd=str(NOTEBOOKS), stderr_file=sys.stderr, progress_bar=False,
         )  # fmt: skip
         book = nbformat.read(executed, as_version=4)
         # a stage depends on the notebook's code alone, so that its output must not hold prose or tags
@@ -56,6 +65,23 @@ def run(notebook: Path, key: str, out: Path) -> None:
         for cell in book.cells:
             cell.metadata = {}
         nbformat.write(_cleaned(book), out / notebook.name)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _entry(key: str, profile: Path) -> dict[str, Any]:
+    runs = yaml.safe_load((profile / "params.yaml").read_text(encoding="utf-8"))["runs"]
+    return runs[checks.one_of("run", key, runs)]
+
+
+def _state(notebook: Path, parameters: dict[str, Any]) -> str:
+    """A short digest of everything that the run's rows depend on."""
+    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
+    for file in sorted((ROOT / "i2f").rglob("*.py")):
+        digest.update(file.read_bytes())
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if cell.cell_type == "code":
+            digest.update(cell.source.encode())
+    return digest.hexdigest()[:16]
 
 
 def store(notebook: Path) -> None:
@@ -69,7 +95,7 @@ def store(notebook: Path) -> None:
 
 
 def _prepare(progress: str) -> None:
-    """What the kernel inherits: its kind of progress bar, and one thread a process (see sweep.attack_all), so that
+    """What the kernel inherits: its kind of progress bar, and one thread a process (see sweep.run), so that
     sums are taken in the same order whatever the number of cores."""
     os.environ["I2F_PROGRESS"] = progress
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -94,54 +120,56 @@ def _cleaned(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return book
 
 
-def publish_eigenvectors(dataset: str) -> None:
-    """results/eigenvectors-DATASET: table, claims' values, figure and pictures, from a run's problems and images."""
-    import numpy as np
+def publish(key: str, profile: Path) -> None:
+    """results/KEY: what git keeps of a run, its tables and claims rounded, its figures drawn anew from the tables."""
     import pandas as pd
 
     from i2f import claims, figures
 
-    source, name = ROOT / "runs" / "eigenvectors" / dataset, f"eigenvectors-{dataset}"
-    table = pd.read_csv(source / "problems.csv")
-    RESULTS.mkdir(exist_ok=True)
-    table.to_csv(RESULTS / f"{name}.csv", index=False, float_format=DIGITS)
-    values = {c.id.removeprefix(f"{name}-"): c.value for c in claims.load(source / "claims.json")}
-    (RESULTS / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    figures.save(figures.eigenvectors(table, table.cut[0]), RESULTS / f"{name}.svg")
-    shown = table[(table.part == "paper") & (table.image == 0)]
-    pictures = np.load(source / "pictures.npy")
-    figures.save(figures.eigenvector_pictures(shown, pictures), RESULTS / f"{name}-pictures.png")
+    source, target = profile / "runs" / "executed" / key, profile / "results" / key
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for file in sorted(source.glob("*.csv")):
+        pd.read_csv(file).to_csv(target / file.name, index=False, float_format=DIGITS)
+    if (source / "claims.json").exists():
+        claims.save(claims.load(source / "claims.json"), target / "claims.json")
+    drawing = import_module(f"i2f.figures.{_entry(key, profile)['experiment']}")
+    for name, figure in drawing.published(source).items():
+        figures.save(figure, target / name)
 
 
-def publish_leakage(dataset: str) -> None:
-    """results/leakage-DATASET: the table of the five attackers, and the figure with their images."""
-    import numpy as np
-    import pandas as pd
-
-    from i2f import figures
-
-    source, name = ROOT / "runs" / "leakage" / dataset, f"leakage-{dataset}"
-    RESULTS.mkdir(exist_ok=True)
-    pd.read_csv(source / "summary.csv").to_csv(RESULTS / f"{name}.csv", index=False, float_format=DIGITS)
-    held = np.load(source / "pictures.npz")
-    paths = pd.read_csv(source / "paths.csv")
-    figure = figures.leakage(paths, held["truth"], held["images"], held["costs"].tolist())
-    figures.save(figure, RESULTS / f"{name}.png")
-
-
-PUBLISH: dict[str, Callable[[str], None]] = {
-    "eigenvectors": publish_eigenvectors,
-    "leakage": publish_leakage,
-}
-
-
-def collect_claims() -> None:
-    """results/claims.json: the claims of every run, in the order of experiments and data sets."""
+def collect_claims(profile: Path) -> None:
+    """results/claims.json: the claims of every run, in the order of params.yaml."""
     from i2f import claims
 
-    files = sorted((ROOT / "runs").glob("*/*/claims.json"))
-    RESULTS.mkdir(exist_ok=True)
-    claims.save([claim for file in files for claim in claims.load(file)], RESULTS / "claims.json")
+    runs = yaml.safe_load((profile / "params.yaml").read_text(encoding="utf-8"))["runs"]
+    files = [profile / "runs" / "executed" / key / "claims.json" for key in runs]
+    (profile / "results").mkdir(exist_ok=True)
+    found = [claim for file in files if file.exists() for claim in claims.load(file)]
+    claims.save(found, profile / "results" / "claims.json")
+
+
+def claims_table(path: Path = RESULTS / "claims.json") -> str:
+    """The claims as the README shows them."""
+    from i2f import claims
+
+    lines = ["| claim | attacker | measured [95% interval] | holds when | verdict |", "|---|---|---|---|---|"]
+    for c in claims.load(path):
+        number = claims.interval((c.value, c.low, c.high))
+        within = f": {claims.interval(c.within)}" if c.verdict == "holds only when" else ""
+        lines.append(
+            f"| {c.statement} <br>*{c.id}* | {c.attacker} | {c.statistic}: {number}, {c.n} {c.unit}s | {c.holds_when} "
+            f"| **{c.verdict}** {c.condition if within else ''}{within} |"
+        )
+    return "\n".join(lines)
+
+
+def readme() -> None:
+    """Put the claims table between the README's markers."""
+    path = ROOT / "README.md"
+    before, rest = path.read_text(encoding="utf-8").split(OPEN)
+    after = rest.split(CLOSE, 1)[1]
+    path.write_text(f"{before}{OPEN}\n\n{claims_table()}\n\n{CLOSE}{after}", encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -150,25 +178,29 @@ def main(argv: list[str] | None = None) -> int:
     command = commands.add_parser("code", help="a notebook's code alone")
     command.add_argument("notebook", type=Path)
     command.add_argument("target", type=Path)
-    command = commands.add_parser("run", help="execute a notebook with parameters from params.yaml")
-    command.add_argument("notebook", type=Path)
-    command.add_argument("--parameters", required=True, metavar="KEY", help="dotted key in params.yaml")
-    command.add_argument("--out", type=Path, required=True, help="folder for its results")
-    command = commands.add_parser("publish", help="write the git-tracked tables and figures of a run")
-    command.add_argument("experiment", choices=PUBLISH)
-    command.add_argument("dataset")
-    commands.add_parser("claims", help="collect every run's claims into results/claims.json")
+    for name, words in (
+        ("run", "execute a run's notebook"),
+        ("publish", "write what git keeps of a run: tables, claims, figures"),
+    ):
+        command = commands.add_parser(name, help=words)
+        command.add_argument("key", help="of the run, in params.yaml")
+        command.add_argument("--profile", type=Path, default=ROOT, help="folder of params.yaml, runs/ and results/")
+    command = commands.add_parser("claims", help="collect every run's claims into results/claims.json")
+    command.add_argument("--profile", type=Path, default=ROOT, help="folder of params.yaml, runs/ and results/")
+    commands.add_parser("readme", help="put the claims table into the README")
     command = commands.add_parser("store", help="rerun notebooks at their own scale and store the outputs in them")
     command.add_argument("notebooks", type=Path, nargs="*")
     arguments = parser.parse_args(argv)
     if arguments.command == "code":
         code(arguments.notebook, arguments.target)
     elif arguments.command == "run":
-        run(arguments.notebook, arguments.parameters, arguments.out)
+        run(arguments.key, arguments.profile)
     elif arguments.command == "publish":
-        PUBLISH[arguments.experiment](arguments.dataset)
+        publish(arguments.key, arguments.profile)
     elif arguments.command == "claims":
-        collect_claims()
+        collect_claims(arguments.profile)
+    elif arguments.command == "readme":
+        readme()
     else:
         for notebook in arguments.notebooks or sorted(NOTEBOOKS.glob("*.ipynb")):
             print(notebook.name, flush=True)

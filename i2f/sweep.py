@@ -1,74 +1,134 @@
-"""Many attacks side by side, a row each: what I²F predicts for a perturbed gradient, and what the attack found."""
+"""A grid of problems becomes one tidy table: side by side in processes, a row a problem, resumable."""
 
-from typing import Any, NamedTuple
+import hashlib
+import itertools
+import json
+import os
+import pickle
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import joblib
+import pandas as pd
 import torch
-from torch import Tensor
 
-from i2f import metrics
-from i2f.attacks import Reconstruction, invert
-from i2f.influence import influence
-from i2f.jacobian import GradientJacobian
 from i2f.progress import bar
 
-
-class Attack(NamedTuple):
-    """One problem: the gradient at J's input, perturbed by δ, and how to attack it (`options` go to `invert`)."""
-
-    J: GradientJacobian
-    delta: Tensor
-    method: str = "gauss-newton"
-    options: dict[str, Any] = {}  # noqa: RUF012 - never changed
+Problem = dict[str, Any]  # plain values: a problem is the left half of its row
+Row = dict[str, Any]
+Solve = Callable[[list[Problem]], list[Row]]
 
 
-Row = dict[str, float | int | str | bool]
+def grid(**axes: Any) -> list[Problem]:
+    """Every combination of the axes' values, the last axis fastest; a single value is the same for all."""
+    lists = [v if isinstance(v, (list, tuple, range)) else [v] for v in axes.values()]
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*lists)]
 
 
-def attack_all(attacks: list[Attack], jobs: int | None = None) -> list[tuple[Row, Reconstruction]]:
-    """Attack every problem, `jobs` at a time (None: one a core), and set each result beside its prediction.
+def run(
+    solve: Solve,
+    problems: Sequence[Problem],
+    together: Iterable[str] = (),
+    at_most: int = 1,
+    jobs: int | None = None,
+    store: Path | str | None = None,
+    description: str = "problems",
+) -> pd.DataFrame:
+    """`solve` applied to every problem, in parallel: one row each, the problem's values in front, in their order.
 
-    Each attack has a process to itself and one thread in it, so that cores are not oversubscribed and a result does
-    not depend on how many run beside it. The order is that of `attacks`.
+    Args:
+        solve: takes a chunk, a list of problems, and returns a row for each; a function of a module (or a `partial` of
+            one), since it is sent to other processes. It must depend on nothing but its chunk.
+        together: problems that agree in these columns may share a chunk, `at_most` of them; the rest stay apart.
+            Chunks follow from the problems alone, so that a table does not depend on `jobs`.
+        jobs: processes, one thread in each, so that cores are not oversubscribed; None: one a core.
+        store: a folder that keeps every finished chunk; a run that was cut off, however hard, goes on from there.
+            None: the environment variable I2F_STORE, which the pipeline sets; without it nothing is kept.
 
-    A row holds `method`; `predicted_mse` = I²/d_x and `predicted_rmse`, by Eq. 4; `mse` (unclamped), `mse_clamped`,
-    `rmse`, `psnr`, `ssim` against the truth J.x; `objective_ratio` = ‖∇L(x̂) − g‖²/‖δ‖², which is 1 at the truth, so
-    that an attack that stopped above 1 cannot have found the minimum; `steps`, `evaluations`, `converged`, `failed`,
-    `reason`.
+    A chunk that raises is not the end of the others: its rows say `failed` and why. Raises: RuntimeError where every
+    single one failed, since that is no finding but a mistake.
     """
-    calls = [
-        joblib.delayed(_invert)(
-            a.J.map.model, a.J.gradient + a.delta, a.J.map.y, a.J.x.shape,
-            method=a.method, loss=a.J.map.loss, **a.options,
-        )
-        for a in attacks
-    ]  # fmt: skip
-    jobs = min(jobs or joblib.cpu_count(only_physical_cores=True), len(calls))
-    with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
-        found = joblib.Parallel(return_as="generator", batch_size=1)(calls)
-        return [
-            (_row(attack, result), result)
-            for attack, result in zip(attacks, bar(found, total=len(calls), description="attacks"), strict=True)
-        ]
+    problems = list(problems)
+    if not problems:
+        raise ValueError("problems is empty: a sweep needs at least one (did an axis of the grid have no values?)")
+    chunks = _chunks(problems, list(together), at_most)
+    kept = _Kept(store or os.environ.get("I2F_STORE"), solve)
+    rows: dict[int, Row] = {}
+    left = []
+    for chunk in chunks:
+        found = kept.load([problems[i] for i in chunk])
+        if found is None:
+            left.append(chunk)
+        else:
+            rows.update(zip(chunk, found, strict=True))
+    calls = [joblib.delayed(_solve)(solve, [problems[i] for i in chunk]) for chunk in left]
+    jobs = max(1, min(jobs or joblib.cpu_count(only_physical_cores=True), len(calls)))
+    with (
+        joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1),
+        bar(total=len(problems), initial=len(rows), description=description) as progress,
+    ):
+        solved = joblib.Parallel(return_as="generator_unordered", batch_size=1)(calls) if calls else []
+        which = {_key([problems[i] for i in chunk]): chunk for chunk in left}
+        for key, found in solved:
+            chunk = which[key]
+            if not any(row["failed"] and row["reason"].startswith(RAISED) for row in found):
+                kept.save([problems[i] for i in chunk], found)
+            rows.update(zip(chunk, found, strict=True))
+            progress.update(len(chunk))
+    table = pd.DataFrame([{**problem, **rows[i]} for i, problem in enumerate(problems)])
+    raised = table.reason.astype(str).str.startswith(RAISED) if "reason" in table else pd.Series(False)
+    if len(raised) == len(table) and raised.all():
+        raise RuntimeError(f"every problem of the sweep failed; the first: {table.reason.iloc[0]}")
+    return table
 
 
-def _invert(*arguments: Any, **options: Any) -> Reconstruction:
+RAISED = "raised "
+
+
+def _solve(solve: Solve, chunk: list[Problem]) -> tuple[str, list[Row]]:
     torch.set_num_threads(1)
-    return invert(*arguments, **options)
+    try:
+        rows = solve(chunk)
+        if len(rows) != len(chunk):
+            raise RuntimeError(f"{len(rows)} rows for {len(chunk)} problems")
+        rows = [{"failed": False, "reason": "", **row} for row in rows]
+    except Exception as error:
+        rows = [{"failed": True, "reason": f"{RAISED}{type(error).__name__}: {error}"} for _ in chunk]
+    return _key(chunk), rows
 
 
-def _row(attack: Attack, found: Reconstruction) -> Row:
-    prediction = influence(attack.J, attack.delta)
-    energy = float(attack.delta.square().sum())
-    return {
-        "method": attack.method,
-        "predicted_mse": prediction.rmse**2,
-        "predicted_rmse": prediction.rmse,
-        **metrics.compare(found.x, attack.J.x),
-        "objective_ratio": found.loss / energy if energy else float("nan"),
-        "steps": found.steps,
-        "evaluations": found.evaluations,
-        "converged": found.converged,
-        "failed": found.failed,
-        "reason": found.reason,
-    }
+def _chunks(problems: list[Problem], together: list[str], at_most: int) -> list[list[int]]:
+    """Positions of the problems, in chunks; a chunk's place is that of its first problem."""
+    if at_most < 1:
+        raise ValueError(f"at_most={at_most} is out of range: a chunk holds at least 1 problem")
+    if not together:
+        return [[i] for i in range(len(problems))]
+    groups: dict[str, list[int]] = {}
+    for i, problem in enumerate(problems):
+        groups.setdefault(_key([{name: problem.get(name) for name in together}]), []).append(i)
+    return sorted(group[k : k + at_most] for group in groups.values() for k in range(0, len(group), at_most))
+
+
+def _key(chunk: list[Problem]) -> str:
+    return hashlib.sha256(json.dumps(chunk, sort_keys=True, default=repr).encode()).hexdigest()[:24]
+
+
+class _Kept:
+    """Finished chunks on disk: a file each, complete or absent."""
+
+    def __init__(self, folder: Path | str | None, solve: Solve):
+        named = getattr(solve, "func", solve)
+        self.folder = Path(folder) / f"{named.__module__}.{named.__qualname__}" if folder else None
+
+    def load(self, chunk: list[Problem]) -> list[Row] | None:
+        path = self.folder and self.folder / f"{_key(chunk)}.pickle"
+        return pickle.loads(path.read_bytes()) if path and path.exists() else None
+
+    def save(self, chunk: list[Problem], rows: list[Row]) -> None:
+        if self.folder:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / f"{_key(chunk)}.pickle"
+            scratch = path.with_suffix(f".{os.getpid()}")
+            scratch.write_bytes(pickle.dumps(rows))
+            scratch.replace(path)  # a kill in the middle leaves no half file under the chunk's name

@@ -75,3 +75,34 @@ def test_frame_shows_interval_and_verdict():
     frame = claims.to_frame([claim])
     assert list(frame.verdict) == ["holds"]
     assert "[" in frame["value [95% interval]"][0]
+
+
+def test_a_claim_may_hold_only_when():
+    """Fails over the whole table, holds over the rows that meet a condition: the verdict names it."""
+    table = pd.DataFrame({"image": np.tile(range(10), 2), "value": np.repeat([0.1, 5.0], 10)})
+    small = table[table.value < 1]
+    claim = claims.judge(table, mean, "image", at_most=1.0, only=("the noise is small", small), **WORDS)
+    assert (claim.verdict, claim.condition) == ("holds only when", "the noise is small")
+    assert claim.sentence == "holds only when the noise is small"
+    assert claim.within == pytest.approx((0.1, 0.1, 0.1))
+    assert claim.value == pytest.approx(2.55)
+    for at_most, verdict in ((9.0, "holds"), (0.01, "fails")):
+        claim = claims.judge(table, mean, "image", at_most=at_most, only=("the noise is small", small), **WORDS)
+        assert claim.sentence == verdict
+
+
+def test_a_condition_comes_back_from_the_file(tmp_path):
+    table = noisy(10, 2, 0.1)
+    claim = claims.judge(table, mean, "image", at_least=9.0, only=("it is even", table[table.image % 2 == 0]), **WORDS)
+    claims.save([claim], tmp_path / "claims.json")
+    (loaded,) = claims.load(tmp_path / "claims.json")
+    assert loaded.within == tuple(claims.rounded(number) for number in claim.within)
+    assert (loaded.condition, loaded.verdict) == ("it is even", "fails")
+
+
+def test_order_and_power():
+    x = np.geomspace(1e-3, 10, 7)
+    table = pd.DataFrame({"x": x, "y": 3 * x**-1.5, "z": np.exp(x)})
+    assert claims.power(table, "x", "y") == pytest.approx(-1)
+    assert claims.order(table, "x", "z") == pytest.approx(1)
+    assert claims.power(table, "x", "z") < 0.95  # monotone, and no power law

@@ -14,9 +14,9 @@ THRESHOLDS = {"slope": (-1.05, -0.95), "accuracy": 0.01, "inequality": 100.0, "e
 
 def test_law_stays_within_the_cut():
     problems = eigenvectors.law([SPECTRUM], levels=6, norm=0.01, cut=0.05)
-    chosen = SPECTRUM[[p.index for p in problems]]
+    chosen = SPECTRUM[[p["index"] for p in problems]]
     assert (0.01 / (50 * chosen).sqrt() <= 0.05).all()
-    assert problems[0].index == 0
+    assert problems[0]["index"] == 0
     assert len(problems) == 6
     steps = chosen.log().diff()
     assert float(steps.max() / steps.min()) == pytest.approx(1, abs=0.5)  # even, as far as the spectrum lets it
@@ -24,24 +24,23 @@ def test_law_stays_within_the_cut():
 
 def test_law_takes_the_whole_spectrum_where_the_noise_is_small():
     problems = eigenvectors.law([SPECTRUM], levels=6, norm=1e-8, cut=0.05)
-    assert problems[-1].index == 49
+    assert problems[-1]["index"] == 49
 
 
-def test_attack_gives_a_row_a_problem_and_the_pictures_of_the_papers_row(mlp):
+def test_attack_gives_a_row_a_problem_and_the_pictures_of_the_papers_row(mlp, monkeypatch):
     """On a network small enough for the law to be checked against c/√λ without any of the figures."""
     model, x, y = mlp
     jacobians = [i2f.GradientJacobian(model, x, y), i2f.GradientJacobian(model, x.flip(1), y)]
-    problems = [
-        *eigenvectors.paper(2, [0, 3], 1e-5),
-        *eigenvectors.end(1, 12, [1e-6]),
-    ]
-    table, pictures = eigenvectors.attack(jacobians, problems, {"gauss-newton": 30, "dgl": 20}, adam_images=1, seed=0)
+    monkeypatch.setattr(eigenvectors.shared, "jacobian", lambda p: jacobians[p["image"]])
+    problems = [*eigenvectors.paper(2, [0, 3], 1e-5), *eigenvectors.end(1, 12, [1e-6])]
+    budget = {"gauss-newton": 30, "dgl": 20}
+    table, pictures = eigenvectors.attack(problems, {}, budget, adam_images=1, seed=0, jobs=1)
     assert list(table.part) == ["paper"] * 4 + ["end"] * 3 + ["paper"] * 2
     assert list(table.method) == ["gauss-newton"] * 7 + ["dgl"] * 2
     assert pictures.shape == (1 + 4, 12)  # the truth, two by each attacker
     assert np.array_equal(pictures[0], x[0].numpy())
     values = [i2f.spectrum.decompose(J).values for J in jacobians]
-    exact = [row.norm**2 / (12 * float(values[row.image][row.index])) for row in table.itertuples()]
+    exact = [row.norm**2 / (12 * float(values[row.image][row.index])) for row in table.itertuples(name="Row")]
     assert table.predicted_mse.to_numpy() == pytest.approx(exact, rel=1e-6)
     ours = table[table.method == "gauss-newton"]
     assert ours.mse.to_numpy() == pytest.approx(ours.predicted_mse.to_numpy(), rel=0.02)

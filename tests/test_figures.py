@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from i2f import figures
+from i2f.figures import eigenvectors, leakage
 
 mpl.use("Agg")
 
@@ -27,7 +28,7 @@ def table() -> pd.DataFrame:
 
 def test_error_against_eigenvalue_draws_every_problem(table):
     law = table[table.part == "law"]
-    figure = figures.eigenvectors(table, cut=0.05)
+    figure = eigenvectors.overview(table, cut=0.05)
     drawn = np.concatenate([c.get_offsets() for c in figure.axes[0].collections])
     assert sorted(map(tuple, drawn)) == sorted(zip(law.eigenvalue, law.mse, strict=True))
     (line,) = figure.axes[0].lines
@@ -35,7 +36,7 @@ def test_error_against_eigenvalue_draws_every_problem(table):
 
 
 def test_unconverged_attacks_are_shown_as_such(table):
-    figure = figures.eigenvectors(table, cut=0.05)
+    figure = eigenvectors.overview(table, cut=0.05)
     labels = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
     assert "Gauss–Newton, not converged" in labels
 
@@ -43,7 +44,7 @@ def test_unconverged_attacks_are_shown_as_such(table):
 @pytest.mark.parametrize("ending", ["svg", "png"])
 def test_the_same_drawing_gives_the_same_bytes(table, tmp_path, ending):
     for name in ("a", "b"):
-        figures.save(figures.eigenvectors(table, cut=0.05), tmp_path / f"{name}.{ending}")
+        figures.save(eigenvectors.overview(table, cut=0.05), tmp_path / f"{name}.{ending}")
     first, second = ((tmp_path / f"{name}.{ending}").read_bytes() for name in ("a", "b"))
     assert first == second
 
@@ -51,7 +52,7 @@ def test_the_same_drawing_gives_the_same_bytes(table, tmp_path, ending):
 def test_pictures_hold_the_pixels(table):
     truth, found = np.zeros((3, 8, 8)), [np.full((3, 8, 8), v) for v in (0.2, 0.4, 2.0, 0.2, 0.4, 2.0)]
     paper = table[table.part == "paper"]
-    figure = figures.eigenvector_pictures(paper, [truth, *found])
+    figure = eigenvectors.recoveries(paper, [truth, *found])
     shown = [ax.images[0].get_array() for ax in figure.axes]
     assert len(shown) == 8
     assert shown[0].max() == 0
@@ -64,9 +65,9 @@ def test_leakage_draws_every_path_and_every_picture():
         columns=["method", "evaluations", "mse"],
     )
     truth, images = np.full((1, 8, 8), 0.1), np.linspace(0, 2, 5 * 3 * 64).reshape(5, 3, 1, 8, 8)
-    figure = figures.leakage(paths, truth, images, [5, 50, 500])
+    figure = leakage.overview(paths, truth, images, [5, 50, 500])
     lines = {line.get_label(): line for line in figure.axes[0].lines}
-    for label, knows, _, _ in figures.ATTACKERS.values():
+    for label, knows, _, _, _ in figures.ATTACKERS.values():
         assert list(lines[f"{label} (knows {knows})"].get_ydata()) == [0.5, 0.05, 0.005]
     shown = [ax for ax in figure.axes[1:] if ax.get_visible()]
     assert len(shown) == 1 + 5 * 3

@@ -1,11 +1,13 @@
 """The pipeline's own rules: parameters, notebooks, stages and environment files agree with each other."""
 
 import json
+import math
 import re
 import tomllib
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import papermill
 import pytest
@@ -21,41 +23,37 @@ PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def commands() -> list[str]:
-    """Every stage's command, its matrix filled in."""
-    found = []
-    for stage in STAGES.values():
-        for name, values in stage.get("matrix", {"": [""]}).items():
-            found += [stage["cmd"].replace(f"${{item.{name}}}", value) for value in values]
-    return found
+PROFILES = [ROOT, *sorted(folder for folder in (ROOT / "profiles").iterdir())]
+RUNS = [
+    pytest.param(folder, key, entry, id=f"{folder.name}-{key}")
+    for folder in PROFILES
+    for key, entry in yaml.safe_load((folder / "params.yaml").read_text())["runs"].items()
+]
 
 
-def runs() -> list[tuple[Path, str]]:
-    return [
-        (ROOT / match[1], match[2])
-        for command in commands()
-        if (match := re.search(r"pipeline run (\S+) --parameters (\S+)", command))
-    ]
+def test_every_profile_runs_the_same_stages():
+    assert {p.name for p in PROFILES} == {ROOT.name, "smoke", "paper"}
+    for folder in PROFILES:
+        assert (folder / "dvc.yaml").read_text() == (ROOT / "dvc.yaml").read_text()
+        root = yaml.safe_load((folder / "params.yaml").read_text())["root"]
+        assert (folder / root).resolve() == ROOT
 
 
-def section(key: str) -> dict:
-    value = PARAMS
-    for part in key.split("."):
-        value = value[part]
-    return value
-
-
-def test_the_pipeline_runs_every_parameter_section():
-    sections = {f"{stage}.{key}" for stage, keys in PARAMS.items() for key in keys}
-    assert {key for _, key in runs()} == sections
-
-
-@pytest.mark.parametrize(("notebook", "key"), runs())
-def test_params_are_parameters_of_the_notebook(notebook, key):
+@pytest.mark.parametrize(("folder", "key", "entry"), RUNS)
+def test_params_are_parameters_of_the_notebook(folder, key, entry):
+    notebook = ROOT / "notebooks" / f"{entry['notebook']}.ipynb"
     known = papermill.inspect_notebook(str(notebook))
-    for name, value in section(key).items():
+    for name, value in entry["parameters"].items():
         assert name in known, f"{key}.{name} is no parameter of {notebook.name}: papermill would only warn"
         assert not (isinstance(value, str) and re.fullmatch(r"[\d.]+e[-+]?\d+", value)), f"{name}: write {value} out"
+    assert key.split("-")[0] == entry["experiment"]
+    assert (ROOT / "i2f" / "experiments" / f"{entry['experiment']}.py").exists()
+    assert (ROOT / "i2f" / "figures" / f"{entry['experiment']}.py").exists()
+
+
+def test_every_notebook_that_takes_parameters_is_run():
+    with_parameters = {n.stem for n in NOTEBOOKS if papermill.inspect_notebook(str(n))}
+    assert {entry["notebook"] for entry in PARAMS["runs"].values()} == with_parameters
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
@@ -83,30 +81,48 @@ def test_tags_are_ones_that_nbval_knows(notebook):
 
 def test_stages_depend_on_the_modules_they_use():
     """The heavy stages name every module of the package that a table is computed by."""
-    apart = {"__init__", "checks", "cli", "figures", "pipeline", "progress"}  # no number depends on these
+    apart = {"__init__", "checks", "cli", "ledger", "pipeline", "progress"}  # no number depends on these
     modules = {p.stem for p in (ROOT / "i2f").glob("*.py")} - apart | {"attacks"}
-    for stage in (s for s in STAGES.values() if "pipeline run" in s["cmd"]):
-        named = {d for d in stage["deps"] if d.startswith("i2f/") and not d.startswith("i2f/experiments/")}
-        assert {Path(d).stem for d in named} == modules
-        notebook = ROOT / re.search(r"run (\S+)", stage["cmd"])[1]
-        assert f"i2f/experiments/{notebook.stem.split('_', 1)[1]}.py" in stage["deps"]
+    named = {
+        Path(d).stem for d in STAGES["run"]["do"]["deps"] if d.startswith("${root}/i2f/") and "experiments" not in d
+    }
+    assert named == modules
+    assert "${root}/i2f/experiments/problems.py" in STAGES["run"]["do"]["deps"]
 
 
 def test_nothing_of_a_run_can_be_pushed_into_the_bundled_remote():
-    for name, stage in STAGES.items():
+    for name, stage in ((name, stage.get("do", stage)) for name, stage in STAGES.items()):
         for out in [*stage.get("outs", []), *stage.get("metrics", [])]:
             (options,) = out.values() if isinstance(out, dict) else ({},)
             assert options.get("push") is False or options.get("cache") is False, f"{name}: add push: false"
 
 
-def test_unknown_parameter_stops_a_run_before_it_starts(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "ROOT", tmp_path)
-    (tmp_path / "params.yaml").write_text("leakage: {mnist: {imagse: 3}}")
+def test_unknown_parameter_stops_a_run_before_it_starts(tmp_path):
+    (tmp_path / "params.yaml").write_text(
+        "runs: {leakage-mnist: {notebook: 01_leakage, experiment: leakage, parameters: {imagse: 3}}}"
+    )
     with pytest.raises(ValueError, match="did you mean 'image'"):
-        pipeline.run(NOTEBOOKS[0], "leakage.mnist", tmp_path / "out")
-    with pytest.raises(ValueError, match="did you mean 'mnist'"):
-        pipeline.run(NOTEBOOKS[0], "leakage.mnits", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+        pipeline.run("leakage-mnist", tmp_path)
+    with pytest.raises(ValueError, match="did you mean 'leakage-mnist'"):
+        pipeline.run("leakage-mnits", tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_published_is_what_was_found(tmp_path):
+    """Tables rounded, figures drawn anew, nothing of an earlier run left."""
+    name = "leakage-mnist"
+    (tmp_path / "params.yaml").write_text(f"runs: {{{name}: {{notebook: 01_leakage, experiment: leakage}}}}")
+    run, stale = tmp_path / "runs" / "executed" / name, tmp_path / "results" / name / "stale.csv"
+    run.mkdir(parents=True)
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    pd.DataFrame({"mse": [0.123456]}).to_csv(run / "summary.csv", index=False)
+    pd.DataFrame({"method": ["dgl"] * 2, "evaluations": [1, 9], "mse": [1, 0.1]}).to_csv(run / "paths.csv", index=False)
+    np.savez(run / "pictures.npz", truth=np.zeros((1, 4, 4)), images=np.zeros((1, 2, 1, 4, 4)), costs=np.array([1, 5]))
+    pipeline.publish(name, tmp_path)
+    published = {p.name for p in stale.parent.iterdir()}
+    assert published == {"overview.png", "paths.csv", "summary.csv"}
+    assert pd.read_csv(stale.parent / "summary.csv").mse.item() == 0.123
 
 
 def test_code_alone_does_not_see_prose_or_outputs(tmp_path):
@@ -140,22 +156,32 @@ def test_cleaning_removes_what_differs_between_runs():
 
 def test_published_claims_are_claims():
     published = claims.load(ROOT / "results" / "claims.json")
-    experiments = {f"{stage}-{dataset}" for stage, datasets in PARAMS.items() for dataset in datasets}
-    assert {e for e in experiments if any(c.id.startswith(f"{e}-") for c in published)} == experiments
-    assert all(any(c.id.startswith(f"{e}-") for e in experiments) for c in published)
+    assert len({c.id for c in published}) == len(published)
+    assert {key for key in PARAMS["runs"] if any(c.id.startswith(f"{key}-") for c in published)} == set(PARAMS["runs"])
+    assert all(any(c.id.startswith(f"{key}-") for key in PARAMS["runs"]) for c in published)
     for claim in published:
         assert claim.verdict in claims.VERDICTS
-        assert claim.low <= claim.value <= claim.high
+        assert claim.low <= claim.value <= claim.high or math.isnan(claim.value)
         assert claim.attacker
         assert claim.n >= 1
+
+
+def test_collected_claims_are_those_of_every_result():
+    apart = [c for key in PARAMS["runs"] for c in claims.load(ROOT / "results" / key / "claims.json")]
+    assert list(map(str, apart)) == list(map(str, claims.load(ROOT / "results" / "claims.json")))
+
+
+def test_readme_shows_every_claim():
+    assert f"{pipeline.OPEN}\n\n{pipeline.claims_table()}\n\n{pipeline.CLOSE}" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
 def test_published_tables_agree_with_published_claims(dataset):
     """The slope, recomputed from the rounded table, is the claim's within the rounding of three digits."""
-    table = pd.read_csv(ROOT / "results" / f"eigenvectors-{dataset}.csv")
+    folder = ROOT / "results" / f"eigenvectors-{dataset}"
+    table = pd.read_csv(folder / "problems.csv")
     law = table[(table.part == "law") & (table.method == "gauss-newton")]
-    slope = next(c for c in claims.load(ROOT / "results" / "claims.json") if c.id == f"eigenvectors-{dataset}-slope")
+    slope = next(c for c in claims.load(folder / "claims.json") if c.id == f"eigenvectors-{dataset}-slope")
     assert claims.slope(law, "eigenvalue", "mse") == pytest.approx(slope.value, abs=0.01)
     assert len(law) >= 10
 

@@ -1,49 +1,121 @@
-"""Attacks side by side: the same rows in the same order for any number of workers, and nothing hidden in them."""
+"""Sweeps: the same table for any number of workers, nothing lost when a run is killed, failures as rows."""
 
+import os
 import pickle
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
 
+import pandas as pd
 import pytest
-import torch
 
 import i2f
-from i2f import perturb
-from i2f.sweep import Attack, attack_all
+from i2f import sweep
+
+PROBLEMS = sweep.grid(kind=["a", "b"], number=range(5))
 
 
-@pytest.fixture
-def attacks(mlp):
-    model, x, y = mlp
-    J = i2f.GradientJacobian(model, x, y)
-    return [
-        Attack(J, perturb.gaussian(J.gradient, 1e-6, seed=i), method, {"seed": i, "steps": 10 + i})
-        for i, method in enumerate(["gauss-newton", "dgl", "gauss-newton"])
+def squares(folder, chunk):
+    """A row each; the folder counts how often a chunk was worked on."""
+    (folder / f"{chunk[0]['kind']}{chunk[0]['number']}-{time.monotonic_ns()}").touch()
+    return [{"square": p["number"] ** 2, "size": len(chunk)} for p in chunk]
+
+
+def fails_at(number, chunk):
+    if any(p["number"] == number for p in chunk):
+        raise ArithmeticError(f"{number} is not to be squared")
+    return [{"square": p["number"] ** 2} for p in chunk]
+
+
+def test_grid_is_every_combination_the_last_axis_fastest():
+    assert sweep.grid(a=[1, 2], b="x", c=range(2)) == [
+        {"a": 1, "b": "x", "c": 0},
+        {"a": 1, "b": "x", "c": 1},
+        {"a": 2, "b": "x", "c": 0},
+        {"a": 2, "b": "x", "c": 1},
     ]
 
 
-def test_any_number_of_workers_gives_the_same(attacks):
-    alone, together = attack_all(attacks, jobs=1), attack_all(attacks, jobs=3)
-    for (row, found), (other, twin) in zip(alone, together, strict=True):
-        assert str(row) == str(other)  # NaN differs from itself, but not as text
-        assert torch.equal(found.x, twin.x)
+def test_any_number_of_workers_gives_the_same(tmp_path):
+    solve = partial(squares, tmp_path)
+    alone, beside = (sweep.run(solve, PROBLEMS, ["kind"], at_most=3, jobs=jobs) for jobs in (1, 2))
+    pd.testing.assert_frame_equal(alone, beside)
+    assert list(alone.square) == [n**2 for n in range(5)] * 2
+    assert list(alone["size"]) == [3, 3, 3, 2, 2] * 2  # chunks follow from the problems alone
+    assert list(alone.columns[:2]) == ["kind", "number"]
 
 
-def test_row_says_what_was_predicted_and_what_was_found(attacks):
-    for attack, (row, found) in zip(attacks, attack_all(attacks, jobs=1), strict=True):
-        J, delta = attack.J, attack.delta
-        direct = i2f.invert(J.map.model, J.gradient + delta, J.map.y, J.x.shape, method=attack.method, **attack.options)
-        torch.testing.assert_close(found.x, direct.x)
-        assert row["method"] == attack.method
-        assert row["predicted_rmse"] == pytest.approx(i2f.influence(J, delta).rmse)
-        assert row["mse"] == pytest.approx(float(((found.x - J.x) ** 2).mean()))
-        assert row["objective_ratio"] == pytest.approx(found.loss / float(delta.square().sum()))
-        assert (row["converged"], row["reason"]) == (found.converged, found.reason)
+def test_problems_that_differ_stay_apart(tmp_path):
+    interleaved = sweep.grid(number=range(3), kind=["a", "b"])
+    table = sweep.run(partial(squares, tmp_path), interleaved, ["kind"], at_most=9, jobs=1)
+    assert list(table["size"]) == [3] * 6
+    assert list(table.kind) == ["a", "b"] * 3
 
 
-def test_no_noise_has_no_objective_ratio(attacks):
-    J = attacks[0].J
-    ((row, _),) = attack_all([Attack(J, torch.zeros_like(J.gradient))], jobs=1)
-    assert row["objective_ratio"] != row["objective_ratio"]  # NaN
-    assert row["mse"] < 1e-20
+def test_failures_are_rows_with_a_reason():
+    table = sweep.run(partial(fails_at, 2), PROBLEMS, jobs=1)
+    assert list(table.failed) == [False, False, True, False, False] * 2
+    assert table.reason[2] == "raised ArithmeticError: 2 is not to be squared"
+    assert table.square.isna().sum() == 2
+
+
+def test_a_sweep_in_which_everything_fails_is_a_mistake():
+    with pytest.raises(RuntimeError, match="every problem of the sweep failed; the first: raised Arithmetic"):
+        sweep.run(partial(fails_at, 1), sweep.grid(number=[1], kind="a"), jobs=1)
+    with pytest.raises(ValueError, match="did an axis of the grid have no values"):
+        sweep.run(partial(fails_at, 1), sweep.grid(number=[]))
+
+
+def test_what_failed_is_tried_again(tmp_path):
+    sweep.run(partial(fails_at, 2), PROBLEMS, jobs=1, store=tmp_path)
+    table = sweep.run(partial(fails_at, 99), PROBLEMS, jobs=1, store=tmp_path)
+    assert not table.failed.any()
+    assert table.square.notna().all()
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_sweep
+from functools import partial
+from i2f import sweep
+
+def slow(chunk):
+    time.sleep(0.3)
+    return test_sweep.squares(Path(sys.argv[2]), chunk)
+
+slow.__module__, slow.__qualname__ = "test_sweep", "squares"
+sweep.run(slow, test_sweep.PROBLEMS, jobs=1, store=sys.argv[3])
+"""
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path):
+    """kill -9 in the middle: what was finished is not done again, and the table is that of a run in one go."""
+    counted, store = tmp_path / "counted", tmp_path / "store"
+    counted.mkdir()
+    here = os.path.dirname(__file__)
+    process = subprocess.Popen([sys.executable, "-c", KILLED, here, str(counted), str(store)])
+    deadline = time.monotonic() + 60
+    while len(list(store.rglob("*.pickle"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = len(list(store.rglob("*.pickle")))
+    assert 3 <= finished < len(PROBLEMS)
+    for path in counted.iterdir():
+        path.unlink()
+    resumed = sweep.run(partial(squares, counted), PROBLEMS, jobs=1, store=store)
+    assert len(list(counted.iterdir())) == len(PROBLEMS) - finished
+    pd.testing.assert_frame_equal(resumed, sweep.run(partial(squares, tmp_path), PROBLEMS, jobs=1))
+
+
+def test_the_pipeline_chooses_the_store(tmp_path, monkeypatch):
+    monkeypatch.setenv("I2F_STORE", str(tmp_path / "store"))
+    sweep.run(partial(squares, tmp_path), PROBLEMS, jobs=1)
+    assert len(list((tmp_path / "store").rglob("*.pickle"))) == len(PROBLEMS)
 
 
 def test_package_travels_to_workers_by_name():

@@ -1,23 +1,17 @@
 """Noise of one size along eigenvectors of J Jᵀ: δ = c·v_i, for which I²F predicts an MSE of c²/(d_x λ_i)."""
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from i2f import claims, perturb, spectrum
-from i2f.jacobian import GradientJacobian
-from i2f.sweep import Attack, attack_all
-
-
-class Problem(NamedTuple):
-    """Which set ("law", "paper", "end"), which image, which eigenvector (λ descending), and c."""
-
-    part: str
-    image: int
-    index: int
-    norm: float
+from i2f import claims, perturb, spectrum, sweep
+from i2f.attacks import invert
+from i2f.experiments import problems as shared
+from i2f.influence import influence
+from i2f.sweep import Problem, Row
 
 
 def law(spectra: list[Tensor], levels: int, norm: float, cut: float) -> list[Problem]:
@@ -27,47 +21,64 @@ def law(spectra: list[Tensor], levels: int, norm: float, cut: float) -> list[Pro
         smallest = max(float(values[-1]), norm**2 / (len(values) * cut**2))
         inside = values[values >= smallest].log()
         for target in np.linspace(float(inside[0]), float(inside[-1]), levels):
-            problems.append(Problem("law", image, int((inside - target).abs().argmin()), norm))
+            problems.append(_problem("law", image, int((inside - target).abs().argmin()), norm))
     return problems
 
 
 def paper(images: int, indices: list[int], norm: float) -> list[Problem]:
     """The paper's own: `norm` 5 along four of the first hundred directions."""
-    return [Problem("paper", image, index, norm) for image in range(images) for index in indices]
+    return [_problem("paper", image, index, norm) for image in range(images) for index in indices]
 
 
 def end(images: int, d_x: int, norms: list[float]) -> list[Problem]:
     """Growing noise along the first, the middle and the last direction."""
     directions = (0, d_x // 2, d_x - 1)
-    return [Problem("end", image, index, norm) for image in range(images) for index in directions for norm in norms]
+    return [_problem("end", image, index, norm) for image in range(images) for index in directions for norm in norms]
+
+
+def _problem(part: str, image: int, index: int, norm: float) -> Problem:
+    """Which set ("law", "paper", "end"), which image, which eigenvector (λ descending), and c."""
+    return {"part": part, "image": image, "index": index, "norm": norm}
 
 
 def attack(
-    jacobians: list[GradientJacobian], problems: list[Problem], steps: dict[str, int], adam_images: int, seed: int
-) -> tuple[pd.DataFrame, np.ndarray]:
+    problems: list[Problem], setting: dict[str, Any], steps: dict[str, int], adam_images: int, seed: int,
+    jobs: int | None = None,
+) -> tuple[pd.DataFrame, np.ndarray]:  # fmt: skip
     """Gauss–Newton on every problem, and Adam on those of the first images (but "end").
 
-    Returns the table, a row an attack (see `sweep.attack_all`), and the images that the "paper" attacks on the first
+    `setting`: data set and network, as in `experiments.problems`. Returns the table, a row an attack (see
+    `problems.score`) with `eigenvalue` and what Eq. 4 predicts, and the images that the "paper" attacks on the first
     image recovered, the truth in front, in the table's order.
     """
-    tasks = [(p, "gauss-newton") for p in problems]
-    tasks += [(p, "dgl") for p in problems if p.part != "end" and p.image < adam_images]
-    attacks = [
-        Attack(
-            jacobians[p.image],
-            perturb.eigenvector(jacobians[p.image], p.index, p.norm),
-            method,
-            {"steps": steps[method], "seed": seed},
+    tasks = [{**p, "method": "gauss-newton"} for p in problems]
+    tasks += [{**p, "method": "dgl"} for p in problems if p["part"] != "end" and p["image"] < adam_images]
+    solve = partial(_solve, setting, steps, seed)
+    table = sweep.run(solve, tasks, together=("image", "method"), at_most=8, jobs=jobs, description="attacks")
+    pictures = table.pop("picture").dropna()
+    truth = shared.jacobian({**setting, "image": 0}).x[0].numpy()
+    return table, np.stack([truth, *pictures])
+
+
+def _solve(setting: dict[str, Any], steps: dict[str, int], seed: int, chunk: list[Problem]) -> list[Row]:
+    rows = []
+    for p in chunk:
+        J = shared.jacobian({**setting, "image": p["image"]})
+        delta = perturb.eigenvector(J, p["index"], p["norm"])
+        found = invert(
+            J.map.model, J.gradient + delta, J.map.y, J.x.shape, method=p["method"], steps=steps[p["method"]], seed=seed
         )
-        for p, method in tasks
-    ]
-    rows, pictures = [], [jacobians[0].x[0]]
-    for (p, _), (row, found) in zip(tasks, attack_all(attacks), strict=True):
-        eigenvalue = float(spectrum.decompose(jacobians[p.image]).values[p.index])
-        rows.append({**p._asdict(), "eigenvalue": eigenvalue, **row})
-        if p.part == "paper" and p.image == 0:
-            pictures.append(found.x[0])
-    return pd.DataFrame(rows), np.stack([picture.numpy() for picture in pictures])
+        predicted = influence(J, delta).rmse
+        row = {
+            "eigenvalue": float(spectrum.decompose(J).values[p["index"]]),
+            "predicted_mse": predicted**2,
+            "predicted_rmse": predicted,
+            **shared.score(J, delta, found),
+        }
+        if p["part"] == "paper" and p["image"] == 0:
+            row["picture"] = found.x[0].numpy()
+        rows.append(row)
+    return rows
 
 
 def rivals(table: pd.DataFrame) -> pd.DataFrame:

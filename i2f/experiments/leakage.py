@@ -2,18 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-import joblib
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from i2f import claims, metrics
+from i2f import claims, metrics, sweep
 from i2f.attacks import METHODS, Iterate, Reconstruction, invert
 from i2f.jacobian import GradientJacobian
-from i2f.progress import bar
+from i2f.sweep import Problem, Row
 
 GOALS = (1e-2, 1e-4, 1e-6, 1e-10)  # MSE per pixel
 FLOOR = 1e-20  # an MSE below this is rounding, and differs from machine to machine
@@ -67,31 +67,28 @@ def attack(
         paths: (method, evaluations, mse, loss), for the iterate that the attacker holds best;
         pictures: (attackers, costs, C, H, W), that iterate when so many evaluations were spent, clamped.
     """
-    calls = [joblib.delayed(_follow)(J, method, costs, {"steps": steps[method], "seed": seed}) for method in METHODS]
-    jobs = min(jobs or joblib.cpu_count(only_physical_cores=True), len(calls))
-    with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
-        found = joblib.Parallel(return_as="generator", batch_size=1)(calls)
-        done = list(bar(found, total=len(calls), description="attackers"))
-    summary = pd.DataFrame([row for row, _, _ in done])
-    paths = pd.concat([path for _, path, _ in done], ignore_index=True)
-    return summary, paths, np.stack([pictures for _, _, pictures in done])
+    solve = partial(_follow, J, steps, costs, seed)
+    table = sweep.run(solve, sweep.grid(method=list(METHODS)), jobs=jobs, description="attackers")
+    paths = pd.concat(list(table.pop("path")), ignore_index=True)
+    pictures = np.stack(list(table.pop("pictures")))
+    return table.drop(columns="reason"), paths, pictures
 
 
 def _follow(
-    J: GradientJacobian, method: str, costs: Sequence[int], options: dict[str, Any]
-) -> tuple[dict[str, Any], pd.DataFrame, np.ndarray]:
-    torch.set_num_threads(1)
+    J: GradientJacobian, steps: dict[str, int], costs: Sequence[int], seed: int, chunk: list[Problem]
+) -> list[Row]:
+    method = chunk[0]["method"]
     y = None if method in ("dlg", "idlg") else J.map.y
     trajectory = Trajectory(J.x, costs)
     found = invert(
-        J.map.model, J.gradient, y, J.x.shape, method=method, loss=J.map.loss, callback=trajectory, **options
-    )
+        J.map.model, J.gradient, y, J.x.shape, method=method, loss=J.map.loss, callback=trajectory, seed=seed,
+        steps=steps[method],
+    )  # fmt: skip
     trajectory.finish(found)
     path = pd.DataFrame(trajectory.rows, columns=["evaluations", "mse", "loss"])
     path.insert(0, "method", method)
     scores = metrics.compare(found.x, J.x)
     row = {
-        "method": method,
         "label_given": y is not None,
         "label_found": bool(torch.equal(found.y, J.map.y)),
         "mse": max(scores["mse"], FLOOR),
@@ -102,8 +99,10 @@ def _follow(
         **{f"evaluations to {goal:g}": _first(path, goal) for goal in GOALS},
         "converged": found.converged,
         "failed": found.failed,
+        "path": path,
+        "pictures": np.stack(trajectory.pictures),
     }
-    return row, path, np.stack(trajectory.pictures)
+    return [row]
 
 
 def _first(path: pd.DataFrame, goal: float) -> float:
@@ -128,22 +127,21 @@ def readable(summary: pd.DataFrame) -> pd.DataFrame:
 def survey(jacobians: Sequence[GradientJacobian], seed: int) -> pd.DataFrame:
     """Gauss–Newton on several images, not told the labels: (image, mse, label_found, converged, failed)."""
 
-    def one(image: int, J: GradientJacobian) -> dict[str, Any]:
-        torch.set_num_threads(1)
-        found = invert(J.map.model, J.gradient, None, J.x.shape, loss=J.map.loss, seed=seed)
-        return {
-            "image": image,
+    table = sweep.run(partial(_survey, jacobians, seed), sweep.grid(image=range(len(jacobians))), description="images")
+    return table.drop(columns="reason")
+
+
+def _survey(jacobians: Sequence[GradientJacobian], seed: int, chunk: list[Problem]) -> list[Row]:
+    J = jacobians[chunk[0]["image"]]
+    found = invert(J.map.model, J.gradient, None, J.x.shape, loss=J.map.loss, seed=seed)
+    return [
+        {
             "mse": max(float(metrics.mse(found.x, J.x)), FLOOR),
             "label_found": bool(torch.equal(found.y, J.map.y)),
             "converged": found.converged,
             "failed": found.failed,
         }
-
-    calls = [joblib.delayed(one)(image, J) for image, J in enumerate(jacobians)]
-    jobs = min(joblib.cpu_count(only_physical_cores=True), len(calls))
-    with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
-        found = joblib.Parallel(return_as="generator", batch_size=1)(calls)
-        return pd.DataFrame(list(bar(found, total=len(calls), description="images")))
+    ]
 
 
 def judge(table: pd.DataFrame, dataset: str, exact: float, share: float) -> list[claims.Claim]:

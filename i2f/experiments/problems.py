@@ -1,0 +1,175 @@
+"""What the experiments share: a problem by its plain values, what I²F predicts for it, what an attack finds.
+
+A problem is a dictionary of plain values, so that it can travel to a process, be stored and stand in a table:
+
+    dataset, split, image, batch    which images: `batch` of them from number `image` on, behind one gradient
+    model, init, weight_seed        the network; see `models.build`
+    noise, size, noise_seed         what is added to the gradient: a key of `NOISE`, and its size
+    method, steps, start_seed, …    the attack; see `attack`
+
+What is left out has the value in `DEFAULTS`.
+"""
+
+import copy
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from i2f import checks, data, metrics, models, perturb, spectrum
+from i2f.attacks import METHODS, Reconstruction, invert_many
+from i2f.influence import expected_square, influence, lower_bound
+from i2f.jacobian import GradientJacobian
+from i2f.sweep import Problem, Row
+
+SETTING = {
+    "dataset": "mnist", "split": "test", "image": 0, "batch": 1, "root": None,
+    "model": "lenet", "init": "uniform", "weight_seed": 1, "normalize": False,
+}  # fmt: skip
+DEFAULTS = {**SETTING, "noise": "none", "size": 0.0, "noise_seed": 0, "method": "gauss-newton", "start_seed": 0}
+NETWORK = ("dataset", "model", "init", "weight_seed", "normalize")  # problems that agree in these share a model
+
+NOISE: dict[str, Callable[[GradientJacobian, float, int], Tensor]] = {
+    "none": lambda J, size, seed: torch.zeros_like(J.gradient),
+    "gaussian": lambda J, size, seed: perturb.gaussian(J.gradient, size, seed),
+    "laplace": lambda J, size, seed: perturb.laplace(J.gradient, size, seed),
+    "prune": lambda J, size, seed: perturb.prune(J.gradient, size),
+}  # size: a variance, or the share that is pruned
+
+
+def value(problem: Problem, name: str) -> Any:
+    return problem.get(name, DEFAULTS[name])
+
+
+def jacobian(problem: Problem) -> GradientJacobian:
+    """J at the problem's images, in float64; the last one asked for is kept, with what it has formed."""
+    return _jacobian(*(value(problem, name) for name in SETTING))
+
+
+@lru_cache(maxsize=1)
+def _jacobian(
+    dataset: str, split: str, image: int, batch: int, root: str | None,
+    model: str, init: str, weight_seed: int, normalize: bool,
+) -> GradientJacobian:  # fmt: skip
+    x, y = data.load(dataset, n=batch, offset=image, split=split, root=root)
+    return GradientJacobian(network(dataset, model, init, weight_seed, normalize), x, y)
+
+
+@lru_cache(maxsize=2)
+def network(dataset: str, model: str, init: str, weight_seed: int, normalize: bool) -> torch.nn.Module:
+    return models.build(model, dataset, init=init, seed=weight_seed, normalize=normalize).double()
+
+
+def perturbation(J: GradientJacobian, problem: Problem) -> Tensor:
+    """δ, (d_θ,), by the problem's `noise`, `size` and `noise_seed`."""
+    kind = checks.one_of("noise", value(problem, "noise"), NOISE)
+    return NOISE[kind](J, value(problem, "size"), value(problem, "noise_seed"))
+
+
+def predict(problems: list[Problem], dampings: tuple[float, ...] = ()) -> list[Row]:
+    """What I²F says of each problem, per pixel, before any attack.
+
+    predicted_rmse, predicted_mse: Eq. 4 at ε = 0; `predicted_rmse, ε = …` at each of `dampings`. bound_rmse: Eq. 5.
+    expected_mse: σ² tr((J Jᵀ)⁻¹)/d_x for Gaussian noise (NaN for other noise). noise_norm: ‖δ‖. lambda_max,
+    lambda_min, rank: of J Jᵀ.
+    """
+    rows = []
+    for problem in problems:
+        J = jacobian(problem)
+        delta = perturbation(J, problem)
+        values = spectrum.decompose(J).values
+        exact = influence(J, delta).rmse
+        gaussian = value(problem, "noise") == "gaussian"
+        rows.append(
+            {
+                "predicted_rmse": exact,
+                "predicted_mse": exact**2,
+                **{f"predicted_rmse, ε = {e:g}": influence(J, delta, e).rmse for e in dampings},
+                "bound_rmse": lower_bound(J, delta).rmse,
+                "expected_mse": expected_square(J, value(problem, "size")) / J.shape[0] if gaussian else np.nan,
+                "noise_norm": float(delta.norm()),
+                "lambda_max": float(values[0]),
+                "lambda_min": float(values[-1]),
+                "rank": spectrum.rank(J),
+            }
+        )
+    return rows
+
+
+def attack(problems: list[Problem], options: dict[str, Any] | None = None, keep: bool = False) -> list[Row]:
+    """What an attack finds for each problem of one network: errors per pixel against the truth, and how it ended.
+
+    The problem's own `method`, `steps`, `start_seed`, `box`, `tv`, and `mask` ("zeros": the attacker takes the zeros of
+    the gradient for pruned) choose the attack; `options` are for all of them. First-order methods run together, in
+    float32 as published; the others one after another, in float64.
+
+    A row: `metrics.compare`'s columns; feature_mse (logits); objective_ratio = ‖∇L(x̂) − g‖²/‖δ‖², 1 at the truth;
+    relative_residual, steps, evaluations, label_found, converged, failed, reason; `keep`: picture, (n, C, H, W).
+    """
+    rows = []
+    for problem_list in _alike(problems):
+        rows += _attack_alike(problem_list, options or {}, keep)
+    return rows
+
+
+def _alike(problems: list[Problem]) -> list[list[Problem]]:
+    """Neighbours that one call of `invert_many` can take."""
+    same = [{k: v for k, v in p.items() if k not in EACH} for p in problems]
+    groups: list[list[Problem]] = []
+    for i, problem in enumerate(problems):
+        if i and same[i] == same[i - 1]:
+            groups[-1].append(problem)
+        else:
+            groups.append([problem])
+    return groups
+
+
+EACH = ("image", "noise", "size", "noise_seed", "start_seed")  # may differ within a call
+
+
+def _attack_alike(problems: list[Problem], options: dict[str, Any], keep: bool) -> list[Row]:
+    first = problems[0]
+    method = value(first, "method")
+    dtype = torch.float32 if METHODS[checks.one_of("method", method, METHODS)].together else torch.float64
+    jacobians = [jacobian(p) for p in problems]
+    deltas = [perturbation(J, p) for J, p in zip(jacobians, problems, strict=True)]
+    gradients = torch.stack([J.gradient + delta for J, delta in zip(jacobians, deltas, strict=True)]).to(dtype)
+    labels = None if method == "idlg" else torch.stack([J.map.y for J in jacobians])
+    own = {name: first[name] for name in ("steps", "box", "tv", "restarts") if name in first}
+    if first.get("mask") == "zeros":
+        own["mask"] = gradients != 0
+    model = copy.deepcopy(network(*(value(first, name) for name in NETWORK))).to(dtype)
+    seeds = [value(p, "start_seed") for p in problems]
+    found = invert_many(model, gradients, labels, jacobians[0].x.shape, method=method, seed=seeds, **own, **options)
+    return [score(J, delta, one, keep) for J, delta, one in zip(jacobians, deltas, found, strict=True)]
+
+
+def score(J: GradientJacobian, delta: Tensor, found: Reconstruction, keep: bool = False) -> Row:
+    """One reconstruction beside the truth at which J was taken; see `attack`."""
+    x = found.x.to(J.x)
+    finite = bool(torch.isfinite(x).all())
+    energy = float(delta.square().sum())
+    scores = (
+        metrics.compare(x, J.x) if finite else dict.fromkeys(("mse", "mse_clamped", "rmse", "psnr", "ssim"), np.nan)
+    )
+    ordered = metrics.assign(x, J.x) if finite and len(x) > 1 else x
+    return {
+        **scores,
+        "feature_mse": float(metrics.feature_mse(J.map.model, ordered, J.x).mean()) if finite else np.nan,
+        "objective_ratio": found.relative_residual**2 * float((J.gradient + delta).square().sum()) / energy
+        if energy
+        else np.nan,
+        "relative_residual": found.relative_residual,
+        "steps": found.steps,
+        "evaluations": found.evaluations,
+        "label_found": bool(torch.equal(found.y.sort().values, J.map.y.sort().values))
+        if found.y is not None
+        else False,
+        "converged": found.converged,
+        "failed": found.failed,
+        "reason": found.reason,
+        **({"picture": ordered.detach().clamp(0, 1).numpy().astype(np.float32)} if keep else {}),
+    }

@@ -1,0 +1,96 @@
+"""One style for every figure: legible on light and dark pages, colour-blind safe, the same bytes at every run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+INK, LINE = "#333333", "#888888"
+ATTACKERS = {  # name in tables -> label, what it knows besides the model, colour, marker, line
+    "gauss-newton": ("Gauss–Newton", "label", "#0072B2", "o", "-"),
+    "dgl": ("DGL, Adam", "label", "#D55E00", "X", "-"),
+    "dlg": ("DLG, L-BFGS", "nothing else", "#009E73", "s", "-"),
+    "idlg": ("iDLG, Adam", "nothing else", "#E69F00", "D", (0, (4, 3))),
+    "gs": ("GS, cosine", "label, pixel range", "#CC79A7", "P", "-"),
+}
+DATASETS = {
+    "mnist": "MNIST", "cifar10": "CIFAR-10", "fashion-mnist": "Fashion-MNIST", "cifar100": "CIFAR-100",
+}  # fmt: skip
+
+
+def style() -> None:
+    """The project's look: white ground (legible on dark pages too), thin grid, text that SVG keeps as text."""
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.85)
+    plt.rcParams.update(
+        {
+            "axes.edgecolor": LINE,
+            "axes.labelcolor": INK,
+            "axes.titlesize": "medium",
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "figure.dpi": 110,
+            "grid.color": "#e4e4e4",
+            "grid.linewidth": 0.6,
+            "legend.frameon": False,
+            "svg.fonttype": "none",
+            "svg.hashsalt": "i2f",
+            "font.family": "sans-serif",
+            "font.sans-serif": ["DejaVu Sans"],
+        }
+    )
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write SVG or PNG by the path's ending; the same drawing gives the same bytes (no date, fixed salt)."""
+    metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+    figure.savefig(path, bbox_inches="tight", dpi=150, metadata=metadata)
+    plt.close(figure)
+
+
+def readable_ticks(ax: Axes) -> None:
+    """Log axes that span little are labelled 1, 2, 5, …; wide ones by powers of ten alone."""
+    for axis in (ax.xaxis, ax.yaxis):
+        low, high = axis.get_view_interval()
+        axis.set_minor_formatter(NullFormatter())
+        if high / low < 200:
+            axis.set_major_locator(
+                LogLocator(subs=(1.0, 2.0, 5.0) if high / low > 5 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
+            )
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def diagonal(ax: Axes, label: str = "measured = predicted") -> None:
+    """The line y = x across both logarithmic axes, which get the same limits."""
+    limits = np.array([ax.get_xlim(), ax.get_ylim()])
+    low, high = limits.min(), limits.max()
+    ax.plot([low, high], [low, high], color=LINE, lw=1.2, zorder=1, label=label)
+    ax.set(xlim=(low, high), ylim=(low, high))
+
+
+def pictures(rows: Sequence[tuple[str, Sequence[np.ndarray], Sequence[str]]]) -> Figure:
+    """Rows of images: (name, images (C, H, W) in [0, 1], a caption under each)."""
+    style()
+    columns = max(len(images) for _, images, _ in rows)
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(1.55 * columns, 1.9 * len(rows)), squeeze=False, layout="constrained"
+    )
+    for (name, images, captions), line in zip(rows, axes, strict=True):
+        for ax in line:
+            ax.set_axis_off()
+        for ax, image, caption in zip(line, images, captions, strict=False):
+            ax.set_axis_on()
+            ax.set(xticks=[], yticks=[])
+            ax.imshow(displayable(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            ax.set_xlabel(caption, fontsize="small")
+        line[0].set_ylabel(name, fontsize="small")
+    return figure
+
+
+def displayable(image: np.ndarray) -> np.ndarray:
+    image = np.clip(image, 0, 1)
+    return image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)

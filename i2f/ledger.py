@@ -1,0 +1,141 @@
+"""The project's own map: its notebooks, the verdicts they reached, and where each part of the paper is found again."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import yaml
+from matplotlib.axes import Axes
+
+from i2f import claims
+from i2f.claims import Claim
+from i2f.figures.style import style
+
+ROOT = Path(__file__).resolve().parents[1]
+COLOURS = {"holds": "#0072B2", "holds only when": "#56B4E9", "inconclusive": "#BBBBBB", "fails": "#D55E00"}
+
+# What of the paper -> the experiment that repeats it, and what is different here.
+PAPER = {
+    "I²F and its lower bound against the error of the attack, by model, data set and attack (Gaussian noise)": (
+        "influence_vs_attack",
+        "a second-order attacker beside the first-order ones; fewer images by default; one unit on both axes",
+    ),
+    "The lower bound in place of I²F": (
+        "lower_bound",
+        "the bound beside the exact value, which LeNet-size networks allow",
+    ),
+    "Cost of I_lb against cost of the attack": (
+        "efficiency",
+        "in gradient evaluations, seconds beside them; deep networks not yet",
+    ),
+    "Noise along eigenvectors (Fig. 5)": (
+        "eigenvectors",
+        "directions over the whole spectrum, and noise within the linear regime as well",
+    ),
+    "Unequal protection of samples and classes": (
+        "fairness",
+        "200 digits; the law's own regime as well as the paper's variance",
+    ),
+    "Initialisation (Fig. 7)": (
+        "initialization",
+        "E[I²] by its formula; biases drawn where the released code draws weights twice",
+    ),
+    "Gradient pruning (Fig. 13)": (
+        "pruning",
+        "an attacker who reads the mask from the zeros, beside the paper's",
+    ),
+    "Stages of training": (
+        "training",
+        "LeNet on the 1,000 bundled digits; noise in proportion to the gradient as well",
+    ),
+    "No counterpart: several images behind one gradient": (
+        "batch_size",
+        "the paper attacks one image at a time",
+    ),
+    "The assumption that the noiseless attack is perfect (section 3)": (
+        "leakage",
+        "tested, with an attacker that converges",
+    ),
+}
+
+
+def runs() -> dict[str, dict]:
+    """The default profile's runs, by key."""
+    return yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["runs"]
+
+
+def notebooks() -> dict[str, tuple[str, list[str]]]:
+    """File name -> (its question, the keys of its runs), in reading order; without the index."""
+    import nbformat
+
+    found = {}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        title = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].lstrip("# ")
+        keys = [key for key, entry in runs().items() if entry["notebook"] == path.stem]
+        if path.stem != "00_index":
+            found[path.name] = (title, keys)
+    return found
+
+
+def contents() -> pd.DataFrame:
+    """A row a notebook: its question and how its claims came out."""
+    rows = []
+    for name, (title, keys) in notebooks().items():
+        verdicts = Counter(c.verdict for key in keys for c in _claims(key))
+        said = ", ".join(f"{verdicts[v]} {v}" for v in claims.VERDICTS if verdicts[v])
+        rows.append({"notebook": name, "question": title, "claims": said or "–"})
+    return pd.DataFrame(rows)
+
+
+def _claims(key: str) -> list[Claim]:
+    path = ROOT / "results" / key / "claims.json"
+    return claims.load(path) if path.exists() else []
+
+
+def thumbnails(width: int = 460) -> None:
+    """Show every run's main figure in small, under its notebook's question."""
+    from IPython.display import HTML, SVG, Image, Markdown, display
+
+    for name, (title, keys) in notebooks().items():
+        for key in keys:
+            for path in sorted((ROOT / "results" / key).glob("overview.*")):
+                display(Markdown(f"**[{title}]({name})** — {key}"))
+                if path.suffix == ".png":
+                    display(Image(str(path), width=width))
+                else:
+                    fit = "<style>.small svg {width: 100%; height: auto}</style>"
+                    display(HTML(f'<div class="small" style="width: {width}px">{SVG(str(path)).data}</div>{fit}'))
+
+
+def verdicts(found: Sequence[Claim]) -> Axes:
+    """How the claims of every experiment came out: a bar an experiment, a colour a verdict."""
+    style()
+    experiment = [c.id.split("-")[0].replace("_", " ") for c in found]
+    counts = pd.crosstab(pd.Categorical(experiment, list(dict.fromkeys(experiment))), [c.verdict for c in found])
+    _, ax = plt.subplots(figsize=(7, 0.6 + 0.36 * len(counts)), layout="constrained")
+    left = pd.Series(0, index=counts.index)
+    for name, colour in COLOURS.items():
+        if name in counts:
+            ax.barh(counts.index.astype(str), counts[name], left=left, color=colour, label=name, height=0.7)
+            left = left + counts[name]
+    ax.set(xlabel="claims")
+    ax.invert_yaxis()
+    ax.legend(fontsize="small", ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
+    return ax
+
+
+def paper() -> pd.DataFrame:
+    """Each experiment of the paper: the notebook, its claims' verdicts, our deviations."""
+    books = {entry["experiment"]: entry["notebook"] for entry in runs().values()}
+    rows = []
+    for what, (experiment, different) in PAPER.items():
+        if experiment in books:
+            keys = [key for key, entry in runs().items() if entry["experiment"] == experiment]
+            counted = Counter(c.verdict for key in keys for c in _claims(key))
+            said = ", ".join(f"{counted[v]} {v}" for v in claims.VERDICTS if counted[v])
+            rows.append(
+                {"of the paper": what, "notebook": books[experiment], "claims": said, "different here": different}
+            )
+    return pd.DataFrame(rows)

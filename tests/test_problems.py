@@ -1,0 +1,64 @@
+"""Problems by their plain values: what is predicted, what an attack finds, and that neighbours do not matter."""
+
+import numpy as np
+import pytest
+import torch
+
+import i2f
+from i2f import perturb, sweep
+from i2f.experiments import problems as shared
+
+NOISY = {"dataset": "mnist", "model": "linear", "noise": "gaussian", "size": 1e-8}
+
+
+def test_a_problem_says_which_image_network_and_noise(digits):
+    x, y = digits
+    problem = {"dataset": "mnist", "image": 2, "init": "normal", "weight_seed": 5, "noise": "prune", "size": 0.3}
+    J = shared.jacobian(problem)
+    model = i2f.models.build("lenet", "mnist", init="normal", seed=5, normalize=False).double()
+    direct = i2f.GradientJacobian(model, x[2:3], y[2:3])
+    torch.testing.assert_close(J.gradient, direct.gradient)
+    assert torch.equal(shared.perturbation(J, problem), perturb.prune(J.gradient, 0.3))
+    with pytest.raises(ValueError, match="did you mean 'gaussian'"):
+        shared.perturbation(J, {"noise": "gausian"})
+
+
+def test_prediction_is_what_the_formulas_say():
+    (row,) = shared.predict([NOISY], dampings=(0.5,))
+    J = shared.jacobian(NOISY)
+    delta = perturb.gaussian(J.gradient, 1e-8, seed=0)
+    A = J.dense().numpy()
+    displacement = np.linalg.pinv(A.T, rcond=1e-9) @ delta.numpy()  # another route: the least-squares solution
+    assert row["predicted_rmse"] == pytest.approx(np.linalg.norm(displacement) / 28, rel=1e-5)
+    damped = np.linalg.solve(A @ A.T + 0.5 * np.eye(len(A)), A @ delta.numpy())
+    assert row["predicted_rmse, ε = 0.5"] == pytest.approx(np.linalg.norm(damped) / 28)
+    assert row["bound_rmse"] <= row["predicted_rmse"]
+    assert row["noise_norm"] == pytest.approx(float(delta.norm()))
+    (pruned,) = shared.predict([{**NOISY, "noise": "prune", "size": 0.1}])
+    assert np.isnan(pruned["expected_mse"])
+
+
+def test_attack_says_what_was_found():
+    row, other = shared.attack([NOISY, {**NOISY, "image": 1}], keep=True)
+    J = shared.jacobian(NOISY)
+    delta = shared.perturbation(J, NOISY)
+    found = i2f.invert(J.map.model, J.gradient + delta, J.map.y, J.x.shape)
+    assert row["rmse"] == pytest.approx(float((found.x - J.x).square().mean().sqrt()), rel=1e-6)
+    assert row["objective_ratio"] == pytest.approx(found.loss / float(delta.square().sum()), rel=1e-6)
+    assert row["label_found"]
+    assert row["picture"].shape == (1, 1, 28, 28)
+    assert row["rmse"] != other["rmse"]
+
+
+def test_neighbours_do_not_matter():
+    problems = [*sweep.grid(**NOISY, image=[0, 1], method=["dgl", "gauss-newton"], steps=4)]
+    beside = shared.attack(problems)
+    for problem, row in zip(problems, beside, strict=True):
+        (alone,) = shared.attack([problem])
+        assert row["mse"] == pytest.approx(alone["mse"], rel=1e-3)
+
+
+def test_mask_is_read_from_the_zeros():
+    problem = {**NOISY, "noise": "prune", "size": 0.2}
+    ignorant, reader = shared.attack([problem, {**problem, "mask": "zeros"}])
+    assert reader["mse"] <= 1e-10 < ignorant["mse"]
