@@ -17,6 +17,7 @@ from i2f import claims, data, pipeline
 from i2f.attacks import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
+LEAKAGE = ROOT / "notebooks" / "01_leakage.ipynb"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -117,8 +118,9 @@ def test_what_is_published_is_what_was_found(tmp_path):
     stale.parent.mkdir(parents=True)
     stale.touch()
     pd.DataFrame({"mse": [0.123456]}).to_csv(run / "summary.csv", index=False)
-    pd.DataFrame({"method": ["dgl"] * 2, "evaluations": [1, 9], "mse": [1, 0.1]}).to_csv(run / "paths.csv", index=False)
-    np.savez(run / "pictures.npz", truth=np.zeros((1, 4, 4)), images=np.zeros((1, 2, 1, 4, 4)), costs=np.array([1, 5]))
+    paths = pd.DataFrame({"method": ["dgl", "gs"] * 2, "evaluations": [1, 1, 9, 9], "mse": [1, 1, 0.1, 0.2]})
+    paths.to_csv(run / "paths.csv", index=False)
+    np.savez(run / "pictures.npz", truth=np.zeros((1, 4, 4)), images=np.zeros((2, 2, 1, 4, 4)), costs=np.array([1, 5]))
     pipeline.publish(name, tmp_path)
     published = {p.name for p in stale.parent.iterdir()}
     assert published == {"overview.png", "paths.csv", "summary.csv"}
@@ -126,8 +128,8 @@ def test_what_is_published_is_what_was_found(tmp_path):
 
 
 def test_code_alone_does_not_see_prose_or_outputs(tmp_path):
-    book = nbformat.read(NOTEBOOKS[0], as_version=4)
-    pipeline.code(NOTEBOOKS[0], tmp_path / "before.py")
+    book = nbformat.read(LEAKAGE, as_version=4)
+    pipeline.code(LEAKAGE, tmp_path / "before.py")
     book.cells.insert(0, nbformat.v4.new_markdown_cell("more words"))
     book.cells[-1].outputs = []
     nbformat.write(book, tmp_path / "changed.ipynb")

@@ -59,6 +59,6 @@ def test_neighbours_do_not_matter():
 
 
 def test_mask_is_read_from_the_zeros():
-    problem = {**NOISY, "noise": "prune", "size": 0.2}
+    problem = {"dataset": "mnist", "noise": "prune", "size": 0.3, "steps": 10}
     ignorant, reader = shared.attack([problem, {**problem, "mask": "zeros"}])
     assert reader["mse"] <= 1e-10 < ignorant["mse"]

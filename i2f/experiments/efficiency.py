@@ -1,0 +1,138 @@
+"""What an answer costs: gradient evaluations of I_lb, of exact I²F and of each attack.
+
+One ∇_θ L and one product with J or Jᵀ count one each, so that cost is the same on every machine: I_lb needs a Lanczos
+run (two products a step) and one Jδ; exact I²F forms J, d_x products; an attack spends what
+`Reconstruction.evaluations` says.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from i2f import claims, metrics, sweep
+from i2f.attacks import METHODS, Iterate, invert
+from i2f.experiments import problems as shared
+from i2f.influence import influence, lower_bound
+from i2f.jacobian import GradientJacobian
+from i2f.sweep import Problem, Row
+
+ESTIMATES = ("I_lb", "I²F")
+
+
+def problems(dataset: str, images: int, networks: list[str], variance: float) -> list[Problem]:
+    """Every estimate and every attack on every image of every network ("lenet uniform": model, initialisation)."""
+    return [
+        {"dataset": dataset, "network": network, "image": image, "method": method, "size": variance}
+        for network in networks
+        for image in range(images)
+        for method in (*ESTIMATES, *METHODS)
+    ]
+
+
+def measure(
+    tasks: list[Problem], steps: dict[str, int], goal: float, seed: int = 0, jobs: int | None = None
+) -> pd.DataFrame:
+    """A row each: `evaluations`, the cost of the estimate, or of an attack (no noise) until its best iterate by its own
+    objective is within an MSE of `goal`; `reached`: False where the budget `steps` ended first, so that the cost is a
+    lower limit."""
+    solve = partial(_solve, steps, goal, seed)
+    table = sweep.run(solve, tasks, together=("dataset", "network", "image"), at_most=4, jobs=jobs, description="costs")
+    return table.drop(columns="reason")
+
+
+def _solve(steps: dict[str, int], goal: float, seed: int, chunk: list[Problem]) -> list[Row]:
+    return [_cost(p, steps, goal, seed) for p in chunk]
+
+
+def _cost(problem: Problem, steps: dict[str, int], goal: float, seed: int) -> Row:
+    model, init = problem["network"].split()
+    setting = {"dataset": problem["dataset"], "image": problem["image"], "model": model, "init": init}
+    known = shared.jacobian(setting)
+    method = problem["method"]
+    if method in ESTIMATES:
+        # an operator of its own, with nothing formed yet: every product is counted
+        J = GradientJacobian(known.map.model, known.x, known.map.y)
+        delta = shared.perturbation(J, {"noise": "gaussian", "size": problem["size"]})
+        found = lower_bound(J, delta) if method == "I_lb" else influence(J, delta)
+        return {"evaluations": found.products, "reached": True, "d_x": J.shape[0], "d_theta": J.shape[1]}
+    best, first = [math.inf], [0]
+
+    def follow(at: Iterate) -> None:
+        if at.loss <= best[0]:
+            best[0] = at.loss
+            if not first[0] and float(metrics.mse(at.x, known.x)) <= goal:
+                first[0] = at.evaluations
+
+    y = None if method in ("dlg", "idlg") else known.map.y
+    found = invert(
+        known.map.model,
+        known.gradient,
+        y,
+        known.x.shape,
+        method=method,
+        steps=steps[method],
+        seed=seed,
+        callback=follow,
+    )
+    return {
+        "evaluations": first[0] or found.evaluations,
+        "reached": first[0] > 0,
+        "d_x": known.shape[0],
+        "d_theta": known.shape[1],
+        "failed": found.failed,
+    }
+
+
+def compare(table: pd.DataFrame) -> pd.DataFrame:
+    """(network, image, method) with `ratio`: an attack's evaluations over those of I_lb on the same problem."""
+    key = ["dataset", "network", "image"]
+    bound = table[table.method == "I_lb"].set_index(key).evaluations
+    exact = table[table.method == "I²F"].set_index(key).evaluations
+    attacks = table[~table.method.isin(ESTIMATES)].copy()
+    where = pd.MultiIndex.from_frame(attacks[key])
+    return attacks.assign(
+        over_bound=attacks.evaluations / bound.reindex(where).to_numpy(),
+        over_exact=attacks.evaluations / exact.reindex(where).to_numpy(),
+    )
+
+
+def judge(table: pd.DataFrame, dataset: str, cheaper: float, products: float) -> list[claims.Claim]:
+    """The experiment's claims; `cheaper`: how many times, `products`: at most how many for I_lb."""
+    ratios = compare(table)
+    common: dict[str, Any] = {"source": "the abstract and the efficiency experiment", "unit": "image"}
+
+    def smallest(column: str, method: str):
+        return lambda t: float(t[t.method == method][column].median())
+
+    found = [
+        claims.judge(
+            table[table.method == "I_lb"], lambda t: float(t.evaluations.max()), at_most=products, **common,
+            id=f"efficiency-{dataset}-products",
+            statement="I_lb needs only a few dozen products with the Jacobian.",
+            attacker="none: an estimate",
+            statistic="most products on any network and image",
+        )
+    ]  # fmt: skip
+    for method, knows in (("dgl", "knows the label"), ("gauss-newton", "knows the label")):
+        found.append(
+            claims.judge(
+                ratios, smallest("over_bound", method), at_least=cheaper, **common,
+                id=f"efficiency-{dataset}-bound-{method}",
+                statement="The bound costs much less than the attack that it stands for.",
+                attacker=f"{method}: {knows}, no noise",
+                statistic="median ratio of gradient evaluations, attack over I_lb",
+                note="where an attack does not arrive within its budget, the budget counts: a lower limit",
+            )
+        )  # fmt: skip
+    found.append(
+        claims.judge(
+            ratios, smallest("over_exact", "gauss-newton"), at_least=1.0, **common,
+            id=f"efficiency-{dataset}-exact",
+            statement="Exact I²F costs less than the attack.",
+            attacker="gauss-newton: knows the label, no noise",
+            statistic="median ratio of gradient evaluations, attack over exact I²F",
+        )
+    )  # fmt: skip
+    return found

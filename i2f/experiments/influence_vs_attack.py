@@ -1,0 +1,183 @@
+"""I²F against what attackers recover: Gaussian noise of growing variance, bounded and unbounded attackers."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from i2f import claims, sweep
+from i2f.experiments import problems as shared
+from i2f.sweep import Problem
+
+ATTACKERS: dict[str, dict[str, Any]] = {  # name in tables -> what chooses the attack in `problems.attack`
+    "gauss-newton": {"method": "gauss-newton", "box": False},
+    "gauss-newton, box": {"method": "gauss-newton", "box": True},
+    "dgl": {"method": "dgl", "box": False},
+    "gs": {"method": "gs", "box": True},
+}
+KNOWS = {
+    "gauss-newton": "gauss-newton: knows model and label, no prior, random start",
+    "gauss-newton, box": "gauss-newton with box: knows model, label and pixel range, random start",
+    "dgl": "dgl: Adam, knows model and label, no prior, random start",
+    "gs": "gs: Adam on the cosine, knows model, label and pixel range, random start",
+}
+ERRORS = {"rmse": "RMSE", "rmse_clamped": "PSNR", "dissimilarity": "1 − SSIM", "feature_mse": "feature MSE"}
+
+
+def noisy(
+    setting: dict[str, Any], models: dict[str, int], variances: list[float], level: float, level_images: int
+) -> list[Problem]:
+    """Noise problems: every variance for the first images, `level` alone for the further ones of the first model.
+
+    setting: data set and network, as in `experiments.problems`. models: name -> how many images get every variance.
+    The noise of an image is its own draw, scaled: what differs between its levels is the variance alone.
+    """
+    if level not in variances:
+        raise ValueError(f"level={level:g} is not among the variances {variances}: choose one of them")
+    found = []
+    for number, (model, images) in enumerate(models.items()):
+        for image in range(max(images, 0 if number else level_images)):
+            found += sweep.grid(
+                **setting, model=model, image=image, noise="gaussian", noise_seed=image,
+                size=variances if image < images else [level],
+            )  # fmt: skip
+    return found
+
+
+def attack(
+    problems: list[Problem], attackers: list[str], steps: dict[str, int], dampings: list[float], seed: int,
+    jobs: int | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """A row an attack: what I²F predicts (`problems.predict`), what was recovered (`problems.attack`).
+
+    The first model meets every attacker, the others the first attacker alone. steps: method -> budget.
+    Further columns: variance σ²; relative_error = |RMSE − predicted|/predicted; rmse_clamped (that of PSNR);
+    dissimilarity = 1 − SSIM.
+    """
+    predict = partial(shared.predict, dampings=tuple(dampings))
+    predicted = sweep.run(predict, problems, ("model", "image"), len(problems), jobs, description="predictions")
+    first = problems[0]["model"]
+    tasks = [
+        {**p, "attacker": name, **ATTACKERS[name], "steps": steps[ATTACKERS[name]["method"]], "start_seed": seed}
+        for name in attackers
+        for p in problems
+        if p["model"] == first or name == attackers[0]
+    ]
+    second = [t for t in tasks if t["method"] == "gauss-newton"]
+    adam = [t for t in tasks if t["method"] != "gauss-newton"]
+    found = [sweep.run(shared.attack, second, jobs=jobs, description="gauss-newton")]
+    if adam:
+        found.append(sweep.run(shared.attack, adam, ("model", "attacker"), 32, jobs, description="first order"))
+    shown = predicted.drop(columns=["failed", "reason"])
+    table = pd.concat(found, ignore_index=True).merge(shown, on=list(problems[0]), validate="many_to_one")
+    table = table.rename(columns={"size": "variance"})
+    return table.assign(
+        relative_error=(table.rmse - table.predicted_rmse).abs() / table.predicted_rmse,
+        rmse_clamped=10 ** (-table.psnr / 20),
+        dissimilarity=1 - table.ssim,
+    )
+
+
+def predictors(table: pd.DataFrame) -> dict[str, str]:
+    """Column -> its name: I²F exact and damped, the lower bound, and the variance alone, which all must beat."""
+    damped = [c for c in table.columns if c.startswith("predicted_rmse, ε")]
+    names = {c: "I²F" + c.removeprefix("predicted_rmse") for c in damped}
+    return {"predicted_rmse": "I²F", **names, "bound_rmse": "I_lb", "variance": "σ² alone"}
+
+
+def correlations(table: pd.DataFrame, model: str = "lenet") -> pd.DataFrame:
+    """Spearman of every predictor with every error, per attacker, and I²F's log–log Pearson; 1: ranks perfectly.
+
+    All four measures count as errors here: PSNR as the clamped RMSE whose logarithm it is, SSIM as 1 − SSIM.
+    """
+    rows = []
+    for attacker, mine in scored(table[table.model == model]).groupby("attacker", sort=False):
+        for error, name in ERRORS.items():
+            orders = {label: claims.order(mine, column, error) for column, label in predictors(table).items()}
+            power = claims.power(mine[mine[error] > 0], "predicted_rmse", error)
+            rows.append({"attacker": attacker, "error": name, **orders, "I²F, log–log": power})
+    return pd.DataFrame(rows).set_index(["attacker", "error"])
+
+
+def scored(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that have an error to compare: those of attacks that did not fail."""
+    return table[~table.failed.astype(bool) & table.rmse.notna()]
+
+
+def end_of_law(table: pd.DataFrame, tolerance: float) -> float:
+    """The predicted RMSE at which the median relative error passes `tolerance`, between noise levels by log–log lines.
+
+    Where it never does, the largest median prediction that was tried: the law ends beyond it.
+    """
+    levels = table.groupby("variance")[["predicted_rmse", "relative_error"]].median()
+    x, y = np.log(levels.clip(lower=1e-16).to_numpy()).T  # an error of zero has no logarithm
+    beyond = np.flatnonzero(y > np.log(tolerance))
+    if not len(beyond):
+        return float(np.exp(x[-1]))
+    k = beyond[0]
+    if k == 0:
+        return float(np.exp(x[0]))
+    share = (np.log(tolerance) - y[k - 1]) / (y[k] - y[k - 1])
+    return float(np.exp(x[k - 1] + share * (x[k] - x[k - 1])))
+
+
+def judge(
+    table: pd.DataFrame, dataset: str, level: float,
+    cut: float, accuracy: float, tolerance: float, order: float, power: float, images_order: float,
+) -> list[claims.Claim]:  # fmt: skip
+    """The experiment's claims. The thresholds are the notebook's parameters; `cut` bounds the linear regime."""
+    known = scored(table)
+    first = known.model.iloc[0]
+    whole = known.groupby(["model", "image"]).variance.transform("nunique") == known.variance.nunique()
+    regime = f"the predicted RMSE is at most {cut:g}"
+    found: list[claims.Claim] = []
+
+    def claim(rows: pd.DataFrame, name: str, statement: str, statistic: str, measure, within=None, **more) -> None:
+        if len(rows):
+            attackers = "; ".join(KNOWS[a] for a in rows.attacker.unique())
+            note = (
+                f"{rows.model.iloc[0]}; {len(rows)} attacks, {int((~rows.converged.astype(bool)).sum())} not converged"
+            )
+            used = ["image", "variance", "predicted_rmse", "rmse", "relative_error", "bound_rmse"]  # fast to resample
+            within = None if within is None else within[used]
+            found.append(
+                claims.judge(
+                    rows[used], measure, "image", only=(regime, within) if within is not None else None, **more,
+                    id=f"influence_vs_attack-{dataset}-{name}", statement=statement, statistic=statistic,
+                    source="section 4, I²F against recovery", attacker=attackers, note=note,
+                )
+            )  # fmt: skip
+
+    for model, attacker, name, subject in (
+        (first, "gauss-newton", "accuracy", "what an attacker without a prior recovers"),
+        ("linear", "gauss-newton", "accuracy-linear", "it for the linear model too"),
+        (first, "gauss-newton, box", "accuracy-box", "it for an attacker who knows the pixel range"),
+    ):
+        rows = known[(known.model == model) & (known.attacker == attacker)]
+        claim(rows, name, f"I²F equals the error: {subject}." if name == "accuracy" else f"I²F predicts {subject}.",
+              "median |measured − predicted| / predicted RMSE", lambda t: float(t.relative_error.median()),
+              rows[rows.predicted_rmse <= cut], at_most=accuracy)  # fmt: skip
+    ours = known[(known.model == first) & (known.attacker == "gauss-newton") & whole]
+    claim(ours, "end", f"The linear law reaches at least to a predicted RMSE of {cut:g}.",
+          f"predicted RMSE at which the median relative error passes {tolerance:g}",
+          lambda t: end_of_law(t, tolerance), at_least=cut)  # fmt: skip
+    for attacker in KNOWS:
+        mine = known[(known.model == first) & (known.attacker == attacker)]
+        tag = attacker.replace(", ", "-")
+        claim(mine[whole[mine.index]], f"order-{tag}", "I²F ranks recovery over noise levels and images.",
+              "Spearman of RMSE with I²F", lambda t: claims.order(t, "predicted_rmse", "rmse"),
+              at_least=order)  # fmt: skip
+        claim(mine[whole[mine.index]], f"power-{tag}", "Recovery follows a power law in I²F.",
+              "log–log Pearson of RMSE with I²F", lambda t: claims.power(t, "predicted_rmse", "rmse"),
+              at_least=power)  # fmt: skip
+        alike = mine[mine.variance == level]
+        alike = alike if alike.image.nunique() > 2 else alike[:0]  # two images always stand in some order
+        claim(alike, f"images-{tag}", "I²F ranks images at one noise level.",
+              f"Spearman of RMSE with I²F across images, variance {level:g}",
+              lambda t: claims.order(t, "predicted_rmse", "rmse"), at_least=images_order)  # fmt: skip
+    for name, bounded in (("unbounded", False), ("bounded", True)):
+        rows = known[(known.model == first) & (known.box.astype(bool) == bounded)]
+        claim(rows, f"bound-{name}", f"I_lb is never above the error of {name} attackers.",
+              "smallest RMSE / I_lb", lambda t: float((t.rmse / t.bound_rmse).min()), at_least=1.0)  # fmt: skip
+    return found

@@ -1,0 +1,74 @@
+"""Costs: what is counted is what was spent, and verdicts can go either way."""
+
+import pandas as pd
+import pytest
+
+import i2f
+from i2f.attacks import METHODS
+from i2f.experiments import efficiency
+from i2f.figures import efficiency as draw
+
+BUDGET = {"gauss-newton": 20, "dgl": 5, "dlg": 2, "idlg": 5, "gs": 5}
+
+
+@pytest.fixture(scope="module")
+def table():
+    return efficiency.measure(efficiency.problems("mnist", 1, ["linear default"], 1e-3), BUDGET, goal=0.01, jobs=1)
+
+
+def test_every_estimate_and_every_attack_has_a_row(table):
+    assert list(table.method) == [*efficiency.ESTIMATES, *METHODS]
+    cost = table.set_index("method").evaluations
+    assert cost["I²F"] == 784 + 1  # J formed, and one product with δ
+    assert 3 <= cost["I_lb"] <= 100
+    assert cost["I_lb"] % 2 == 1  # two products a Lanczos step, and one with δ
+
+
+def test_an_attack_is_followed_until_it_arrives(table, digits):
+    x, y = digits
+    model = i2f.models.build("linear", "mnist", init="default", seed=1, normalize=False).double()
+    J = i2f.GradientJacobian(model, x[:1], y[:1])
+    path = []
+    i2f.invert(model, J.gradient, y[:1], J.x.shape, callback=path.append)
+    arrived = next(at.evaluations for at in path if float((at.x - J.x).square().mean()) <= 0.01)
+    rows = table.set_index("method")
+    assert rows.evaluations["gauss-newton"] == arrived
+    assert rows.reached["gauss-newton"]
+    assert not rows.reached["gs"]  # five steps are too few
+    assert rows.evaluations["gs"] >= 10
+
+
+def fake(attack: int) -> pd.DataFrame:
+    rows = [("I_lb", 21), ("I²F", 785), ("dgl", attack), ("gauss-newton", attack)]
+    return pd.DataFrame(
+        {"dataset": "mnist", "network": "lenet uniform", "image": image, "method": method, "evaluations": cost,
+         "reached": True}
+        for image in range(5)
+        for method, cost in rows
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("attack", "expected"), [(2100, ["holds", "holds", "holds", "holds"]), (105, ["holds", "fails", "fails", "fails"])]
+)
+def test_verdicts_follow_the_table(attack, expected):
+    found = efficiency.judge(fake(attack), "mnist", cheaper=10.0, products=100.0)
+    assert [c.verdict for c in found] == expected
+    assert found[1].value == attack / 21
+    assert efficiency.judge(fake(attack), "mnist", cheaper=10.0, products=20.0)[0].verdict == "fails"
+
+
+def test_figure_draws_every_row():
+    table = fake(2100)
+    table.loc[table.method == "dgl", "reached"] = False
+    (ax,) = draw.overview(table).axes
+    drawn = [tuple(point) for points in ax.collections for point in points.get_offsets()]
+    assert len(drawn) == len(table)
+    assert [t.get_text() for t in ax.get_yticklabels()] == [
+        "lower bound I_lb",
+        "exact I²F",
+        "DGL, Adam",
+        "Gauss–Newton",
+    ]
+    hollow = [c for c in ax.collections if len(c.get_offsets()) and c.get_facecolor()[0][:3].min() == 1]
+    assert {point[0] for c in hollow for point in c.get_offsets()} == {2100}
