@@ -169,6 +169,42 @@ def test_total_variation_reaches_a_minimum(tiny, backward, box):
     assert float(total_variation(found.x)) < float(total_variation(i2f.invert(model, sent, y, x.shape, box=box).x))
 
 
+@pytest.mark.parametrize("damping", [1e-3, 1.0])
+def test_gaussian_prior_moves_the_attack_as_damped_influence_says(lenet, digits, damping):
+    """The MAP attacker lands (J Jᵀ + εI)⁻¹(Jδ + ε(mean − x₀)) away: Eq. 4 damped, where the prior's mean is the truth,
+    and the prior's pull besides, where it is not."""
+    x, y = digits[0][:1], digits[1][:1]
+    J = i2f.GradientJacobian(lenet, x, y)
+    delta = perturb.gaussian(J.gradient, 1e-12, seed=0)
+    for mean in (x, x + 1e-4 * torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x)):
+        found = i2f.invert(lenet, J.gradient + delta, y, x.shape, ridge=damping, mean=mean, start=x)
+        pull = torch.linalg.solve(
+            J.gram() + damping * torch.eye(x.numel(), dtype=x.dtype), damping * (mean - x).reshape(-1)
+        )
+        predicted = i2f.influence(J, delta, damping).displacement + pull
+        assert found.converged
+        assert float((found.x - x).reshape(-1).sub(predicted).norm()) <= 1e-3 * float(predicted.norm())
+
+
+@pytest.mark.parametrize("tiny", ["conv"], indirect=True)
+def test_priors_join_in_every_method(tiny, backward):
+    """The minimum of distance, total variation and Gaussian prior together: found by one method, by the gradient of
+    that sum, and approached by the other."""
+    model, x, y = tiny
+    sent = backward(model, x, y)
+    prior = {"tv": 1e-2, "ridge": 1e-2, "mean": torch.full_like(x, 0.3)}
+    second = i2f.invert(model, sent, y, x.shape, **prior)
+    first = i2f.invert(model, sent, y, x.shape, method="dgl", start="gray", lr=1e-3, steps=2000, **prior)
+    for found in (second, first):
+        z = found.x.clone().requires_grad_()
+        distance = (GradientMap(model, y)(z, create_graph=True) - sent).square().sum()
+        objective = distance + 1e-2 * total_variation(z) + 1e-2 * (z - 0.3).square().sum()
+        (slope,) = torch.autograd.grad(objective, z)
+        assert found.loss == pytest.approx(objective.item(), rel=1e-9)
+        assert float(slope.norm()) <= 1e-5 or found is first
+    assert second.loss <= first.loss <= 1.05 * second.loss
+
+
 # labels
 
 

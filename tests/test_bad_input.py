@@ -158,6 +158,9 @@ INVERT = {
     "restarts zero": (lambda: invert(restarts=0), "restarts=0 .*at least 1"),
     "restarts of one start": (lambda: invert(restarts=2, start=X), "restarts=2 from one given start.*random start"),
     "tv negative": (lambda: invert(tv=-1.0), "tv=-1.0 .*at least 0"),
+    "ridge negative": (lambda: invert(ridge=-1.0), "ridge=-1.0 .*at least 0"),
+    "mean of another shape": (lambda: invert(ridge=1.0, mean=torch.zeros(7)), r"mean has shape \(7,\).*\(1, 6\)"),
+    "mean not finite": (lambda: invert(ridge=1.0, mean=float("nan")), "mean .*NaN"),
     "tv of no image": (lambda: invert(tv=1e-3), r"tv=0.001 needs images.*\(1, 6\)"),
     "tolerance NaN": (lambda: invert(tolerance=math.nan), "tolerance=nan .*finite"),
     "mask of numbers": (

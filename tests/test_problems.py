@@ -32,7 +32,8 @@ def test_prediction_is_what_the_formulas_say():
     assert row["predicted_rmse"] == pytest.approx(np.linalg.norm(displacement) / 28, rel=1e-5)
     damped = np.linalg.solve(A @ A.T + 0.5 * np.eye(len(A)), A @ delta.numpy())
     assert row["predicted_rmse, ε = 0.5"] == pytest.approx(np.linalg.norm(damped) / 28)
-    assert row["bound_rmse"] <= row["predicted_rmse"]
+    assert row["bound_rmse"] == pytest.approx(i2f.lower_bound(J, delta, tol=1e-9).rmse)
+    assert row["predicted_rmse"] == pytest.approx(i2f.influence(J, delta).rmse, rel=1e-6)
     assert row["noise_norm"] == pytest.approx(float(delta.norm()))
     (pruned,) = shared.predict([{**NOISY, "noise": "prune", "size": 0.1}])
     assert np.isnan(pruned["expected_mse"])
@@ -62,3 +63,13 @@ def test_mask_is_read_from_the_zeros():
     problem = {"dataset": "mnist", "noise": "prune", "size": 0.3, "steps": 10}
     ignorant, reader = shared.attack([problem, {**problem, "mask": "zeros"}])
     assert reader["mse"] <= 1e-10 < ignorant["mse"]
+
+
+def test_a_ridge_pulls_towards_the_mean_of_the_training_images():
+    """So strong a prior that nothing else counts: what is found is the mean image, and not the private one."""
+    (row,) = shared.attack([{**NOISY, "ridge": 1e6}], keep=True)
+    digits, _ = i2f.data.load("mnist", split="train")
+    mean, variance = shared.pixels("mnist", None)
+    assert row["picture"] == pytest.approx(digits.mean(0, keepdim=True).numpy(), abs=1e-4)
+    assert mean[0].numpy() == pytest.approx(digits.numpy().mean(0), abs=1e-5)
+    assert variance == pytest.approx(digits.numpy().var(0, ddof=1).mean(), rel=1e-5)

@@ -56,6 +56,8 @@ def invert(
     covariance: Tensor | None = None,
     box: bool | None = None,
     tv: float = 0.0,
+    ridge: float = 0.0,
+    mean: float | Tensor = 0.5,
     start: str | Tensor | None = None,
     restarts: int = 1,
     seed: int = 0,
@@ -78,7 +80,9 @@ def invert(
         mask: (d_θ,) booleans: the coordinates of the gradient that are known to be exact; the others are not matched.
             `gradient != 0` for a pruned gradient. covariance: of known noise, (d_θ,) variances or (d_θ, d_θ).
         box: pixels lie in [0, 1], enforced inside every step; None: as published ("gs" alone). tv: weight of the total
-            variation (mean absolute difference of neighbours, smoothed at 10⁻³).
+            variation (mean absolute difference of neighbours, smoothed at 10⁻³). ridge, mean: a Gaussian prior, the
+            penalty ridge · ‖x − mean‖²; with ε = σ²/τ² for noise of variance σ² and pixels N(mean, τ²) this is the MAP
+            attacker (1/τ² where `covariance` holds the σ²). mean: a number, or (n, C, H, W).
 
     Args (the attack):
         method: a key of `METHODS`. "gauss-newton": second order, to machine precision. "dgl": Adam, the paper's.
@@ -101,7 +105,7 @@ def invert(
         )
     return invert_many(
         model, gradient[None], None if y is None else y[None], shape, method=method, loss=loss, mask=mask,
-        covariance=covariance, box=box, tv=tv, start=start,
+        covariance=covariance, box=box, tv=tv, ridge=ridge, mean=mean, start=start,
         restarts=restarts, seed=seed, steps=steps, tolerance=tolerance, progress=progress, callback=callback,
         **options,
     )[0]  # fmt: skip
@@ -119,6 +123,8 @@ def invert_many(
     covariance: Tensor | None = None,
     box: bool | None = None,
     tv: float = 0.0,
+    ridge: float = 0.0,
+    mean: float | Tensor = 0.5,
     start: str | Tensor | None = None,
     restarts: int = 1,
     seed: int | Sequence[int] = 0,
@@ -149,7 +155,8 @@ def invert_many(
     rounds = make_problems(
         GradientMap(model, None, loss), gradients, y, shape, mask=mask, covariance=covariance,
         start=chosen.start if start is None else start, restarts=restarts, seed=seed,
-        box=chosen.box if box is None else box, tv=tv, soft_labels=y is None and chosen.soft_labels,
+        box=chosen.box if box is None else box, tv=tv, ridge=ridge, mean=mean,
+        soft_labels=y is None and chosen.soft_labels,
         steps=chosen.steps if steps is None else steps, tolerance=tolerance, callback=callback, progress=progress,
     )  # fmt: skip
     if chosen.together:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from i2f.attacks.prior import BOX, total_variation
+from i2f.attacks.prior import BOX
 from i2f.attacks.problem import EXPLODED, Problem, Reconstruction
 from i2f.batched import BatchedGradient
 from i2f.progress import bar
@@ -32,7 +32,7 @@ class Recipe(NamedTuple):
 
 
 def descend(problems: Sequence[Problem], recipe: Recipe) -> list[Reconstruction]:
-    """Minimise every problem's own objective, D(W ∇L(x), W g) + tv · TV(x), with D one of
+    """Minimise every problem's own objective, D(W ∇L(x), W g) + penalty(x), with D one of
 
         squared  ‖a − b‖²        cosine  1 − ⟨a, b⟩ / ‖a‖‖b‖,
 
@@ -114,8 +114,9 @@ class _Descent:
             matched = [self.problems[i].match(g) for i, g in zip(chosen, gradients, strict=True)]
             misfits = torch.stack([distance(g, self.targets[i]) for i, g in zip(chosen, matched, strict=True)])
         losses = misfits
-        if self.problems[0].tv:
-            losses = misfits + self.problems[0].tv * torch.stack([total_variation(x) for x in xs])
+        prior = self.problems[0].prior
+        if prior.active:
+            losses = misfits + torch.stack([prior.penalty(x) for x in xs])
         self.evaluations += 1
         self.misfits = dict(zip(chosen, misfits.tolist(), strict=True))
         for i, loss in zip(chosen, losses.tolist(), strict=True):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from i2f.attacks.prior import BOX, lagged_curvature, total_variation
+from i2f.attacks.prior import BOX
 from i2f.attacks.problem import EXPLODED, Problem, Reconstruction
 from i2f.attacks.steps import StepSolver
 from i2f.gradient import Linearization
@@ -26,8 +26,8 @@ def gauss_newton(problems: Sequence[Problem]) -> list[Reconstruction]:
     matrix whenever the model with S foretold the last change of the objective better than the one without (as in
     NL2SOL, Dennis, Gay and Welsch 1981). Then convergence is quadratic for a noisy gradient too.
 
-    With a box, a step minimises the same model among the images in [0, 1]. With total variation, ½ tv ∇TV joins the
-    right side and a curvature of TV the matrix. How steps are solved: `StepSolver`. A step is taken on its gain ratio,
+    With a box, a step minimises the same model among the images in [0, 1]. A prior's gradient joins the
+    right side, its curvature the matrix. How steps are solved: `StepSolver`. A step is taken on its gain ratio,
     actual over promised decrease, so the last iterate is the best.
 
     Stops when the gradient is matched, when the model promises no further decrease (stationary), when no damping gives
@@ -117,18 +117,19 @@ class _Attack:
 
 
 class Point(Linearization):
-    """One iterate: its residual r, its objective f = ‖r‖² + tv · TV(x), and products with J Wᵀ there."""
+    """One iterate: its residual r, its objective f = ‖r‖² + penalty(x), and products with J Wᵀ there."""
 
     def __init__(self, problem: Problem, x: Tensor):
         super().__init__(problem.gmap, x)
-        self.problem, self.match = problem, problem.match
+        self.problem, self.match, self.prior = problem, problem.match, problem.prior
         self.residual = self.match(self.gradient - problem.target)
         self.misfit = float(self.residual @ self.residual)
-        self.objective = self.misfit + (problem.tv * float(total_variation(self.x)) if problem.tv else 0.0)
+        self.objective = self.misfit + (float(self.prior.penalty(self.x)) if self.prior.active else 0.0)
         if not math.isfinite(self.objective):
             self.objective = math.inf
-        self.roughness = lagged_curvature(self.x) if problem.tv else None
+        self.belief = self.prior.curvature(self.x) if self.prior.active else None
         self._half_gradient: Tensor | None = None
+        self._half_pull: Tensor | None = None
 
     def at(self, s: Tensor) -> "Point":
         """The point a step away; rounding does not carry it out of the box."""
@@ -136,15 +137,15 @@ class Point(Linearization):
         return Point(self.problem, x.clamp(*BOX) if self.problem.box else x)
 
     def slope(self) -> Tensor:
-        """½ ∇f = J Wᵀ r + ½ tv ∇TV; its own graph is kept for `bend`."""
+        """½ ∇f = J Wᵀ r + ½ ∇penalty; its own graph is kept for `bend`."""
         if self._half_gradient is None:
             weights = self.match.adjoint(self.residual, self.gradient.numel())
             self._half_gradient = self._backward(weights, create_graph=True)
-            if self.problem.tv:
+            if self.prior.active:
                 with torch.enable_grad():
-                    variation = total_variation(self._x)
-                    (by_x,) = torch.autograd.grad(variation, self._x, create_graph=True)
-                    self._half_gradient = self._half_gradient + 0.5 * self.problem.tv * by_x
+                    (by_x,) = torch.autograd.grad(0.5 * self.prior.penalty(self._x), self._x, create_graph=True)
+                    self._half_gradient = self._half_gradient + by_x
+                self._half_pull = by_x.detach().reshape(-1)
         return self._half_gradient.detach().reshape(-1)
 
     def rmatvec(self, v: Tensor) -> Tensor:
@@ -152,25 +153,25 @@ class Point(Linearization):
         return self.match(super().rmatvec(v))
 
     def curve(self, v: Tensor) -> Tensor:
-        """(J WᵀW Jᵀ + ½ tv K) v, Gauss–Newton's half of the Hessian; two products."""
+        """J WᵀW Jᵀ v and the prior's curvature, Gauss–Newton's half of the Hessian; two products."""
         out = self.matvec(self.match.adjoint(self.rmatvec(v), self.gradient.numel()))
-        return out if self.roughness is None else out + 0.5 * self.problem.tv * self.roughness(v)
+        return out if self.belief is None else out + self.belief(v)
 
     def bend(self, v: Tensor) -> Tensor:
-        """What `curve` leaves out of half the objective's Hessian: S v, and what K lacks of ∇²TV."""
+        """What `curve` leaves out of half the objective's Hessian: S v, and what the prior's stand-in lacks."""
         if not self._half_gradient.requires_grad:
             return torch.zeros_like(v)
         out = torch.autograd.grad(
             self._half_gradient, self._x, v.view_as(self._x), retain_graph=True, materialize_grads=True
         )[0].reshape(-1)
-        return out if self.roughness is None else out - 0.5 * self.problem.tv * self.roughness(v)
+        return out if self.belief is None else out - self.belief(v)
 
     def promise(self, s: Tensor) -> tuple[float, float]:
         """The decrease of f that a step s promises by Gauss–Newton's model, and by the full quadratic one."""
         Js = self.rmatvec(s)
         linear = -float((2 * self.residual + Js) @ Js)
-        if self.roughness is not None:  # K x = ∇TV
-            linear -= 0.5 * self.problem.tv * float((2 * self.x.reshape(-1) + s) @ self.roughness(s))
+        if self.belief is not None:
+            linear -= float(s @ (2 * self._half_pull + self.belief(s)))
         return linear, linear - float(s @ self.bend(s))
 
     def matched(self) -> str:

@@ -1,12 +1,42 @@
-"""What an attacker may believe about images before seeing a gradient: their range, and that neighbours are alike."""
+"""What an attacker may believe about images before seeing a gradient: their range, their mean, that neighbours are
+alike."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 BOX = (0.0, 1.0)  # pixels
 SMOOTHING = 1e-3  # β, in pixels: differences far above it cost |t|, those far below t²/2β
+
+
+class Prior(NamedTuple):
+    """The penalty  tv · TV(x) + ridge · ‖x − mean‖²  on top of an attack's distance; zero weights: no belief.
+
+    ridge: under a Gaussian prior N(mean, τ²I) on pixels and noise of variance σ² on the gradient, ε = σ²/τ² makes the
+    minimiser of ‖∇L(x) − g‖² + ε‖x − mean‖² the most probable image (MAP). mean: (n, ...) or a scalar.
+    """
+
+    tv: float
+    ridge: float
+    mean: Tensor
+
+    @property
+    def active(self) -> bool:
+        return bool(self.tv or self.ridge)
+
+    def penalty(self, x: Tensor) -> Tensor:
+        """(n, ...) -> scalar."""
+        value = self.ridge * (x - self.mean).square().sum()
+        return value + self.tv * total_variation(x) if self.tv else value
+
+    def curvature(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """v ↦ (½ tv K + ridge I) v: half the penalty's Hessian, TV's part by its stand-in; (..., d_x) -> (..., d_x)."""
+        if not self.tv:
+            return lambda v: self.ridge * v
+        smooth = lagged_curvature(x)
+        return lambda v: 0.5 * self.tv * smooth(v) + self.ridge * v
 
 
 def total_variation(x: Tensor) -> Tensor:

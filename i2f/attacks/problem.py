@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from i2f.attacks.match import Match
+from i2f.attacks.prior import Prior
 from i2f.gradient import GradientMap
 
 EXPLODED = 1e6  # a pixel beyond this is no image on its way to [0, 1]
@@ -35,8 +36,8 @@ class Problem:
     """Find x with ∇_θ L(x, θ) = target. Holds all that the attacker knows, and never the truth.
 
     gmap: the model and the labels (None: unknown, and optimised from `label_logits`). target: what was sent, (d_θ,).
-    start: (n, ...). match: which coordinates count, and how much. box: pixels stay in [0, 1]. tv: weight of the total
-    variation. tolerance: the relative residual at which the gradient counts as matched.
+    start: (n, ...). match: which coordinates count, and how much. prior: the penalty
+    on images. box: pixels stay in [0, 1]. tolerance: the relative residual at which the gradient counts as matched.
     """
 
     gmap: GradientMap
@@ -45,8 +46,8 @@ class Problem:
     steps: int
     tolerance: float
     match: Match
+    prior: Prior
     box: bool = False
-    tv: float = 0.0
     label_logits: Tensor | None = None
     index: int = 0
     restart: int = 0

@@ -8,7 +8,7 @@ from torch import Tensor
 from i2f import checks
 from i2f.attacks.labels import recover_labels
 from i2f.attacks.match import Match
-from i2f.attacks.prior import BOX
+from i2f.attacks.prior import BOX, Prior
 from i2f.attacks.problem import Callback, Problem
 from i2f.gradient import GradientMap
 
@@ -33,6 +33,8 @@ def make_problems(
     seed: int | Sequence[int],
     box: bool,
     tv: float,
+    ridge: float,
+    mean: float | Tensor,
     soft_labels: bool,
     steps: int,
     tolerance: float | None,
@@ -53,6 +55,7 @@ def make_problems(
     if box:
         starts = starts.clamp(*BOX)
     starts = starts.to(gmap.device, gmap.dtype)
+    prior = Prior(tv, checks.at_least("ridge", ridge, 0.0), _mean(mean, shape).to(starts))
     output = gmap.check(starts[0, 0], f"shape={shape}")
     maps = [gmap] * count if soft_labels else _labelled(gmap, gradients, y, shape, output)
     logits = [None] * restarts
@@ -68,7 +71,7 @@ def make_problems(
     checks.at_least("tolerance", tolerance, 0.0)
     return [
         [
-            Problem(maps[i], gradients[i], starts[i, k], steps, tolerance, matches[id(masks[i])], box, tv, logits[k],
+            Problem(maps[i], gradients[i], starts[i, k], steps, tolerance, matches[id(masks[i])], prior, box, logits[k],
                     index=i, restart=k, callback=callback, progress=progress)
             for i in range(count)
         ]
@@ -83,6 +86,17 @@ def _shape(shape: Sequence[int], tv: float) -> tuple[int, ...]:
     if checks.at_least("tv", tv, 0.0) and len(shape) != 4:
         raise ValueError(f"tv={tv} needs images, shape (n, C, H, W); this shape is {shape}")
     return shape
+
+
+def _mean(mean: float | Tensor, shape: tuple[int, ...]) -> Tensor:
+    mean = torch.as_tensor(mean)
+    try:
+        torch.broadcast_to(mean, shape)
+    except RuntimeError:
+        raise ValueError(
+            f"mean has shape {tuple(mean.shape)} and shape is {shape}: give a number or an image of that shape"
+        ) from None
+    return checks.finite("mean", mean)
 
 
 def _one_each(name: str, value, count: int) -> list:

@@ -32,7 +32,7 @@ class StepSolver:
 
     def __init__(self, problem: Problem):
         self.exact, self.rough = problem.gmap, problem.gmap.cast(torch.float32)
-        self.match, self.tv, self.box = problem.match, problem.tv, problem.box
+        self.match, self.box = problem.match, problem.box
         self.centre: Point | None = None  # where the Gram matrix was taken
         self.gram: Tensor | None = None
         self.factor: tuple[float, Tensor | None, Tensor] | None = None  # μ, the free pixels, the factor
@@ -80,8 +80,8 @@ class StepSolver:
         return minimize_in_box(lambda v: A(v) + mu * v, b, BOX[0] - x, BOX[1] - x, free_step, CG_TOLERANCE)
 
     def _rough_gram(self, point: Point) -> Tensor | None:
-        """J WᵀW Jᵀ + ½ tv K in float32; in the model's precision where its loss holds tensors of that; None where it
-        overflows."""
+        """J WᵀW Jᵀ and the prior's curvature in float32; in the model's precision where its loss holds tensors of that;
+        None where it overflows."""
         try:
             J = dense_jacobian(self.rough, point.x.to(self.rough.dtype))
         except RuntimeError:
@@ -90,8 +90,8 @@ class StepSolver:
             self.rough = self.exact
             return self._rough_gram(point)
         gram = outer_gram(self.match.to(J)(J)).float()
-        if point.roughness is not None:
-            gram += 0.5 * self.tv * point.roughness(torch.eye(len(gram), dtype=point.x.dtype).to(point.x)).float()
+        if point.belief is not None:
+            gram += point.belief(torch.eye(len(gram), dtype=point.x.dtype).to(point.x)).float()
         return gram if torch.isfinite(gram).all() else None
 
     def _fits(self, b: Tensor) -> bool:
