@@ -34,7 +34,7 @@ $(READY): requirements.lock pyproject.toml
 repro: $(READY) ## run the whole pipeline (DVC); what is up to date is not run again. PROFILE=smoke | paper: another scale
 	@dvc pull --quiet data.dvc
 	cd $(if $(PROFILE),profiles/$(PROFILE),.) && dvc repro
-	$(if $(PROFILE),,python -m i2f.pipeline readme)
+	$(if $(PROFILE),,python -m i2f.pipeline readme && python -m i2f.pipeline store notebooks/00_index.ipynb notebooks/12_claims.ipynb)
 
 test: $(READY) ## run the tests and validate every notebook
 	@dvc pull --quiet data.dvc

@@ -34,6 +34,16 @@ def test_every_variance_for_the_first_images_and_one_level_for_the_others():
         experiment.noisy(SETTING, {"lenet": 2}, [1e-7, 1e-5], 1e-6, 4)
 
 
+def test_who_attacks_what():
+    problems = experiment.noisy(SETTING, {"lenet": 1, "linear": 1}, [1e-7, 1e-5], 1e-5, 2)
+    tasks = experiment.confront(problems, list(experiment.ATTACKERS), {"gauss-newton": 5, "dgl": 6, "gs": 7}, seed=3)
+    met = {name: [(t["model"], t["image"]) for t in tasks if t["attacker"] == name] for name in experiment.ATTACKERS}
+    assert met["gauss-newton"] == [("lenet", 0), ("lenet", 0), ("lenet", 1), ("linear", 0), ("linear", 0)]
+    assert met["dgl"] == [("lenet", 0), ("lenet", 0), ("lenet", 1)]
+    assert met["gauss-newton, box"] == met["gs"] == [("lenet", 0), ("lenet", 0)]
+    assert {(t["method"], t["steps"]) for t in tasks} == {("gauss-newton", 5), ("dgl", 6), ("gs", 7)}
+
+
 def test_the_table_says_what_its_columns_say():
     """On the linear model: I²F as the least squares of Jᵀ d = δ by QR, the damped one as a ridge regression."""
     problems = experiment.noisy(SETTING, {"linear": 1}, [1e-6], 1e-6, 1)

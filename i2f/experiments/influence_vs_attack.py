@@ -1,5 +1,6 @@
 """I²F against what attackers recover: Gaussian noise of growing variance, bounded and unbounded attackers."""
 
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -45,25 +46,31 @@ def noisy(
     return found
 
 
+def confront(problems: list[Problem], attackers: list[str], steps: dict[str, int], seed: int) -> list[Problem]:
+    """The attacks: the first model's problems meet every attacker, the others' the first attacker alone. Images with a
+    single noise level meet only those without a box, whose steps are cheaper. steps: method -> budget."""
+    levels = Counter((p["model"], p["image"]) for p in problems)
+    return [
+        {**p, "attacker": name, **ATTACKERS[name], "steps": steps[ATTACKERS[name]["method"]], "start_seed": seed}
+        for name in attackers
+        for p in problems
+        if (p["model"] == problems[0]["model"] or name == attackers[0])
+        and (levels[p["model"], p["image"]] == max(levels.values()) or not ATTACKERS[name]["box"])
+    ]
+
+
 def attack(
     problems: list[Problem], attackers: list[str], steps: dict[str, int], dampings: list[float], seed: int,
     jobs: int | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """A row an attack: what I²F predicts (`problems.predict`), what was recovered (`problems.attack`).
+    """A row an attack (`confront`): what I²F predicts (`problems.predict`), what was recovered (`problems.attack`).
 
-    The first model meets every attacker, the others the first attacker alone. steps: method -> budget.
     Further columns: variance σ²; relative_error = |RMSE − predicted|/predicted; rmse_clamped (that of PSNR);
     dissimilarity = 1 − SSIM.
     """
     predict = partial(shared.predict, dampings=tuple(dampings))
     predicted = sweep.run(predict, problems, ("model", "image"), len(problems), jobs, description="predictions")
-    first = problems[0]["model"]
-    tasks = [
-        {**p, "attacker": name, **ATTACKERS[name], "steps": steps[ATTACKERS[name]["method"]], "start_seed": seed}
-        for name in attackers
-        for p in problems
-        if p["model"] == first or name == attackers[0]
-    ]
+    tasks = confront(problems, attackers, steps, seed)
     second = [t for t in tasks if t["method"] == "gauss-newton"]
     adam = [t for t in tasks if t["method"] != "gauss-newton"]
     found = [sweep.run(shared.attack, second, jobs=jobs, description="gauss-newton")]
