@@ -48,7 +48,7 @@ class Claim:
 
 
 def bootstrap(
-    statistic: Callable[[pd.DataFrame], float], table: pd.DataFrame, unit: str, draws: int = 2000, seed: int = 0
+    statistic: Callable[[pd.DataFrame], float], table: pd.DataFrame, unit: str, draws: int = 1000, seed: int = 0
 ) -> tuple[float, float, float]:
     """`statistic` of the table, and its 95% percentile interval when whole units (images, seeds) are resampled.
 
