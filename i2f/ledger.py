@@ -60,6 +60,9 @@ PAPER = {
     ),
 }
 
+# The claims that the README shows first: the paper's own, in the order of its sections, then what they leave out.
+HEADLINES: tuple[str, ...] = ()
+
 
 def runs() -> dict[str, dict]:
     """The default profile's runs, by key."""
@@ -124,6 +127,30 @@ def verdicts(found: Sequence[Claim]) -> Axes:
     ax.invert_yaxis()
     ax.legend(fontsize="small", ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
     return ax
+
+
+def markdown(path: Path = ROOT / "results" / "claims.json") -> str:
+    """The claims as the README shows them: the headlines, and every one in a table that opens."""
+    found = claims.load(path)
+    first = [c for name in HEADLINES for c in found if c.id == name]
+    counted = Counter(c.verdict for c in found)
+    said = ", ".join(f"{counted[v]} {v}" for v in claims.VERDICTS if counted[v])
+    return (
+        f"{_rows(first)}\n\n<details><summary>All {len(found)} claims: {said}</summary>\n\n{_rows(found)}\n\n</details>"
+    )
+
+
+def _rows(found: Sequence[Claim]) -> str:
+    lines = ["| claim | attacker | measured [95% interval] | holds when | verdict |", "|---|---|---|---|---|"]
+    for c in found:
+        number = claims.interval((c.value, c.low, c.high))
+        units = f"{c.n} {c.unit.replace('_', ' ')}{'s' * (c.n != 1)}"
+        within = f": {claims.interval(c.within)}" if c.verdict == "holds only when" else ""
+        lines.append(
+            f"| {c.statement} <br>*{c.id}* | {c.attacker} | {c.statistic}: {number}, {units} | {c.holds_when} "
+            f"| **{c.verdict}**{' ' + c.condition if within else ''}{within} |"
+        )
+    return "\n".join(lines)
 
 
 def paper() -> pd.DataFrame:

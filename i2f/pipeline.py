@@ -23,7 +23,6 @@ from i2f import checks
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
-RESULTS = ROOT / "results"
 OPEN, CLOSE = "<!-- results/claims.json -->", "<!-- end of claims -->"  # in the README
 DIGITS = "%.3g"  # what a published table keeps: the same from run to run, and nearly so from machine to machine
 
@@ -149,27 +148,14 @@ def collect_claims(profile: Path) -> None:
     claims.save(found, profile / "results" / "claims.json")
 
 
-def claims_table(path: Path = RESULTS / "claims.json") -> str:
-    """The claims as the README shows them."""
-    from i2f import claims
-
-    lines = ["| claim | attacker | measured [95% interval] | holds when | verdict |", "|---|---|---|---|---|"]
-    for c in claims.load(path):
-        number = claims.interval((c.value, c.low, c.high))
-        within = f": {claims.interval(c.within)}" if c.verdict == "holds only when" else ""
-        lines.append(
-            f"| {c.statement} <br>*{c.id}* | {c.attacker} | {c.statistic}: {number}, {c.n} {c.unit}s | {c.holds_when} "
-            f"| **{c.verdict}** {c.condition if within else ''}{within} |"
-        )
-    return "\n".join(lines)
-
-
 def readme() -> None:
-    """Put the claims table between the README's markers."""
+    """Put the claims, as `ledger.markdown` words them, between the README's markers."""
+    from i2f import ledger
+
     path = ROOT / "README.md"
     before, rest = path.read_text(encoding="utf-8").split(OPEN)
     after = rest.split(CLOSE, 1)[1]
-    path.write_text(f"{before}{OPEN}\n\n{claims_table()}\n\n{CLOSE}{after}", encoding="utf-8")
+    path.write_text(f"{before}{OPEN}\n\n{ledger.markdown()}\n\n{CLOSE}{after}", encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -187,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--profile", type=Path, default=ROOT, help="folder of params.yaml, runs/ and results/")
     command = commands.add_parser("claims", help="collect every run's claims into results/claims.json")
     command.add_argument("--profile", type=Path, default=ROOT, help="folder of params.yaml, runs/ and results/")
-    commands.add_parser("readme", help="put the claims table into the README")
+    commands.add_parser("readme", help="put the claims into the README")
     command = commands.add_parser("store", help="rerun notebooks at their own scale and store the outputs in them")
     command.add_argument("notebooks", type=Path, nargs="*")
     arguments = parser.parse_args(argv)

@@ -13,7 +13,7 @@ import papermill
 import pytest
 import yaml
 
-from i2f import claims, data, pipeline
+from i2f import claims, data, ledger, pipeline
 from i2f.attacks import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -180,7 +180,11 @@ def test_every_result_is_of_a_run():
 
 
 def test_readme_shows_every_claim():
-    assert f"{pipeline.OPEN}\n\n{pipeline.claims_table()}\n\n{pipeline.CLOSE}" in (ROOT / "README.md").read_text()
+    shown = ledger.markdown()
+    assert f"{pipeline.OPEN}\n\n{shown}\n\n{pipeline.CLOSE}" in (ROOT / "README.md").read_text()
+    for claim in claims.load(ROOT / "results" / "claims.json"):
+        assert shown.count(f"*{claim.id}*") == 1 + (claim.id in ledger.HEADLINES)
+    assert all(f"*{name}*" in shown for name in ledger.HEADLINES)
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "cifar10"])

@@ -18,38 +18,31 @@ def published(run: Path) -> dict[str, Figure]:
 
 
 def overview(table: pd.DataFrame) -> Figure:
-    """A panel a data set: a row a method, a point an image; hollow: the budget ended before the attack arrived."""
+    """A panel a network: a row a method, a point an image; hollow: the budget ended before the attack arrived."""
     style()
-    datasets = list(table.dataset.unique())
+    networks = list(table.network.unique())
     figure, axes = plt.subplots(
-        1, len(datasets), figsize=(1 + 5 * len(datasets), 3.6), layout="constrained", squeeze=False, sharey=True
-    )
-    for ax, dataset in zip(axes[0], datasets, strict=True):
-        cost(ax, table[table.dataset == dataset])
-        ax.set_title(DATASETS.get(dataset, dataset))
+        1, len(networks), figsize=(1.4 + 3.1 * len(networks), 3.2), layout="constrained", squeeze=False, sharey=True,
+        sharex=True,
+    )  # fmt: skip
+    for ax, network in zip(axes[0], networks, strict=True):
+        cost(ax, table[table.network == network])
+        ax.set_title(f"{DATASETS.get(table.dataset.iloc[0], table.dataset.iloc[0])}, {network}", fontsize="medium")
+    figure.supxlabel("gradient evaluations (hollow: budget spent, not arrived)", fontsize="medium", color=INK)
     return figure
 
 
 def cost(ax: Axes, table: pd.DataFrame) -> Axes:
-    """Gradient evaluations of every method, logarithmic; networks are set a little apart."""
-    methods, networks = list(table.method.unique()), list(table.network.unique())
+    """Gradient evaluations of every method, logarithmic."""
+    methods = list(table.method.unique())
     for row, method in enumerate(methods):
         colour, marker = ESTIMATES[method][1:] if method in ESTIMATES else ATTACKERS[method][2:4]
-        for k, network in enumerate(networks):
-            points = table[(table.method == method) & (table.network == network)]
-            for reached, face in ((True, colour), (False, "white")):
-                some = points[points.reached == reached]
-                height = row + 0.18 * (k - (len(networks) - 1) / 2)
-                ax.scatter(
-                    some.evaluations,
-                    [height] * len(some),
-                    s=34,
-                    marker=marker,
-                    facecolor=face,
-                    edgecolor=colour,
-                    zorder=3,
-                )
-    ax.set(xscale="log", xlabel="gradient evaluations (hollow: budget spent, not arrived)")
+        for reached, face in ((True, colour), (False, "white")):
+            some = table[(table.method == method) & (table.reached == reached)]
+            ax.scatter(
+                some.evaluations, [row] * len(some), s=34, marker=marker, facecolor=face, edgecolor=colour, zorder=3
+            )
+    ax.set(xscale="log")
     labels = [ESTIMATES[m][0] if m in ESTIMATES else ATTACKERS[m][0] for m in methods]
     ax.set_yticks(range(len(methods)), labels, color=INK)
     ax.set_ylim(len(methods) - 0.5, -0.5)
