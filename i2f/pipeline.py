@@ -5,6 +5,7 @@ into its runs/, what git keeps of them goes into its results/.
 """
 
 import argparse
+import ast
 import hashlib
 import json
 import os
@@ -27,11 +28,30 @@ OPEN, CLOSE = "<!-- results/claims.json -->", "<!-- end of claims -->"  # in the
 DIGITS = "%.3g"  # what a published table keeps: the same from run to run, and nearly so from machine to machine
 
 
-def code(notebook: Path, target: Path) -> None:
-    """Write the notebook's code alone, so that a stage can depend on it: stored outputs and prose change nothing."""
-    cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+def code(key: str, profile: Path) -> None:
+    """runs/code/KEY.py: the code of the run's notebook, so that a stage can depend on that alone; see `_code`."""
+    entry = _entry(key, profile)
+    target = profile / "runs" / "code" / f"{key}.py"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text("\n\n# %%\n".join(cells) + "\n", encoding="utf-8")
+    book = _cut(nbformat.read(_notebook(entry), as_version=4), _parameters(entry))
+    target.write_text("\n\n# %%\n".join(cell.source for cell in book.cells) + "\n", encoding="utf-8")
+
+
+def _cut(book: nbformat.NotebookNode, parameters: dict[str, Any]) -> nbformat.NotebookNode:
+    """What a run depends on: code cells, bare, without the notebook's own values of parameters that the run sets. So
+    prose, tags, stored outputs and the notebook's own small scale can change, and no table is made anew."""
+    book.cells = [cell for cell in book.cells if cell.cell_type == "code"]
+    for cell in book.cells:
+        tags = cell.metadata.get("tags", [])
+        if "parameters" in tags:
+            lines = cell.source.splitlines()
+            for node in ast.parse(cell.source).body:
+                if isinstance(node, ast.Assign) and {getattr(t, "id", None) for t in node.targets} <= set(parameters):
+                    lines[node.lineno - 1 : node.end_lineno] = [None] * (node.end_lineno - node.lineno + 1)
+            cell.source = "\n".join(line for line in lines if line is not None)
+        cell.outputs, cell.execution_count = [], None
+        cell.metadata = {"tags": ["parameters"]} if "parameters" in tags else {}
+    return book
 
 
 def run(key: str, profile: Path) -> None:
@@ -44,23 +64,20 @@ def run(key: str, profile: Path) -> None:
     import papermill
 
     entry = _entry(key, profile)
-    notebook, parameters = NOTEBOOKS / f"{entry['notebook']}.ipynb", entry.get("parameters") or {}
-    known = papermill.inspect_notebook(str(notebook))
-    for name in parameters:
-        checks.one_of(f"parameter of {notebook.name}", name, known)
+    notebook, parameters = _notebook(entry), _parameters(entry)
     out, partial = profile / "runs" / "executed" / key, profile / "runs" / "partial" / key
     out.mkdir(parents=True, exist_ok=True)
     _prepare(progress="text")  # streamed to this terminal, not stored
-    os.environ["I2F_STORE"] = str((partial / _state(notebook, parameters)).resolve())
+    book = _cut(nbformat.read(notebook, as_version=4), parameters)
+    os.environ["I2F_STORE"] = str((partial / _state(book, parameters)).resolve())
     with tempfile.TemporaryDirectory() as scratch:
-        executed = Path(scratch) / notebook.name
+        source, executed = Path(scratch) / "source.ipynb", Path(scratch) / notebook.name
+        nbformat.write(book, source)
         papermill.execute_notebook(
-            str(notebook), str(executed), {**parameters, "out": os.path.relpath(out.resolve(), NOTEBOOKS)},
+            str(source), str(executed), {**parameters, "out": os.path.relpath(out.resolve(), NOTEBOOKS)},
             cwd=str(NOTEBOOKS), stderr_file=sys.stderr, progress_bar=False,
         )  # fmt: skip
         book = nbformat.read(executed, as_version=4)
-        # a stage depends on the notebook's code alone, so that its output must not hold prose or tags
-        book.cells = [cell for cell in book.cells if cell.cell_type == "code"]
         for cell in book.cells:
             cell.metadata = {}
         nbformat.write(_cleaned(book), out / notebook.name)
@@ -72,14 +89,27 @@ def _entry(key: str, profile: Path) -> dict[str, Any]:
     return runs[checks.one_of("run", key, runs)]
 
 
-def _state(notebook: Path, parameters: dict[str, Any]) -> str:
+def _notebook(entry: dict[str, Any]) -> Path:
+    return NOTEBOOKS / f"{entry['notebook']}.ipynb"
+
+
+def _parameters(entry: dict[str, Any]) -> dict[str, Any]:
+    """The run's parameters, all of them the notebook's: papermill only warns of others."""
+    import papermill
+
+    parameters, known = entry.get("parameters") or {}, papermill.inspect_notebook(str(_notebook(entry)))
+    for name in parameters:
+        checks.one_of(f"parameter of {entry['notebook']}.ipynb", name, known)
+    return parameters
+
+
+def _state(book: nbformat.NotebookNode, parameters: dict[str, Any]) -> str:
     """A short digest of everything that the run's rows depend on."""
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
     for file in sorted((ROOT / "i2f").rglob("*.py")):
         digest.update(file.read_bytes())
-    for cell in nbformat.read(notebook, as_version=4).cells:
-        if cell.cell_type == "code":
-            digest.update(cell.source.encode())
+    for cell in book.cells:
+        digest.update(cell.source.encode())
     return digest.hexdigest()[:16]
 
 
@@ -161,10 +191,8 @@ def readme() -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m i2f.pipeline", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("code", help="a notebook's code alone")
-    command.add_argument("notebook", type=Path)
-    command.add_argument("target", type=Path)
     for name, words in (
+        ("code", "write the code of a run's notebook, what its stage depends on"),
         ("run", "execute a run's notebook"),
         ("publish", "write what git keeps of a run: tables, claims, figures"),
     ):
@@ -178,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("notebooks", type=Path, nargs="*")
     arguments = parser.parse_args(argv)
     if arguments.command == "code":
-        code(arguments.notebook, arguments.target)
+        code(arguments.key, arguments.profile)
     elif arguments.command == "run":
         run(arguments.key, arguments.profile)
     elif arguments.command == "publish":

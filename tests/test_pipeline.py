@@ -128,18 +128,29 @@ def test_what_is_published_is_what_was_found(tmp_path):
     assert pd.read_csv(stale.parent / "summary.csv").mse.item() == 0.123
 
 
-def test_code_alone_does_not_see_prose_or_outputs(tmp_path):
-    book = nbformat.read(LEAKAGE, as_version=4)
-    pipeline.code(LEAKAGE, tmp_path / "before.py")
+def test_code_alone_does_not_see_prose_or_outputs_or_the_notebooks_own_scale(tmp_path, monkeypatch):
+    key, book = "leakage-mnist", nbformat.read(LEAKAGE, as_version=4)
+    (tmp_path / "params.yaml").write_text(
+        f"runs: {{{key}: {{notebook: changed, experiment: leakage, parameters: {{adam_steps: 7}}}}}}"
+    )
+    monkeypatch.setattr(pipeline, "NOTEBOOKS", tmp_path)
+
+    def written() -> str:
+        nbformat.write(book, tmp_path / "changed.ipynb")
+        pipeline.code(key, tmp_path)
+        return (tmp_path / "runs" / "code" / f"{key}.py").read_text()
+
+    before = written()
+    compile(before, key, "exec")
+    assert "adam_steps = " not in before
+    assert "lbfgs_steps = " in before
+    parameters = next(c for c in book.cells if "parameters" in c.metadata.get("tags", []))
+    parameters.source = re.sub("adam_steps = .*", "adam_steps = 1", parameters.source)
     book.cells.insert(0, nbformat.v4.new_markdown_cell("more words"))
     book.cells[-1].outputs = []
-    nbformat.write(book, tmp_path / "changed.ipynb")
-    pipeline.code(tmp_path / "changed.ipynb", tmp_path / "after.py")
-    assert (tmp_path / "before.py").read_text() == (tmp_path / "after.py").read_text()
-    book.cells[-1].source += "\nmore = 1"
-    nbformat.write(book, tmp_path / "changed.ipynb")
-    pipeline.code(tmp_path / "changed.ipynb", tmp_path / "after.py")
-    assert (tmp_path / "before.py").read_text() != (tmp_path / "after.py").read_text()
+    assert written() == before
+    parameters.source = re.sub("lbfgs_steps = .*", "lbfgs_steps = 1", parameters.source)
+    assert written() != before
 
 
 def test_cleaning_removes_what_differs_between_runs():
