@@ -30,6 +30,10 @@ PAPER = {
         "efficiency",
         "in gradient evaluations, seconds beside them; deep networks not yet",
     ),
+    "The damping ε (sweep over 0.1, 1, 10)": (
+        "damping",
+        "a grid over the whole spectrum, and an attacker with the prior that ε stands for",
+    ),
     "Noise along eigenvectors (Fig. 5)": (
         "eigenvectors",
         "directions over the whole spectrum, and noise within the linear regime as well",
