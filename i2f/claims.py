@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata, t
 
 from i2f import checks
 
+LEAST_UNITS = 4  # fewer images or seeds say nothing about others: no interval
 VERDICTS = ("holds", "holds only when", "fails", "inconclusive")
 
 
@@ -52,6 +53,10 @@ def bootstrap(
 ) -> tuple[float, float, float]:
     """`statistic` of the table, and its 95% percentile interval when whole units (images, seeds) are resampled.
 
+    The percentiles are expanded for small samples, by what Student's t differs from the normal and a sample's standard
+    deviation from its unbiased estimate (Hesterberg 2015, The American Statistician 69, section 5.3.2). Fewer than
+    `LEAST_UNITS` units have no interval. A statistic that is the same for every unit has one of no width: read n.
+
     Args:
         table: tidy, with a column `unit` that says which rows belong together; resampling never splits a unit.
     """
@@ -59,12 +64,14 @@ def bootstrap(
     if not groups:
         raise ValueError(f"table has no rows: a claim needs at least one {unit}")
     value = statistic(table)
-    if len(groups) == 1:
-        return value, -math.inf, math.inf  # one unit says nothing about the others
+    n = len(groups)
+    if n < LEAST_UNITS:
+        return value, -math.inf, math.inf
     rng = np.random.default_rng(seed)
-    picks = rng.integers(len(groups), size=(draws, len(groups)))
+    picks = rng.integers(n, size=(draws, n))
     drawn = [statistic(table.take(np.concatenate([groups[i] for i in pick]))) for pick in picks]
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    tail = norm.cdf(math.sqrt(n / (n - 1)) * t.ppf(0.025, n - 1))
+    low, high = np.nanquantile(drawn, [tail, 1 - tail])
     return value, float(low), float(high)
 
 
@@ -89,14 +96,15 @@ def judge(
     """The claim that `measure` of the table lies within the thresholds; `words` are the claim's own texts.
 
     only: a condition in words ("the predicted RMSE is at most 0.05"), fixed before looking, and the rows that meet it.
-    A claim that does not hold over the whole table, but does over these, holds only then.
+    A claim that fails over the whole table, but holds over these, holds only then. Numbers are compared as they are
+    published, rounded, so that no verdict hangs on a last digit.
     """
     value, low, high = bootstrap(measure, table, unit)
     bounds = [f"≥ {at_least:g}"] * (at_least > -math.inf) + [f"≤ {at_most:g}"] * (at_most < math.inf)
-    decision, condition, within = verdict(low, high, at_least, at_most), "", None
+    decision, condition, within = verdict(rounded(low), rounded(high), at_least, at_most), "", None
     if only and len(only[1]):
         condition, within = only[0], bootstrap(measure, only[1], unit)
-        if decision != "holds" and verdict(*within[1:], at_least, at_most) == "holds":
+        if decision == "fails" and verdict(*map(rounded, within[1:]), at_least, at_most) == "holds":
             decision = "holds only when"
     return Claim(
         value=value,
@@ -110,6 +118,19 @@ def judge(
         within=within,
         **words,
     )
+
+
+def worst(table: pd.DataFrame, by: str, column: str) -> float:
+    """The largest of the groups' medians; arrays, since a bootstrap asks for it often."""
+    group, values = table[by].to_numpy(), table[column].to_numpy()
+    return float(max(np.median(values[group == name]) for name in np.unique(group)))
+
+
+def settled(table: pd.DataFrame) -> str:
+    """ "7 of 9 attacks converged", and how many failed: for a claim's note."""
+    failed = int(table.failed.astype(bool).sum())
+    converged = int(table.converged.fillna(False).astype(bool).sum())
+    return f"{converged} of {len(table)} attacks converged" + (f", {failed} failed" if failed else "")
 
 
 def slope(table: pd.DataFrame, x: str, y: str) -> float:

@@ -151,10 +151,16 @@ def _rows(found: Sequence[Claim]) -> str:
         units = f"{c.n} {c.unit.replace('_', ' ')}{'s' * (c.n != 1)}"
         within = f": {claims.interval(c.within)}" if c.verdict == "holds only when" else ""
         lines.append(
-            f"| {c.statement} <br>*{c.id}* | {c.attacker} | {c.statistic}: {number}, {units} | {c.holds_when} "
-            f"| **{c.verdict}**{' ' + c.condition if within else ''}{within} |"
-        )
+            _row(
+                f"{c.statement} <br>*{c.id}*", c.attacker, f"{c.statistic}: {number}, {units}", c.holds_when,
+                f"**{c.verdict}**{' ' + c.condition if within else ''}{within}",
+            )
+        )  # fmt: skip
     return "\n".join(lines)
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def paper() -> pd.DataFrame:

@@ -33,6 +33,7 @@ def run(
     at_most: int = 1,
     jobs: int | None = None,
     store: Path | str | None = None,
+    whole: bool = False,
     description: str = "problems",
 ) -> pd.DataFrame:
     """`solve` applied to every problem, in parallel: one row each, the problem's values in front, in their order.
@@ -45,9 +46,10 @@ def run(
         jobs: processes, one thread in each, so that cores are not oversubscribed; None: one a core.
         store: a folder that keeps every finished chunk; a run that was cut off, however hard, goes on from there.
             None: the environment variable I2F_STORE, which the pipeline sets; without it nothing is kept.
+        whole: a table with holes is of no use.
 
     A chunk that raises is not the end of the others: its rows say `failed` and why. Raises: RuntimeError where every
-    single one failed, since that is no finding but a mistake.
+    single one did, since that is no finding but a mistake, or where any did of a `whole` table, after all are done.
     """
     problems = list(problems)
     if not problems:
@@ -78,8 +80,8 @@ def run(
             progress.update(len(chunk))
     table = pd.DataFrame([{**problem, **rows[i]} for i, problem in enumerate(problems)])
     raised = table.reason.astype(str).str.startswith(RAISED) if "reason" in table else pd.Series(False)
-    if len(raised) == len(table) and raised.all():
-        raise RuntimeError(f"every problem of the sweep failed; the first: {table.reason.iloc[0]}")
+    if len(raised) == len(table) and (raised.all() or (whole and raised.any())):
+        raise RuntimeError(f"{raised.sum()} of {len(table)} problems failed; the first: {table.reason[raised].iloc[0]}")
     return table
 
 
@@ -118,8 +120,9 @@ class _Kept:
     """Finished chunks on disk: a file each, complete or absent."""
 
     def __init__(self, folder: Path | str | None, solve: Solve):
-        named = getattr(solve, "func", solve)
-        self.folder = Path(folder) / f"{named.__module__}.{named.__qualname__}" if folder else None
+        named, fixed = getattr(solve, "func", solve), (getattr(solve, "args", ()), getattr(solve, "keywords", {}))
+        name = f"{named.__module__}.{named.__qualname__}-{joblib.hash(fixed)[:12]}"
+        self.folder = Path(folder) / name if folder else None
 
     def load(self, chunk: list[Problem]) -> list[Row] | None:
         path = self.folder and self.folder / f"{_key(chunk)}.pickle"

@@ -106,3 +106,32 @@ def test_order_and_power():
     assert claims.power(table, "x", "y") == pytest.approx(-1)
     assert claims.order(table, "x", "z") == pytest.approx(1)
     assert claims.power(table, "x", "z") < 0.95  # monotone, and no power law
+
+
+def test_few_units_have_no_interval():
+    for images in (1, 2, 3):
+        assert claims.bootstrap(mean, noisy(images, 5, 1.0), "image")[1:] == (-math.inf, math.inf)
+    assert math.isfinite(claims.bootstrap(mean, noisy(4, 5, 1.0), "image")[1])
+
+
+def test_no_verdict_hangs_on_a_last_digit():
+    table = pd.DataFrame({"image": range(9), "value": 0.1 + 0.7 - 1e-16})  # 0.7999999999999999
+    assert claims.judge(table, mean, "image", at_least=0.8, **WORDS).verdict == "holds"
+
+
+def test_inconclusive_is_not_only_when():
+    """What was not shown to fail elsewhere does not hold only under the condition."""
+    table = pd.DataFrame({"image": range(10), "value": [0.1] * 6 + [2.5] * 4})
+    small = table[table.value < 1]
+    claim = claims.judge(table, mean, "image", at_most=1.0, only=("the noise is small", small), **WORDS)
+    assert claim.verdict == "inconclusive"
+
+
+def test_worst_and_settled():
+    table = pd.DataFrame(
+        {"size": [1, 1, 1, 2, 2, 2], "miss": [0.1, 0.2, 9, 0.5, 0.3, 0.4], "converged": [True] * 4 + [False, None],
+         "failed": [False] * 5 + [True]}
+    )  # fmt: skip
+    assert claims.worst(table, "size", "miss") == 0.4
+    assert claims.settled(table) == "4 of 6 attacks converged, 1 failed"
+    assert claims.settled(table[:4]) == "4 of 4 attacks converged"

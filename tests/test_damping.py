@@ -114,7 +114,8 @@ def fake(damped: float, pulled: float, measured: dict[str, float], images: int =
                 factors = (damped, pulled) if ridge else (1.0, 1.0)
                 rows.append({**common, "attacker": attacker, "method": "dgl" if attacker == "Adam" else "gauss-newton",
                              "ridge": ridge, "rmse": rmse, "mse": rmse**2, "damped_rmse": factors[0] * rmse,
-                             "pulled_rmse": factors[1] * rmse, "expected_rmse": rmse, "converged": True})  # fmt: skip
+                             "pulled_rmse": factors[1] * rmse, "expected_rmse": rmse, "converged": True,
+                             "failed": False})  # fmt: skip
                 for e in sorted({*GRID, bayes}):
                     miss = abs(np.log10((e + 1e-9) / 0.01)) / 5 if settles else 0.9
                     lines.append({**common, "attacker": attacker, "epsilon": e, "rmse": rmse, "below": 0.5,

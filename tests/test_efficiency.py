@@ -48,13 +48,25 @@ def fake(attack: int) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize(
-    ("attack", "expected"), [(2100, ["holds", "holds", "holds", "holds"]), (105, ["holds", "fails", "fails", "fails"])]
+    ("attack", "expected"), [(2100, ["holds"] * 5), (105, ["holds", "fails", "fails", "fails", "fails"])]
 )
 def test_verdicts_follow_the_table(attack, expected):
     found = efficiency.judge(fake(attack), "mnist", cheaper=10.0, products=100.0)
+    assert [c.id.removeprefix("efficiency-mnist-") for c in found] == [
+        "products", "bound-dgl", "exact-dgl", "bound-gauss-newton", "exact-gauss-newton"
+    ]  # fmt: skip
     assert [c.verdict for c in found] == expected
-    assert found[1].value == attack / 21
+    assert found[1].value == pytest.approx(attack / 21)
+    assert found[2].value == pytest.approx(attack / 785)
     assert efficiency.judge(fake(attack), "mnist", cheaper=10.0, products=20.0)[0].verdict == "fails"
+
+
+def test_the_network_on_which_the_attack_is_cheapest_decides():
+    both = pd.concat([fake(2100), fake(105).assign(network="linear default")])
+    found = {c.id: c for c in efficiency.judge(both, "mnist", cheaper=10.0, products=100.0)}
+    assert found["efficiency-mnist-bound-dgl"].value == pytest.approx(5)
+    assert found["efficiency-mnist-bound-dgl"].verdict == "fails"
+    assert found["efficiency-mnist-bound-dgl"].note == "arrived: lenet uniform 100%, linear default 100%"
 
 
 def test_figure_draws_every_row():

@@ -73,7 +73,7 @@ def fake(expected: dict[str, float], measured: dict[str, float], seeds: int = 6)
                          "noise_seed": 0, "expected_mse": predicted, "predicted_rmse": predicted**0.5,
                          "mean_inverse_sigma": own * expected[init] ** 0.5, "mse": mse, "rmse": mse**0.5,
                          "mse_clamped": min(mse, 1.0), "lambda_max": 1.0, "lambda_min": 1e-3,
-                         "converged": seed < seeds}
+                         "converged": seed < seeds, "failed": False}
                     )  # fmt: skip
     return pd.DataFrame(rows)
 

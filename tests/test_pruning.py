@@ -80,11 +80,11 @@ def fake(growth: float, error: float, recovered: float, images: int = 5) -> pd.D
                 rmse = 0.04 * size**growth * (1 + error) if growth != 4 else predicted * (1 + error)
                 rows.append({"attacker": attacker, "image": image, "size": size, "predicted_rmse": predicted,
                              "bound_rmse": predicted / 100, "rmse": rmse, "mse": rmse**2, "mse_clamped": rmse**2,
-                             "rank": 784, "last_layer": np.nan, "converged": size < 0.9})  # fmt: skip
+                             "rank": 784, "last_layer": np.nan, "converged": size < 0.9, "failed": False})  # fmt: skip
             full, rmse = size <= 0.7, 1e-10 if size <= recovered else 0.3
             rows.append({"attacker": "reads", "image": image, "size": size, "predicted_rmse": 0.0 if full else 0.3,
                          "rmse": rmse, "mse": rmse**2, "mse_clamped": rmse**2, "rank": 784 if full else 600,
-                         "last_layer": size, "converged": size < 0.9})  # fmt: skip
+                         "last_layer": size, "converged": size < 0.9, "failed": False})  # fmt: skip
     return pd.DataFrame(rows)
 
 

@@ -62,17 +62,43 @@ def test_failures_are_rows_with_a_reason():
 
 
 def test_a_sweep_in_which_everything_fails_is_a_mistake():
-    with pytest.raises(RuntimeError, match="every problem of the sweep failed; the first: raised Arithmetic"):
+    with pytest.raises(RuntimeError, match="1 of 1 problems failed; the first: raised Arithmetic"):
         sweep.run(partial(fails_at, 1), sweep.grid(number=[1], kind="a"), jobs=1)
     with pytest.raises(ValueError, match="did an axis of the grid have no values"):
         sweep.run(partial(fails_at, 1), sweep.grid(number=[]))
 
 
+def fails_at_first(folder, chunk):
+    if chunk[0]["number"] == 2 and not (folder / "seen").exists():
+        (folder / "seen").touch()
+        raise OSError("not yet")
+    return [{"square": p["number"] ** 2} for p in chunk]
+
+
 def test_what_failed_is_tried_again(tmp_path):
-    sweep.run(partial(fails_at, 2), PROBLEMS, jobs=1, store=tmp_path)
-    table = sweep.run(partial(fails_at, 99), PROBLEMS, jobs=1, store=tmp_path)
-    assert not table.failed.any()
-    assert table.square.notna().all()
+    first, second = (
+        sweep.run(partial(fails_at_first, tmp_path), PROBLEMS, jobs=1, store=tmp_path / "store") for _ in range(2)
+    )
+    assert first.failed.sum() == 1
+    assert not second.failed.any()
+    assert list(second.square) == [n**2 for n in range(5)] * 2
+
+
+def test_a_whole_table_has_no_holes():
+    assert sweep.run(partial(fails_at, 99), PROBLEMS, jobs=1, whole=True).square.notna().all()
+    with pytest.raises(RuntimeError, match="2 of 10 problems failed; the first: raised ArithmeticError: 2 is"):
+        sweep.run(partial(fails_at, 2), PROBLEMS, jobs=1, whole=True)
+
+
+def test_what_is_kept_belongs_to_the_arguments_too(tmp_path):
+    """A solver with another budget does not meet the rows of the first."""
+    for power in (2, 3):
+        table = sweep.run(partial(powers, power), PROBLEMS, jobs=1, store=tmp_path)
+        assert list(table.power) == [n**power for n in range(5)] * 2
+
+
+def powers(power, chunk):
+    return [{"power": p["number"] ** power} for p in chunk]
 
 
 KILLED = """
@@ -83,12 +109,12 @@ import test_sweep
 from functools import partial
 from i2f import sweep
 
-def slow(chunk):
+def slow(folder, chunk):
     time.sleep(0.3)
-    return test_sweep.squares(Path(sys.argv[2]), chunk)
+    return test_sweep.squares(folder, chunk)
 
 slow.__module__, slow.__qualname__ = "test_sweep", "squares"
-sweep.run(slow, test_sweep.PROBLEMS, jobs=1, store=sys.argv[3])
+sweep.run(partial(slow, Path(sys.argv[2])), test_sweep.PROBLEMS, jobs=1, store=sys.argv[3])
 """
 
 

@@ -137,7 +137,7 @@ class _Descent:
                 self.stop(i, step, f"failed: the objective is NaN or infinite at step {step}", failed=True)
             elif not self.sizes[i] <= EXPLODED:
                 self.stop(i, step, f"failed: pixels beyond {EXPLODED:g} at step {step}", failed=True)
-            elif self.misfits[i] <= self.goals[i]:
+            elif self.misfits[i] <= self.goals[i] and not self.problems[i].prior.active:
                 self.stop(i, step, "matched the gradient to the tolerance", converged=True)
 
     def update(self, losses: dict[int, Tensor]) -> None:

@@ -175,7 +175,8 @@ class Point(Linearization):
         return linear, linear - float(s @ self.bend(s))
 
     def matched(self) -> str:
-        near = math.sqrt(self.misfit) <= self.problem.tolerance * self.problem.scale
+        """With a prior, a matched gradient is not yet the minimum."""
+        near = not self.prior.active and math.sqrt(self.misfit) <= self.problem.tolerance * self.problem.scale
         return "matched the gradient to the tolerance" if near else ""
 
     def finished(self) -> str:

@@ -149,13 +149,16 @@ def judge(
     """The experiment's claims. cut: predicted RMSE that bounds the linear regime; the rest: thresholds."""
     parts = dict(iter(table[~table.failed].groupby("part")))
     same, strong = parts["same"], parts["strong"]
+    compared = table[
+        table.image.isin(parts["equal"].image) & table.part.isin(("same", "equal")) & ~table.failed.astype(bool)
+    ]
     common = {
         "source": "the unfairness experiment",
         "attacker": "gauss-newton: knows model and label, no prior, random start",
     }
 
     def note(rows: pd.DataFrame) -> str:
-        return f"variance {rows.variance.iloc[0]:g}; {rows.converged.mean():.0%} of the attacks converged"
+        return f"variance {rows.variance.iloc[0]:g}; {claims.settled(rows)}"
 
     def explains(rows: pd.DataFrame, cause: str, name: str, statement: str) -> claims.Claim:
         inside, by_class = rows[rows.predicted_rmse <= cut], explained(rows, ["label"])
@@ -178,11 +181,11 @@ def judge(
         explains(same, "expected_mse", "foretold", "E[I²] tells whom small noise protects before any is drawn."),
         explains(strong, "predicted_mse", "explained-strong", "I²F explains whom the paper's noise protects."),
         claims.judge(
-            table[table.image.isin(parts["equal"].image) & ~table.failed], narrowed, "image", at_most=narrowing,
+            compared, narrowed, "image", at_most=narrowing,
             **common, id=f"fairness-{dataset}-equalised",
             statement="Noise sized by E[I²] protects images more equally.",
             statistic="standard deviation of log MSE, each image's own variance over one variance for all",
-            note=f"{note(same)}; {len(parts['equal'])} images",
+            note=f"one variance: {same.variance.iloc[0]:g}; {claims.settled(compared)}",
         ),
     ]  # fmt: skip
 

@@ -68,7 +68,7 @@ def attack(
         pictures: (attackers, costs, C, H, W), that iterate when so many evaluations were spent, clamped.
     """
     solve = partial(_follow, J, steps, costs, seed)
-    table = sweep.run(solve, sweep.grid(method=list(METHODS)), jobs=jobs, description="attackers")
+    table = sweep.run(solve, sweep.grid(method=list(METHODS)), jobs=jobs, whole=True, description="attackers")
     paths = pd.concat(list(table.pop("path")), ignore_index=True)
     pictures = np.stack(list(table.pop("pictures")))
     return table.drop(columns="reason"), paths, pictures

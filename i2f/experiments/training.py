@@ -202,7 +202,7 @@ def judge(
     for start in table.start.unique():
         rows, mine = (
             table[table.start == start],
-            noisy.loc[noisy.start == start, ["image", "epoch", "miss", "predicted_rmse"]],
+            noisy.loc[noisy.start == start, ["image", "epoch", "miss", "predicted_rmse", "converged", "failed"]],
         )
         end, where = ("", "") if start == "random" else ("-near", ", from a start near it")
         common["attacker"] = attackers[start]
@@ -211,10 +211,11 @@ def judge(
                 rows[rows.noise == "none"], lambda t: float((t.mse <= exact).mean()), "image", at_least=share,
                 **common, id=f"training-{dataset}-without-noise{end}",
                 statement=f"Without noise the attack recovers the image at every stage of training{where}.",
-                statistic=f"share of attacks with MSE ≤ {exact:g}",
+                statistic=f"share of attacks with MSE ≤ {exact:g}", note=claims.settled(rows[rows.noise == "none"]),
             ),
             claims.judge(
-                mine, _worst, "image", at_most=accuracy,
+                mine, lambda t: claims.worst(t, "epoch", "miss"), "image", at_most=accuracy,
+                note=claims.settled(mine),
                 only=(f"the predicted RMSE is at most {cut:g}", mine[mine.predicted_rmse <= cut]),
                 **common, id=f"training-{dataset}-prediction{end}",
                 statement=f"I²F predicts the error of the attack at every stage of training{where}.",
@@ -222,12 +223,6 @@ def judge(
             ),
         ]  # fmt: skip
     return found
-
-
-def _worst(table: pd.DataFrame) -> float:
-    """The median miss at the checkpoint where it is largest; arrays, since a bootstrap asks for it often."""
-    epochs, miss = table.epoch.to_numpy(), table.miss.to_numpy()
-    return float(max(np.median(miss[epochs == epoch]) for epoch in np.unique(epochs)))
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
