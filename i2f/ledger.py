@@ -65,7 +65,21 @@ PAPER = {
 }
 
 # The claims that the README shows first: the paper's own, in the order of its sections, then what they leave out.
-HEADLINES: tuple[str, ...] = ()
+HEADLINES = (
+    "leakage-mnist-image",
+    "influence_vs_attack-mnist-accuracy",
+    "influence_vs_attack-mnist-accuracy-box",
+    "lower_bound-mnist-tight",
+    "efficiency-mnist-bound-dgl",
+    "damping-mnist-paper",
+    "damping-mnist-pull",
+    "eigenvectors-mnist-slope",
+    "pruning-mnist-mask-50",
+    "fairness-mnist-samples",
+    "initialization-mnist-riskiest-gauss-newton",
+    "training-mnist-relative",
+    "batch_size-mnist-hides",
+)
 
 
 def runs() -> dict[str, dict]:
