@@ -203,6 +203,9 @@ def test_priors_join_in_every_method(tiny, backward):
         assert found.loss == pytest.approx(objective.item(), rel=1e-9)
         assert float(slope.norm()) <= 1e-5 or found is first
     assert second.loss <= first.loss <= 1.05 * second.loss
+    at_truth = i2f.invert(model, sent, y, x.shape, start=x, **prior)  # where the gradient is matched, and no minimum
+    assert at_truth.steps > 0
+    assert at_truth.loss == pytest.approx(second.loss, rel=1e-3)
 
 
 # labels

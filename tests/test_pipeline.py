@@ -196,6 +196,8 @@ def test_readme_shows_every_claim():
     for claim in claims.load(ROOT / "results" / "claims.json"):
         assert shown.count(f"*{claim.id}*") == 1 + (claim.id in ledger.HEADLINES)
     assert all(f"*{name}*" in shown for name in ledger.HEADLINES)
+    rows = [line.replace("\\|", "") for line in shown.splitlines() if line.startswith("|")]
+    assert {row.count("|") for row in rows} == {6}  # a stray bar would hide the verdict
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
