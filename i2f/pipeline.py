@@ -1,4 +1,4 @@
-"""Notebooks as pipeline stages: `python -m i2f.pipeline code | run | publish | claims | readme | store`.
+"""Notebooks as pipeline stages: `python -m i2f.pipeline code | run | publish | readme | store`.
 
 A profile is a folder with a params.yaml: the project's own (the default), or one of `profiles/`. Its runs are executed
 into its runs/, what git keeps of them goes into its results/.
@@ -20,21 +20,20 @@ from typing import Any
 import nbformat
 import yaml
 
-from i2f import checks
-
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 OPEN, CLOSE = "<!-- results/claims.json -->", "<!-- end of claims -->"  # in the README
 DIGITS = "%.3g"  # what a published table keeps: the same from run to run, and nearly so from machine to machine
 
 
-def code(key: str, profile: Path) -> None:
-    """runs/code/KEY.py: the code of the run's notebook, so that a stage can depend on that alone; see `_code`."""
-    entry = _entry(key, profile)
-    target = profile / "runs" / "code" / f"{key}.py"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    book = _cut(nbformat.read(_notebook(entry), as_version=4), _parameters(entry))
-    target.write_text("\n\n# %%\n".join(cell.source for cell in book.cells) + "\n", encoding="utf-8")
+def code(profile: Path) -> None:
+    """runs/code/KEY.py: the code of each run's notebook, so that a stage can depend on that alone; see `_cut`."""
+    target = profile / "runs" / "code"
+    target.mkdir(parents=True, exist_ok=True)
+    for key, entry in _runs(profile).items():
+        book = _cut(nbformat.read(_notebook(entry), as_version=4), _parameters(entry))
+        text = "\n\n# %%\n".join(cell.source for cell in book.cells) + "\n"
+        (target / f"{key}.py").write_text(text, encoding="utf-8")
 
 
 def _cut(book: nbformat.NotebookNode, parameters: dict[str, Any]) -> nbformat.NotebookNode:
@@ -84,9 +83,12 @@ def run(key: str, profile: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
 
 
+def _runs(profile: Path) -> dict[str, dict[str, Any]]:
+    return yaml.safe_load((profile / "params.yaml").read_text(encoding="utf-8"))["runs"]
+
+
 def _entry(key: str, profile: Path) -> dict[str, Any]:
-    runs = yaml.safe_load((profile / "params.yaml").read_text(encoding="utf-8"))["runs"]
-    return runs[checks.one_of("run", key, runs)]
+    return _known("run", key, _runs(profile))
 
 
 def _notebook(entry: dict[str, Any]) -> Path:
@@ -95,12 +97,21 @@ def _notebook(entry: dict[str, Any]) -> Path:
 
 def _parameters(entry: dict[str, Any]) -> dict[str, Any]:
     """The run's parameters, all of them the notebook's: papermill only warns of others."""
-    import papermill
-
-    parameters, known = entry.get("parameters") or {}, papermill.inspect_notebook(str(_notebook(entry)))
+    cells = nbformat.read(_notebook(entry), as_version=4).cells
+    source = "\n".join(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    defined = {name.id: None for name in ast.walk(ast.parse(source)) if isinstance(name, ast.Name)}
+    parameters = entry.get("parameters") or {}
     for name in parameters:
-        checks.one_of(f"parameter of {entry['notebook']}.ipynb", name, known)
+        _known(f"parameter of {entry['notebook']}.ipynb", name, defined)
     return parameters
+
+
+def _known(what: str, name: str, table: dict[str, Any]) -> Any:
+    if name not in table:
+        from i2f import checks  # which brings PyTorch, seconds that most commands need not spend
+
+        checks.one_of(what, name, table)
+    return table[name]
 
 
 def _state(book: nbformat.NotebookNode, parameters: dict[str, Any]) -> str:
@@ -149,33 +160,36 @@ def _cleaned(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return book
 
 
-def publish(key: str, profile: Path) -> None:
-    """results/KEY: what git keeps of a run, its tables and claims rounded, its figures drawn anew from the tables."""
+def publish(profile: Path) -> None:
+    """results/: what git keeps of every run, its tables and claims rounded, its figures drawn anew from the tables;
+    and results/claims.json, the claims of all, in the order of params.yaml."""
+    from i2f import claims
+
+    target = profile / "results"
+    for key, entry in _runs(profile).items():
+        _publish(entry, profile / "runs" / "executed" / key, target / key)
+    for stale in {folder for folder in target.iterdir() if folder.is_dir()} - {target / key for key in _runs(profile)}:
+        shutil.rmtree(stale)
+    files = [profile / "runs" / "executed" / key / "claims.json" for key in _runs(profile)]
+    claims.save([claim for file in files if file.exists() for claim in claims.load(file)], target / "claims.json")
+
+
+def _publish(entry: dict[str, Any], source: Path, target: Path) -> None:
     import pandas as pd
 
     from i2f import claims, figures
 
-    source, target = profile / "runs" / "executed" / key, profile / "results" / key
+    if not source.exists():
+        raise FileNotFoundError(f"{source} is not there: nothing to publish. Run it first: dvc repro run@{source.name}")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for file in sorted(source.glob("*.csv")):
         pd.read_csv(file).to_csv(target / file.name, index=False, float_format=DIGITS)
     if (source / "claims.json").exists():
         claims.save(claims.load(source / "claims.json"), target / "claims.json")
-    drawing = import_module(f"i2f.figures.{_entry(key, profile)['experiment']}")
+    drawing = import_module(f"i2f.figures.{entry['experiment']}")
     for name, figure in drawing.published(source).items():
         figures.save(figure, target / name)
-
-
-def collect_claims(profile: Path) -> None:
-    """results/claims.json: the claims of every run, in the order of params.yaml."""
-    from i2f import claims
-
-    runs = yaml.safe_load((profile / "params.yaml").read_text(encoding="utf-8"))["runs"]
-    files = [profile / "runs" / "executed" / key / "claims.json" for key in runs]
-    (profile / "results").mkdir(exist_ok=True)
-    found = [claim for file in files if file.exists() for claim in claims.load(file)]
-    claims.save(found, profile / "results" / "claims.json")
 
 
 def readme() -> None:
@@ -192,27 +206,24 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m i2f.pipeline", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, words in (
-        ("code", "write the code of a run's notebook, what its stage depends on"),
+        ("code", "write the code of every run's notebook, what its stage depends on"),
         ("run", "execute a run's notebook"),
-        ("publish", "write what git keeps of a run: tables, claims, figures"),
+        ("publish", "write what git keeps of every run: tables, claims, figures"),
     ):
         command = commands.add_parser(name, help=words)
-        command.add_argument("key", help="of the run, in params.yaml")
+        if name == "run":
+            command.add_argument("key", help="of the run, in params.yaml")
         command.add_argument("--profile", type=Path, default=ROOT, help="folder of params.yaml, runs/ and results/")
-    command = commands.add_parser("claims", help="collect every run's claims into results/claims.json")
-    command.add_argument("--profile", type=Path, default=ROOT, help="folder of params.yaml, runs/ and results/")
     commands.add_parser("readme", help="put the claims into the README")
     command = commands.add_parser("store", help="rerun notebooks at their own scale and store the outputs in them")
     command.add_argument("notebooks", type=Path, nargs="*")
     arguments = parser.parse_args(argv)
     if arguments.command == "code":
-        code(arguments.key, arguments.profile)
+        code(arguments.profile)
     elif arguments.command == "run":
         run(arguments.key, arguments.profile)
     elif arguments.command == "publish":
-        publish(arguments.key, arguments.profile)
-    elif arguments.command == "claims":
-        collect_claims(arguments.profile)
+        publish(arguments.profile)
     elif arguments.command == "readme":
         readme()
     else:
