@@ -81,6 +81,8 @@ def ratio(ax: Axes, table: pd.DataFrame, cut: float, tolerance: float) -> Axes:
                 label=None if name in named else name)  # fmt: skip
         named.add(name)
     ax.set(xscale="log", yscale="log", xlabel=X_LABEL, ylabel="measured / predicted RMSE")
+    low, high = ax.get_ylim()
+    ax.set_ylim(min(low, 0.6), max(high, 1.7))  # so that a ratio of 1.1 looks like one
     ax.annotate("cut", (cut, 1), (3, -4), xycoords=("data", "axes fraction"), textcoords="offset points", va="top",
                 fontsize="small", color=INK)  # fmt: skip
     readable_ticks(ax)
