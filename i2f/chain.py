@@ -9,15 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from i2f.gradient import GradientMap
-from i2f.layers import Reach, Rule, rule_for
+from i2f.layers import Linear, Reach, Rule, rule_for
 from i2f.workspace import Workspace, empty
 
 DIRECTIONS = 256  # pushed through the network at a time: enough for matrix products, few enough for the cache
 
 
-def chain_jacobian(gmap: GradientMap, x: Tensor, directions: int = DIRECTIONS) -> Tensor | None:
+def chain_jacobian(gmap: GradientMap, x: Tensor, directions: int = DIRECTIONS, turned: bool = False) -> Tensor | None:
     """J at `x`, (d_x, d_θ), stored by columns; None where the network is no chain of layers that `rule_for` knows, or
     where its loss couples the images.
+
+    turned: J times an orthogonal matrix instead, without its columns of zeros, for J Jᵀ is the same: of one image, a
+    linear layer's n_in·n_out columns span n_in + n_out dimensions (`Linear.write_turned`).
 
     A chain is an `nn.Sequential`, nested or not. Forward over reverse without a graph: `directions` of input space at
     a time run forward through the layers and back, each layer writing its parameters' rows of Jᵀ.
@@ -29,8 +32,13 @@ def chain_jacobian(gmap: GradientMap, x: Tensor, directions: int = DIRECTIONS) -
     rules = [rule_for(layer, a[0]) for (layer, _), a in zip(chain, inputs, strict=True)]
     if curvature is None or None in rules:
         return None
-    by_parameter = empty(gmap.size, x.numel(), like=x)
-    parts = _split(gmap, by_parameter)
+    turned = turned and len(x) == 1
+    shapes = {name: p.shape for name, p in gmap.parameters.items()}
+    if turned:
+        linear = {f"{prefix}weight" for layer, prefix in chain if type(layer) is nn.Linear}
+        shapes |= {name: (sum(shape),) for name, shape in shapes.items() if name in linear}
+    by_parameter = empty(sum(map(math.prod, shapes.values())), x.numel(), like=x)
+    parts = _split(by_parameter, shapes)
     features = x[0].numel()
     workers = torch.get_num_threads() if x.device.type == "cpu" else 1
     batches = math.ceil(features / directions)  # whatever the threads, so that they do not change a digit
@@ -39,9 +47,10 @@ def chain_jacobian(gmap: GradientMap, x: Tensor, directions: int = DIRECTIONS) -
     def run(image: int, worker: int) -> None:
         work = Workspace(x)
         steps = [
-            _Step(rule(layer, a[image], delta[image], work), parts.get(f"{prefix}weight"), parts.get(f"{prefix}bias"))
+            _Step(rule(layer, a[image], delta[image], work), parts.get(f"{prefix}weight"), parts.get(f"{prefix}bias"),
+                  turned and rule is Linear)
             for rule, (layer, prefix), a, delta in zip(rules, chain, inputs, errors, strict=True)
-        ]
+        ]  # fmt: skip
         for start, stop in list(pairwise(edges))[worker::workers]:
             columns = slice(image * features + start, image * features + stop)
             _push(steps, curvature[image], _unit(x[image], start, stop), columns)
@@ -61,10 +70,11 @@ class _Step(NamedTuple):
     rule: Rule
     weight: Tensor | None
     bias: Tensor | None
+    turned: bool
 
     def write(self, A: Reach, D: Tensor, columns: slice) -> None:
         if self.weight is not None:
-            self.rule.write_weight(self.weight[..., columns], A, D)
+            (self.rule.write_turned if self.turned else self.rule.write_weight)(self.weight[..., columns], A, D)
         if self.bias is not None:
             self.rule.write_bias(self.bias[..., columns], D)
 
@@ -113,10 +123,10 @@ def _backpropagate(gmap: GradientMap, layers: list[nn.Module], x: Tensor) -> tup
     return inputs, errors, None if coupled else curvature
 
 
-def _split(gmap: GradientMap, by_parameter: Tensor) -> dict[str, Tensor]:
+def _split(by_parameter: Tensor, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """The rows of Jᵀ, one view a parameter: (*its shape, d_x)."""
-    parts = by_parameter.split([p.numel() for p in gmap.parameters.values()])
-    return {name: part.view(*p.shape, -1) for (name, p), part in zip(gmap.parameters.items(), parts, strict=True)}
+    parts = by_parameter.split([math.prod(shape) for shape in shapes.values()])
+    return {name: part.view(*shape, -1) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def _unit(image: Tensor, start: int, stop: int) -> Reach:

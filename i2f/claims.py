@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, rankdata, t
+from scipy.special import ndtr, stdtrit
 
 from i2f import checks
 
@@ -70,7 +70,7 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     picks = rng.integers(n, size=(draws, n))
     drawn = [statistic(table.take(np.concatenate([groups[i] for i in pick]))) for pick in picks]
-    tail = norm.cdf(math.sqrt(n / (n - 1)) * t.ppf(0.025, n - 1))
+    tail = float(ndtr(math.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.025)))
     low, high = np.nanquantile(drawn, [tail, 1 - tail])
     return value, float(low), float(high)
 
@@ -145,7 +145,7 @@ def power(table: pd.DataFrame, x: str, y: str) -> float:
 
 def order(table: pd.DataFrame, x: str, y: str) -> float:
     """Spearman's rank correlation of y with x."""
-    ranks = rankdata(table[x]), rankdata(table[y])
+    ranks = table[x].rank(), table[y].rank()
     with np.errstate(invalid="ignore", divide="ignore"):  # a draw of one unit many times has no order: NaN
         return float(np.corrcoef(*ranks)[0, 1])
 

@@ -10,7 +10,7 @@ from i2f.chain import chain_jacobian
 from i2f.gradient import GradientMap, Linearization
 
 CHUNK_BYTES = 32 * 2**20  # directions of input space pushed through the network at a time, as rows of J
-BLOCK_ROWS = 512
+BLOCK_ROWS = 256
 
 
 def dense_jacobian(gmap: GradientMap, x: Tensor) -> Tensor:
@@ -50,6 +50,14 @@ def forward_over_reverse(gmap: GradientMap, x: Tensor, chunk: int | None = None)
             directions[torch.arange(len(rows)), start + torch.arange(len(rows))] = 1
             rows.copy_(rows_of(directions.view(len(rows), *x.shape)))
     return J
+
+
+def jacobian_gram(gmap: GradientMap, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """J Jᵀ at `x`, (d_x, d_x), accumulated in `dtype` (the model's own), by the fewest columns that have it."""
+    J = chain_jacobian(gmap, x, turned=True)
+    if J is None:
+        J = dense_jacobian(gmap, x)
+    return outer_gram(J.to(dtype or J.dtype))
 
 
 def outer_gram(rows: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from i2f import checks
-from i2f.dense import dense_jacobian, outer_gram
+from i2f.dense import dense_jacobian, jacobian_gram, outer_gram
 from i2f.gradient import GradientMap, Linearization, Loss
 
 DENSE_BYTES = 2 * 2**30  # J is formed by itself, where it is needed whole, up to this size
@@ -92,7 +92,11 @@ class GradientJacobian:
         return self._dense
 
     def gram(self) -> Tensor:
-        """J Jᵀ, (d_x, d_x), accumulated in float64 whatever the model's dtype; formed once and kept."""
-        if self._gram is None:
-            self._gram = outer_gram(self.dense().double())
+        """J Jᵀ, (d_x, d_x), accumulated in float64 whatever the model's dtype; formed once and kept. d_x products,
+        unless J is there already."""
+        if self._gram is None and self._dense is not None:
+            self._gram = outer_gram(self._dense.double())
+        elif self._gram is None:
+            self._gram = jacobian_gram(self.map, self.x, torch.float64)
+            self.products += self.shape[0]
         return self._gram

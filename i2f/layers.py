@@ -117,6 +117,18 @@ class Linear(Rule):
         for row, d, error in zip(out, D, self.delta.tolist(), strict=True):
             torch.addr(A.values, self.a, d, beta=error, out=row)
 
+    def write_turned(self, out: Tensor, A: Reach, D: Tensor) -> None:
+        """The weight's rows in another orthonormal basis, out: (outputs + inputs, m), the others being zero in it.
+
+        With â = a/‖a‖ and A = â (âᵀA) + A⊥,  D aᵀ + δ Aᵀ = (‖a‖D + δ âᵀA) âᵀ + δ A⊥ᵀ: two parts, orthogonal.
+        """
+        size = self.a.norm()
+        unit = self.a / size if size else self.a
+        along = unit @ A.values
+        outputs = len(D)
+        torch.addr(size * D, self.delta, along, out=out[:outputs])
+        torch.addr(A.values, unit, along, alpha=-1, out=out[outputs:]).mul_(self.delta.norm())
+
     def write_bias(self, out: Tensor, D: Tensor) -> None:
         out.copy_(D)
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import i2f
 from i2f.chain import chain_jacobian
-from i2f.dense import dense_jacobian, forward_over_reverse
+from i2f.dense import dense_jacobian, forward_over_reverse, jacobian_gram
 from i2f.gradient import GradientMap
 from i2f.layers import ELEMENTWISE
 from i2f.models import SPECS, Normalize
@@ -113,6 +113,33 @@ def test_a_layer_alone():
     model = nn.Linear(6, 4).double()
     gmap, x = GradientMap(model, torch.tensor([2])), torch.rand(1, 6, dtype=torch.float64)
     assert same(chain_jacobian(gmap, x), forward_over_reverse(gmap, x))
+
+
+def test_turned_columns_have_the_same_gram():
+    layers = nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(32, 7), nn.SiLU(), nn.Linear(7, 5)
+    gmap, x = chain(*layers, shape=(1, 6, 6))
+    J, turned = chain_jacobian(gmap, x), chain_jacobian(gmap, x, turned=True)
+    weights = [m.weight for m in gmap.model.modules() if type(m) is nn.Linear]
+    assert len(weights) >= 2
+    assert turned.shape[1] == J.shape[1] - sum(w.numel() - sum(w.shape) for w in weights)
+    assert same(turned @ turned.T, J @ J.T)
+    assert same(jacobian_gram(gmap, x), J @ J.T)
+
+
+def test_turned_columns_where_a_layer_sees_nothing():
+    """A gradient δ aᵀ with a = 0, or with δ = 0."""
+    for layers in ((nn.Flatten(), nn.ReLU(), nn.Linear(9, 4)), (nn.Flatten(), nn.Linear(9, 4), nn.ReLU())):
+        gmap, x = chain(*layers, shape=(1, 3, 3))
+        x = -x if type(layers[1]) is nn.ReLU else x
+        gmap.loss = lambda output, y: (output * 0).sum() + output.square().sum()
+        J, turned = chain_jacobian(gmap, x), chain_jacobian(gmap, x, turned=True)
+        assert turned.isfinite().all()
+        assert torch.allclose(turned @ turned.T, J @ J.T, atol=1e-14)
+
+
+def test_several_images_are_not_turned():
+    gmap, x = chain(nn.Flatten(), nn.Linear(6, 4), shape=(1, 2, 3), n=2)
+    assert torch.equal(chain_jacobian(gmap, x, turned=True), chain_jacobian(gmap, x))
 
 
 class Sum(nn.Sequential):

@@ -8,8 +8,9 @@ from torch import nn
 
 import i2f
 from i2f import metrics
-from i2f.attacks import METHODS
+from i2f.attacks import METHODS, steps
 from i2f.batched import BatchedGradient
+from i2f.dense import jacobian_gram
 from i2f.gradient import GradientMap
 
 METHOD_NAMES = [m for m in METHODS if m != "idlg"]
@@ -33,6 +34,25 @@ def test_alone_and_in_company_agree(several, method):
         torch.testing.assert_close(found.x, alone.x, rtol=0, atol=1e-9)
         assert (found.steps, found.evaluations) == (alone.steps, alone.evaluations)
         assert torch.equal(found.y, alone.y)
+
+
+def test_neighbours_with_one_start_share_its_gram_matrix(several, monkeypatch):
+    """In time, not in the count: each counts as if alone. Another label, another start: another matrix."""
+    model, x, y, gradients = several
+    taken = []
+    monkeypatch.setattr(steps, "jacobian_gram", lambda gmap, x: taken.append(x) or jacobian_gram(gmap, x))
+
+    def spent(which, seeds):
+        taken.clear()
+        options = {"start": "uniform", "seed": seeds, "steps": 1}
+        found = i2f.invert_many(model, gradients[which], y[which], x[0].shape, **options)
+        return len(taken), [f.evaluations for f in found]
+
+    (one, cost), (other, cost_of_other) = spent([1], [7]), spent([4], [7])
+    assert one == other == 1
+    assert spent([1, 4], [7, 7]) == (1, cost + cost_of_other)
+    assert spent([1, 4], [7, 8])[0] == 2
+    assert spent([1, 0, 4], [7, 7, 7])[0] == 3
 
 
 def test_labels_are_read_for_each(several):

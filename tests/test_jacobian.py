@@ -97,8 +97,10 @@ def test_products_are_counted(mlp):
 def test_gram_is_float64(tiny):
     model, x, y = tiny
     J = i2f.GradientJacobian(model.float(), x, y)
+    J.dense()
     assert J.gram().dtype == torch.float64
     assert close(J.gram(), J.dense().double() @ J.dense().double().T, 1e-13)
+    assert close(i2f.GradientJacobian(model, x, y).gram(), J.gram(), 1e-6)
 
 
 def test_gram_past_one_block(digits, lenet):
@@ -147,6 +149,7 @@ def test_matrix_free_never_forms_J(mlp, monkeypatch):
         raise AssertionError("J was formed")
 
     monkeypatch.setattr("i2f.jacobian.dense_jacobian", refuse)
+    monkeypatch.setattr("i2f.jacobian.jacobian_gram", refuse)
     J = i2f.GradientJacobian(*mlp, method="matrix-free")
     delta = normal(J.shape[1])
     i2f.influence(J, delta)

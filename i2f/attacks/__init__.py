@@ -162,17 +162,20 @@ def invert_many(
     if chosen.together:
         found = chosen.run([problem for one_round in rounds for problem in one_round], **options)
         return [_best(found[i :: len(rounds[0])]) for i in range(len(rounds[0]))]
-    return [_restarted(chosen, tries, options) for tries in zip(*rounds, strict=True)]
+    return _in_rounds(chosen, rounds, options)
 
 
-def _restarted(method: Method, tries: Sequence[Problem], options: dict[str, Any]) -> Reconstruction:
-    """One problem from one start after another, until one of them matches the gradient."""
-    found: list[Reconstruction] = []
-    for problem in tries:
-        found += method.run([problem], **options)
-        if found[-1].reason.startswith(("matched", "interrupted")):
-            break
-    return _best(found)
+def _in_rounds(method: Method, rounds: Sequence[Sequence[Problem]], options: dict[str, Any]) -> list[Reconstruction]:
+    """One start of all problems after another; a problem whose gradient is matched needs no further one."""
+    tries: list[list[Reconstruction]] = [[] for _ in rounds[0]]
+    for one_round in rounds:
+        left = [p for p in one_round if not (tries[p.index] and tries[p.index][-1].reason.startswith(ENDED))]
+        for problem, found in zip(left, method.run(left, **options) if left else [], strict=True):
+            tries[problem.index].append(found)
+    return [_best(found) for found in tries]
+
+
+ENDED = ("matched", "interrupted")
 
 
 def _best(found: Sequence[Reconstruction]) -> Reconstruction:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from i2f.attacks.prior import BOX
 from i2f.attacks.problem import EXPLODED, Problem, Reconstruction
-from i2f.attacks.steps import StepSolver
+from i2f.attacks.steps import FirstGram, StepSolver
 from i2f.gradient import Linearization
 from i2f.progress import bar
 
@@ -34,18 +34,19 @@ def gauss_newton(problems: Sequence[Problem]) -> list[Reconstruction]:
     a decrease (stalled), or after the budget of steps. Problems are attacked one after another.
     """
     found: list[Reconstruction] = []
+    first = FirstGram()
     for problem in problems:
         if found and found[-1].reason.startswith("interrupted"):
             reason = "interrupted before its first step"
             found.append(problem.finish(problem.start, math.inf, 0, 0, reason, failed=True))
         else:
-            found.append(_Attack(problem).run())
+            found.append(_Attack(problem, first).run())
     return found
 
 
 class _Attack:
-    def __init__(self, problem: Problem):
-        self.problem, self.solver = problem, StepSolver(problem)
+    def __init__(self, problem: Problem, first: FirstGram):
+        self.problem, self.solver = problem, StepSolver(problem, first)
         self.point = Point(problem, problem.start)
         self.step, self.evaluations, self.reason = 0, 1, ""
         self.mu = self.ceiling = 0.0

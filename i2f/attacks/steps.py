@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from i2f.attacks.prior import BOX
 from i2f.attacks.problem import Problem
-from i2f.dense import dense_jacobian, outer_gram
+from i2f.dense import dense_jacobian, jacobian_gram, outer_gram
 from i2f.jacobian import DENSE_BYTES
 from i2f.linalg import Solution, minimize_in_box, solve_cg
 
@@ -23,6 +24,28 @@ CG_STEPS_FRESH = 100
 FACTOR_RANGE = 30.0  # how far μ may move before the Gram matrix is factored anew
 
 
+class FirstGram:
+    """The Gram matrix at the start of the last problem, where a neighbour that starts there too, with the same labels,
+    needs no other. In the count of evaluations it is that neighbour's own all the same, as if it were alone."""
+
+    def __init__(self) -> None:
+        self.problem: Problem | None = None
+        self.gram: Tensor | None = None
+
+    def at(self, problem: Problem, compute: Callable[[], Tensor | None]) -> Tensor | None:
+        if not self._serves(problem):
+            self.problem, self.gram = problem, compute()
+        return self.gram
+
+    def _serves(self, problem: Problem) -> bool:
+        last = self.problem
+        if last is None or not all(p.match.plain and not p.prior.active for p in (last, problem)):
+            return False
+        ours, theirs = problem.gmap.y, last.gmap.y
+        same = ours is theirs or (torch.is_tensor(ours) and torch.is_tensor(theirs) and torch.equal(ours, theirs))
+        return same and torch.equal(problem.start, last.start)
+
+
 class StepSolver:
     """Conjugate gradients on exact products, preconditioned by a float32 Cholesky factor of J Jᵀ.
 
@@ -30,7 +53,8 @@ class StepSolver:
     where J would take more than `DENSE_BYTES`. With a box, the step is the model's minimiser inside it.
     """
 
-    def __init__(self, problem: Problem):
+    def __init__(self, problem: Problem, first: FirstGram):
+        self.problem, self.first = problem, first
         self.exact, self.rough = problem.gmap, problem.gmap.cast(torch.float32)
         self.match, self.box = problem.match, problem.box
         self.centre: Point | None = None  # where the Gram matrix was taken
@@ -46,7 +70,9 @@ class StepSolver:
             if solution.converged:
                 return solution.u, newton
         if not fresh:
-            self.gram, self.centre, self.factor = self._rough_gram(point), point, None
+            rough = partial(self._rough_gram, point)
+            self.gram = rough() if self.centre is not None else self.first.at(self.problem, rough)
+            self.centre, self.factor = point, None
             self.products += b.numel()
         solution, newton = self._model_step(point, b, mu, newton, CG_STEPS_FRESH)
         return solution.u, newton
@@ -82,14 +108,17 @@ class StepSolver:
     def _rough_gram(self, point: Point) -> Tensor | None:
         """J WᵀW Jᵀ and the prior's curvature in float32; in the model's precision where its loss holds tensors of that;
         None where it overflows."""
+        x = point.x.to(self.rough.dtype)
         try:
-            J = dense_jacobian(self.rough, point.x.to(self.rough.dtype))
+            if self.match.plain:
+                gram = jacobian_gram(self.rough, x).float()
+            else:
+                gram = outer_gram(self.match.to(x)(dense_jacobian(self.rough, x))).float()
         except RuntimeError:
             if self.rough is self.exact:
                 raise
             self.rough = self.exact
             return self._rough_gram(point)
-        gram = outer_gram(self.match.to(J)(J)).float()
         if point.belief is not None:
             gram += point.belief(torch.eye(len(gram), dtype=point.x.dtype).to(point.x)).float()
         return gram if torch.isfinite(gram).all() else None
@@ -108,7 +137,9 @@ class StepSolver:
         def apply(r: Tensor) -> Tensor:
             size = r.norm() or 1.0  # keeps tiny residuals within float32's range
             inner = (r if free is None else r[free]) / size
-            z = torch.cholesky_solve(inner.float()[:, None], factor)[:, 0].to(r.dtype) * size
+            # for one right side, two triangular solves take a tenth of the time of `cholesky_solve`
+            half = torch.linalg.solve_triangular(factor, inner.float()[:, None], upper=False)
+            z = torch.linalg.solve_triangular(factor.T, half, upper=True)[:, 0].to(r.dtype) * size
             return z if free is None else torch.zeros_like(r).masked_scatter(free, z)
 
         return apply
