@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from i2f import claims, perturb, spectrum, sweep
-from i2f.attacks import invert
+from i2f.attacks import invert_many
 from i2f.experiments import problems as shared
 from i2f.influence import influence
 from i2f.sweep import Problem, Row
@@ -54,20 +55,23 @@ def attack(
     tasks = [{**p, "method": "gauss-newton"} for p in problems]
     tasks += [{**p, "method": "dgl"} for p in problems if p["part"] != "end" and p["image"] < adam_images]
     solve = partial(_solve, setting, steps, seed)
-    table = sweep.run(solve, tasks, together=("image", "method"), at_most=8, jobs=jobs, description="attacks")
+    table = sweep.run(solve, tasks, together=("image", "method"), at_most=16, jobs=jobs, description="attacks")
     pictures = table.pop("picture").dropna()
     truth = shared.jacobian({**setting, "image": 0}).x[0].numpy()
     return table, np.stack([truth, *pictures])
 
 
 def _solve(setting: dict[str, Any], steps: dict[str, int], seed: int, chunk: list[Problem]) -> list[Row]:
+    """A chunk has one image and one method."""
+    method = chunk[0]["method"]
+    J = shared.jacobian({**setting, "image": chunk[0]["image"]})
+    deltas = torch.stack([perturb.eigenvector(J, p["index"], p["norm"]) for p in chunk])
+    labels = J.map.y.expand(len(chunk), -1)
+    attacks = invert_many(
+        J.map.model, J.gradient + deltas, labels, J.x.shape, method=method, steps=steps[method], seed=seed
+    )
     rows = []
-    for p in chunk:
-        J = shared.jacobian({**setting, "image": p["image"]})
-        delta = perturb.eigenvector(J, p["index"], p["norm"])
-        found = invert(
-            J.map.model, J.gradient + delta, J.map.y, J.x.shape, method=p["method"], steps=steps[p["method"]], seed=seed
-        )
+    for p, delta, found in zip(chunk, deltas, attacks, strict=True):
         predicted = influence(J, delta).rmse
         row = {
             "eigenvalue": float(spectrum.decompose(J).values[p["index"]]),
