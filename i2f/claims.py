@@ -13,17 +13,21 @@ from scipy.special import ndtr, stdtrit
 from i2f import checks
 
 LEAST_UNITS = 4  # fewer images or seeds say nothing about others: no interval
-VERDICTS = ("holds", "holds only when", "fails", "inconclusive")
+LEAST_RANKED = 8  # the same for a rank correlation over them: four stand in perfect order once in 24 times, by chance
+VERDICTS = ("holds", "holds except when", "holds only when", "fails", "inconclusive")
+
+EXCEPTIONS = {("fails", "holds"): "holds only when", ("holds", "fails"): "holds except when"}  # (whole, within) -> both
 
 
 @dataclass(frozen=True)
 class Claim:
     """One sentence of the paper, in our words, and what was measured of it.
 
-    id: unique. statement, source: what is claimed, and where. attacker: what the attack knows. statistic: what `value`
-    is, with its unit. low, high: its 95% bootstrap interval over `n` units of `unit`. holds_when: the threshold, fixed
-    before looking. verdict: of `VERDICTS`. condition: under which the claim was judged a second time, and within: what
-    came out then, (value, low, high). note: what else a reader must know.
+    id: unique. statement, source: what is claimed, and where. attacker: what the attack knows. statistic: what
+    `value` is, with its unit. low, high: its 95% bootstrap interval over `n` units of `unit`. holds_when: the
+    threshold; the claim's notebook says whether it stood before a first look. verdict: of `VERDICTS`. condition:
+    under which the claim was judged a second time, and within: what came out then, (value, low, high). note: what
+    else a reader must know.
     """
 
     id: str
@@ -45,17 +49,22 @@ class Claim:
     @property
     def sentence(self) -> str:
         """The verdict in words, with the condition where it decides."""
-        return f"{self.verdict} {self.condition}" if self.verdict == "holds only when" else self.verdict
+        return f"{self.verdict} {self.condition}" if self.conditional else self.verdict
+
+    @property
+    def conditional(self) -> bool:
+        return self.verdict in ("holds except when", "holds only when")
 
 
 def bootstrap(
-    statistic: Callable[[pd.DataFrame], float], table: pd.DataFrame, unit: str, draws: int = 1000, seed: int = 0
-) -> tuple[float, float, float]:
+    statistic: Callable[[pd.DataFrame], float], table: pd.DataFrame, unit: str, draws: int = 1000, seed: int = 0,
+    least: int = LEAST_UNITS,
+) -> tuple[float, float, float]:  # fmt: skip
     """`statistic` of the table, and its 95% percentile interval when whole units (images, seeds) are resampled.
 
     The percentiles are expanded for small samples, by what Student's t differs from the normal and a sample's standard
     deviation from its unbiased estimate (Hesterberg 2015, The American Statistician 69, section 5.3.2). Fewer than
-    `LEAST_UNITS` units have no interval. A statistic that is the same for every unit has one of no width: read n.
+    `least` units have no interval. A statistic that is the same for every unit has one of no width: read n.
 
     Args:
         table: tidy, with a column `unit` that says which rows belong together; resampling never splits a unit.
@@ -65,7 +74,7 @@ def bootstrap(
         raise ValueError(f"table has no rows: a claim needs at least one {unit}")
     value = statistic(table)
     n = len(groups)
-    if n < LEAST_UNITS:
+    if n < least:
         return value, -math.inf, math.inf
     rng = np.random.default_rng(seed)
     picks = rng.integers(n, size=(draws, n))
@@ -91,21 +100,23 @@ def judge(
     at_least: float = -math.inf,
     at_most: float = math.inf,
     only: tuple[str, pd.DataFrame] | None = None,
+    least: int = LEAST_UNITS,
     **words: str,
 ) -> Claim:
     """The claim that `measure` of the table lies within the thresholds; `words` are the claim's own texts.
 
-    only: a condition in words ("the predicted RMSE is at most 0.05"), fixed before looking, and the rows that meet it.
-    A claim that fails over the whole table, but holds over these, holds only then. Numbers are compared as they are
+    only: a condition in words ("the predicted RMSE is at most 0.05"), and the rows that meet it: judged by themselves
+    too. A claim that fails over the whole table, but holds over these, holds only then; one that holds, but fails over
+    these, holds except then. least: units without which there is no verdict. Numbers are compared as they are
     published, rounded, so that no verdict hangs on a last digit.
     """
-    value, low, high = bootstrap(measure, table, unit)
+    value, low, high = bootstrap(measure, table, unit, least=least)
     bounds = [f"≥ {at_least:g}"] * (at_least > -math.inf) + [f"≤ {at_most:g}"] * (at_most < math.inf)
     decision, condition, within = verdict(rounded(low), rounded(high), at_least, at_most), "", None
     if only and len(only[1]):
-        condition, within = only[0], bootstrap(measure, only[1], unit)
-        if decision == "fails" and verdict(*map(rounded, within[1:]), at_least, at_most) == "holds":
-            decision = "holds only when"
+        condition, within = only[0], bootstrap(measure, only[1], unit, least=least)
+        inside = verdict(*map(rounded, within[1:]), at_least, at_most)
+        decision = EXCEPTIONS.get((decision, inside), decision)
     return Claim(
         value=value,
         low=low,
@@ -120,10 +131,14 @@ def judge(
     )
 
 
-def worst(table: pd.DataFrame, by: str, column: str) -> float:
+def worst(table: pd.DataFrame, by: str | list[str], column: str) -> float:
     """The largest of the groups' medians; arrays, since a bootstrap asks for it often."""
-    group, values = table[by].to_numpy(), table[column].to_numpy()
-    return float(max(np.median(values[group == name]) for name in np.unique(group)))
+    names = [by] if isinstance(by, str) else by
+    values, groups = table[column].to_numpy(), np.zeros(len(table), dtype=int)
+    for name in names:
+        codes, found = pd.factorize(table[name])
+        groups = groups * len(found) + codes
+    return float(max(np.median(values[groups == group]) for group in np.unique(groups)))
 
 
 def settled(table: pd.DataFrame) -> str:
@@ -156,25 +171,25 @@ def rounded(value: float, digits: int = 4) -> float:
 
 
 def to_frame(claims: Sequence[Claim]) -> pd.DataFrame:
-    """The table that a notebook shows: id, claim, attacker, statistic, value [interval], threshold, verdict."""
+    """The table that a notebook shows: id, claim, attacker, statistic and note, value, threshold, verdict."""
     return pd.DataFrame(
         {
             "id": c.id,
             "claim": c.statement,
             "attacker": c.attacker,
-            "statistic": c.statistic,
+            "statistic": f"{c.statistic} ({c.note})" if c.note else c.statistic,
             "value [95% interval]": interval((c.value, c.low, c.high)),
             "holds when": c.holds_when,
-            "verdict": c.sentence + (f": {interval(c.within)}" if c.verdict == "holds only when" else ""),
+            "verdict": c.sentence + (f": {interval(c.within)}" if c.conditional else ""),
         }
         for c in claims
     )
 
 
 def interval(numbers: tuple[float, float, float]) -> str:
-    """value [low, high], in three digits; a value of one unit stands alone."""
-    value, low, high = (f"{number:.3g}" for number in numbers)
-    return value if math.isinf(numbers[1]) else f"{value} [{low}, {high}]"
+    """value [low, high], in four digits; alone where there is no interval, or one of no width."""
+    value, low, high = (f"{number:.4g}" for number in numbers)
+    return value if math.isinf(numbers[1]) or value == low == high else f"{value} [{low}, {high}]"
 
 
 def save(claims: Sequence[Claim], path: Path, digits: int = 4) -> None:

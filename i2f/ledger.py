@@ -14,7 +14,10 @@ from i2f.claims import Claim
 from i2f.figures.style import style
 
 ROOT = Path(__file__).resolve().parents[1]
-COLOURS = {"holds": "#0072B2", "holds only when": "#56B4E9", "inconclusive": "#BBBBBB", "fails": "#D55E00"}
+COLOURS = {
+    "holds": "#0072B2", "holds except when": "#009E73", "holds only when": "#56B4E9", "inconclusive": "#BBBBBB",
+    "fails": "#D55E00",
+}  # fmt: skip
 
 # What of the paper -> the experiment that repeats it, and what is different here.
 PAPER = {
@@ -163,11 +166,12 @@ def _rows(found: Sequence[Claim]) -> str:
     for c in found:
         number = claims.interval((c.value, c.low, c.high))
         units = f"{c.n} {c.unit.replace('_', ' ')}{'s' * (c.n != 1)}"
-        within = f": {claims.interval(c.within)}" if c.verdict == "holds only when" else ""
+        within = f" {c.condition}: {claims.interval(c.within)}" if c.conditional else ""
+        note = f" <br><sub>{c.note}</sub>" if c.note else ""
         lines.append(
             _row(
-                f"{c.statement} <br>*{c.id}*", c.attacker, f"{c.statistic}: {number}, {units}", c.holds_when,
-                f"**{c.verdict}**{' ' + c.condition if within else ''}{within}",
+                f"{c.statement} <br>*{c.id}*", c.attacker, f"{c.statistic}: {number}, {units}{note}", c.holds_when,
+                f"**{c.verdict}**{within}",
             )
         )  # fmt: skip
     return "\n".join(lines)

@@ -8,6 +8,7 @@ import argparse
 import ast
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -67,6 +68,7 @@ def run(key: str, profile: Path) -> None:
     out, partial = profile / "runs" / "executed" / key, profile / "runs" / "partial" / key
     out.mkdir(parents=True, exist_ok=True)
     _prepare(progress="text")  # streamed to this terminal, not stored
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it misses the parameters that `_cut` took out
     book = _cut(nbformat.read(notebook, as_version=4), parameters)
     os.environ["I2F_STORE"] = str((partial / _state(book, parameters)).resolve())
     with tempfile.TemporaryDirectory() as scratch:

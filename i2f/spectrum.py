@@ -96,7 +96,8 @@ def _arpack(J: GradientJacobian, k: int, which: str, tol: float) -> tuple[np.nda
     start = np.random.default_rng(0).standard_normal(n)
     operator = LinearOperator((n, n), matvec=gram_times, dtype=np.float64)
     try:
-        values, vectors = eigsh(operator, k=k, which=which, tol=tol, v0=start)
+        # for one pair ARPACK's own 20 vectors are too many: it looks at the residual only when it has them all
+        values, vectors = eigsh(operator, k=k, which=which, tol=tol, v0=start, ncv=min(n, 8) if k == 1 else None)
     except ArpackNoConvergence as error:
         if len(error.eigenvalues) < k:
             raise ArithmeticError(f"ARPACK found none of the {k} eigenvalues to tol={tol:g}") from error

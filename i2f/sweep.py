@@ -57,27 +57,27 @@ def run(
     chunks = _chunks(problems, list(together), at_most)
     kept = _Kept(store or os.environ.get("I2F_STORE"), solve)
     rows: dict[int, Row] = {}
-    left = []
+    left: dict[str, list[list[int]]] = {}  # chunks of equal problems are solved once
     for chunk in chunks:
-        found = kept.load([problems[i] for i in chunk])
+        chosen = [problems[i] for i in chunk]
+        found = kept.load(chosen)
         if found is None:
-            left.append(chunk)
+            left.setdefault(_key(chosen), []).append(chunk)
         else:
             rows.update(zip(chunk, found, strict=True))
-    calls = [joblib.delayed(_solve)(solve, [problems[i] for i in chunk]) for chunk in left]
+    calls = [joblib.delayed(_solve)(solve, [problems[i] for i in alike[0]]) for alike in left.values()]
     jobs = max(1, min(jobs or joblib.cpu_count(only_physical_cores=True), len(calls)))
     with (
         joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1),
         bar(total=len(problems), initial=len(rows), description=description) as progress,
     ):
         solved = joblib.Parallel(return_as="generator_unordered", batch_size=1)(calls) if calls else []
-        which = {_key([problems[i] for i in chunk]): chunk for chunk in left}
         for key, found in solved:
-            chunk = which[key]
             if not any(row["failed"] and row["reason"].startswith(RAISED) for row in found):
-                kept.save([problems[i] for i in chunk], found)
-            rows.update(zip(chunk, found, strict=True))
-            progress.update(len(chunk))
+                kept.save([problems[i] for i in left[key][0]], found)
+            for chunk in left[key]:
+                rows.update(zip(chunk, found, strict=True))
+                progress.update(len(chunk))
     table = pd.DataFrame([{**problem, **rows[i]} for i, problem in enumerate(problems)])
     raised = table.reason.astype(str).str.startswith(RAISED) if "reason" in table else pd.Series(False)
     if len(raised) == len(table) and (raised.all() or (whole and raised.any())):

@@ -131,9 +131,9 @@ def fake(mixing=1.5, mse=1e-20, error=0.01, rank=1568, sets=4) -> pd.DataFrame:
         ({}, set()),
         (
             {"mse": 1e-3, "rank": 1567, "mixing": 3.0, "error": 0.2},
-            {"recovered-1", "recovered-2", "rank", "averaging", "prediction"},
+            {"recovered-1", "recovered-2", "rank", "averaging", "prediction-2"},
         ),
-        ({"mixing": 0.8, "error": np.nan}, {"hides", "prediction"}),  # NaN: attacks that failed
+        ({"mixing": 0.8, "error": np.nan}, {"hides", "prediction-2"}),  # NaN: attacks that failed
     ],
 )
 def test_verdicts_follow_the_table(change, failing):

@@ -1,6 +1,7 @@
 """Claims: intervals over whole units, verdicts from thresholds, a file that comes back as it went."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -74,6 +75,7 @@ def test_frame_shows_interval_and_verdict():
     claim = claims.judge(noisy(10, 2, 0.1), mean, "image", at_least=-1.0, **WORDS)
     frame = claims.to_frame([claim])
     assert list(frame.verdict) == ["holds"]
+    assert list(claims.to_frame([replace(claim, note="3 of 4 converged")]).statistic) == ["mean (3 of 4 converged)"]
     assert "[" in frame["value [95% interval]"][0]
 
 
@@ -86,6 +88,9 @@ def test_a_claim_may_hold_only_when():
     assert claim.sentence == "holds only when the noise is small"
     assert claim.within == pytest.approx((0.1, 0.1, 0.1))
     assert claim.value == pytest.approx(2.55)
+    large = table[table.value > 1]
+    claim = claims.judge(table, mean, "image", at_most=3.0, only=("the noise is large", large), **WORDS)
+    assert claim.sentence == "holds except when the noise is large"
     for at_most, verdict in ((9.0, "holds"), (0.01, "fails")):
         claim = claims.judge(table, mean, "image", at_most=at_most, only=("the noise is small", small), **WORDS)
         assert claim.sentence == verdict
@@ -114,6 +119,17 @@ def test_few_units_have_no_interval():
     assert math.isfinite(claims.bootstrap(mean, noisy(4, 5, 1.0), "image")[1])
 
 
+def test_a_rank_correlation_may_ask_for_more_units():
+    table = noisy(5, 2, 0.1)
+    assert claims.judge(table, mean, "image", at_least=-9.0, **WORDS).verdict == "holds"
+    assert claims.judge(table, mean, "image", at_least=-9.0, least=6, **WORDS).verdict == "inconclusive"
+
+
+def test_an_interval_of_no_width_is_none():
+    assert claims.interval((0.99964, 0.9991, 1.0)) == "0.9996 [0.9991, 1]"
+    assert claims.interval((1.0, 1.0, 1.0)) == claims.interval((1.0, -math.inf, math.inf)) == "1"
+
+
 def test_no_verdict_hangs_on_a_last_digit():
     table = pd.DataFrame({"image": range(9), "value": 0.1 + 0.7 - 1e-16})  # 0.7999999999999999
     assert claims.judge(table, mean, "image", at_least=0.8, **WORDS).verdict == "holds"
@@ -133,5 +149,6 @@ def test_worst_and_settled():
          "failed": [False] * 5 + [True]}
     )  # fmt: skip
     assert claims.worst(table, "size", "miss") == 0.4
+    assert claims.worst(table.assign(kind=list("aabbba")), ["size", "kind"], "miss") == 9
     assert claims.settled(table) == "4 of 6 attacks converged, 1 failed"
     assert claims.settled(table[:4]) == "4 of 4 attacks converged"

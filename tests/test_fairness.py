@@ -15,7 +15,7 @@ from i2f.experiments import problems as shared
 from i2f.figures import fairness as draw
 
 mpl.use("Agg")
-THRESHOLDS = {"cut": 0.1, "ratio": 10.0, "p_value": 0.01, "share": 0.8, "narrowing": 0.5}
+THRESHOLDS = {"ratio": 10.0, "p_value": 0.01, "share": 0.8, "narrowing": 0.5}
 
 
 def fake(width: float, by_class: float, noise: float, equal: float, images: int = 60) -> pd.DataFrame:
@@ -31,8 +31,8 @@ def fake(width: float, by_class: float, noise: float, equal: float, images: int 
             predicted, mse = size * t[image], size * t[image] * np.exp(stray)
             rows.append(
                 {"part": part, "image": image, "label": image % 10, "variance": size, "expected_mse": predicted,
-                 "predicted_mse": predicted, "predicted_rmse": predicted**0.5, "mse": mse, "rmse": mse**0.5,
-                 "converged": image % 3 > 0, "failed": False}
+                 "predicted_mse": predicted, "predicted_rmse": predicted**0.5, "answered": False, "mse": mse,
+                 "rmse": mse**0.5, "converged": image % 3 > 0, "failed": False}
             )  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -48,8 +48,9 @@ def table() -> pd.DataFrame:
 
 
 def test_parts_are_what_they_should_be():
-    problems = fairness.problems(5, 1e-5, 2, 1e-3, 3, 0.0016)
+    problems = fairness.problems([7, 2, 7, 1, 8], 1e-5, 2, 1e-3, 3, 0.0016)
     assert [p["image"] for p in problems] == [0, 1, 2, 3, 4, 0, 1, 0, 1, 2]
+    assert [p["label"] for p in problems] == [7, 2, 7, 1, 8, 7, 2, 7, 2, 7]
     assert [p["variance"] for p in problems if p["part"] != "equal"] == [1e-5] * 5 + [1e-3] * 2
     assert all(p["target"] == 0.0016 and "variance" not in p for p in problems if p["part"] == "equal")
 
@@ -60,7 +61,7 @@ def test_columns_mean_what_they_say(mlp, monkeypatch):
     jacobians = {i: i2f.GradientJacobian(model, x.roll(i, 1), y) for i in range(2)}
     monkeypatch.setattr(shared, "jacobian", lambda p: jacobians[p["image"]])
     monkeypatch.setattr(shared, "network", lambda *_: model)
-    problems = fairness.problems(2, 1e-8, 1, 1e-8, 2, 1e-6)
+    problems = fairness.problems([1, 1], 1e-8, 1, 1e-8, 2, 1e-6)
     rows = fairness._solve({}, 20, problems)
     for p, row in zip(problems, rows, strict=True):
         J = jacobians[p["image"]]
@@ -71,7 +72,9 @@ def test_columns_mean_what_they_say(mlp, monkeypatch):
         assert row["mse"] == pytest.approx(row["predicted_mse"], rel=0.1)
         assert row["picture"].shape == (1, 12)
     assert [row["expected_mse"] for row in rows[-2:]] == pytest.approx([1e-6] * 2)
-    assert [row["label"] for row in rows] == [1] * 5
+    with torch.no_grad():
+        answers = [bool(model(jacobians[p["image"]].x).argmax() == 1) for p in problems]
+    assert [row["answered"] for row in rows] == answers
 
 
 def test_extremes_are_the_least_and_the_best_protected(table):
@@ -106,17 +109,44 @@ def test_cost_is_that_of_the_variances_themselves(table):
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [
-        ((2.0, 0.0, 0.05, 0.1), ["holds", "inconclusive", "holds", "holds", "holds", "holds"]),  # unequal images
-        ((0.1, 0.3, 0.05, 0.1), ["inconclusive", "holds", "holds", "holds", "holds", "holds"]),  # unequal classes
-        ((0.1, 0.0, 1.5, 1.5), ["holds", "inconclusive", "fails", "fails", "fails", "fails"]),  # the attack's own whims
-        ((0.1, 0.0, 0.001, 0.1), ["fails", "inconclusive", "holds", "holds", "holds", "fails"]),  # all alike
+        (
+            (2.0, 0.0, 0.05, 0.1),
+            ["holds", "inconclusive", "inconclusive", "holds", "holds", "holds", "holds"],
+        ),  # unequal images
+        (
+            (0.1, 0.3, 0.05, 0.1),
+            ["inconclusive", "holds", "holds", "holds", "holds", "holds", "holds"],
+        ),  # unequal classes
+        (
+            (0.1, 0.0, 1.5, 1.5),
+            ["holds", "inconclusive", "inconclusive", "fails", "fails", "fails", "fails"],
+        ),  # the attack's own whims
+        (
+            (0.1, 0.0, 0.001, 0.1),
+            ["fails", "inconclusive", "inconclusive", "holds", "holds", "holds", "fails"],
+        ),  # all alike
     ],
 )
 def test_verdicts_follow_the_table(shape, expected):
     found = fairness.judge(fake(*shape), "mnist", **THRESHOLDS)
     assert [c.verdict for c in found] == expected
-    assert len({c.id for c in found}) == 6
+    assert len({c.id for c in found}) == 7
     assert all(c.id.startswith("fairness-mnist-") for c in found)
+
+
+def test_one_class_that_decides_alone_is_named():
+    """Images of the class that the network answers anyway are protected; the others are all alike."""
+    table = fake(0.1, 0.0, 0.3, 0.3)
+    lucky = table.label == 9
+    for column in ("predicted_mse", "expected_mse", "mse"):
+        table.loc[lucky, column] *= 1e4
+    found = {c.id.removeprefix("fairness-mnist-"): c for c in fairness.judge(table, "mnist", **THRESHOLDS)}
+    assert found["foretold"].verdict == "holds"
+    found = fairness.judge(table.assign(answered=lucky), "mnist", **THRESHOLDS)
+    found = {c.id.removeprefix("fairness-mnist-"): c for c in found}
+    assert found["foretold"].verdict == "holds except when"
+    assert found["foretold"].within[2] < THRESHOLDS["share"]
+    assert (found["classes"].verdict, found["classes-others"].verdict) == ("holds", "inconclusive")
 
 
 def test_a_failed_attack_counts_nowhere(table):

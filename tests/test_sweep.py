@@ -54,6 +54,12 @@ def test_problems_that_differ_stay_apart(tmp_path):
     assert list(table.kind) == ["a", "b"] * 3
 
 
+def test_a_problem_that_comes_twice_is_solved_once(tmp_path):
+    table = sweep.run(partial(squares, tmp_path), sweep.grid(number=[3, 2, 3], kind="a"), jobs=2)
+    assert list(table.square) == [9, 4, 9]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_failures_are_rows_with_a_reason():
     table = sweep.run(partial(fails_at, 2), PROBLEMS, jobs=1)
     assert list(table.failed) == [False, False, True, False, False] * 2

@@ -16,13 +16,15 @@ from i2f.sweep import Problem, Row
 
 
 def law(spectra: list[Tensor], levels: int, norm: float, cut: float) -> list[Problem]:
-    """`levels` directions of every image, spread evenly over log λ, whose predicted RMSE stays within `cut`."""
+    """`levels` directions of every image, spread evenly over log λ, whose predicted RMSE stays within `cut`; fewer
+    where few eigenvalues allow it."""
     problems = []
     for image, values in enumerate(spectra):
         smallest = max(float(values[-1]), norm**2 / (len(values) * cut**2))
         inside = values[values >= smallest].log()
-        for target in np.linspace(float(inside[0]), float(inside[-1]), levels):
-            problems.append(_problem("law", image, int((inside - target).abs().argmin()), norm))
+        targets = np.linspace(float(inside[0]), float(inside[-1]), levels)
+        indices = dict.fromkeys(int((inside - target).abs().argmin()) for target in targets)
+        problems += [_problem("law", image, index, norm) for index in indices]
     return problems
 
 

@@ -166,23 +166,24 @@ def judge(
             "share of weight seeds in which uniform has the lowest {}", at_least=share)  # fmt: skip
     for view in (expected, released):
         add(view, "normal", ratio, "Normal weights are expected to leak more than uniform ones",
-            "median {}, normal / uniform", at_most=1.0)  # fmt: skip
+            "ratio of the medians of the {}, normal / uniform", at_most=1.0)  # fmt: skip
     for view in views:
         add(view, "anomaly", ratio, "Normal weights leak less than uniform ones",
-            "median {}, normal / uniform", at_least=1.0)  # fmt: skip
+            "ratio of the medians of the {}, normal / uniform", at_least=1.0)  # fmt: skip
     for view in views:
         add(view, "order", order, "E[I²] orders initialisations and draws as the attack does",
             "Spearman correlation of the {} with E[I²]", at_least=correlation)  # fmt: skip
     perfect = table[table.attacker == "gauss-newton"].assign(error=lambda t: (t.rmse / t.predicted_rmse - 1).abs())
     note = f"all variances; {claims.settled(perfect)}"
-    perfect = perfect[["weight_seed", "init", "expected_mse", "error"]]
+    perfect = perfect[["weight_seed", "init", "size", "expected_mse", "error"]]
     found.append(
         claims.judge(
-            perfect, lambda t: claims.worst(t, "init", "error"), "weight_seed", at_most=accuracy,
+            perfect, lambda t: claims.worst(t, ["init", "size"], "error"), "weight_seed", at_most=accuracy,
             only=(f"the expected RMSE is at most {cut:g}", perfect[perfect.expected_mse <= cut**2]),
             id=f"initialization-{dataset}-prediction", source="section 4", attacker=free,
             statement="I²F predicts the error of the attack, whatever the initialisation.",
-            statistic="median relative error of the predicted RMSE, at the worst initialisation", note=note,
+            statistic="median relative error of the predicted RMSE, at the worst initialisation and variance",
+            note=note,
         )
     )  # fmt: skip
     return found

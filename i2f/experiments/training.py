@@ -200,10 +200,9 @@ def judge(
         ),
     ]  # fmt: skip
     for start in table.start.unique():
-        rows, mine = (
-            table[table.start == start],
-            noisy.loc[noisy.start == start, ["image", "epoch", "miss", "predicted_rmse", "converged", "failed"]],
-        )
+        rows = table[table.start == start]
+        used = ["image", "epoch", "noise", "miss", "predicted_rmse", "converged", "failed"]
+        mine = noisy.loc[noisy.start == start, used]
         end, where = ("", "") if start == "random" else ("-near", ", from a start near it")
         common["attacker"] = attackers[start]
         found += [
@@ -214,12 +213,12 @@ def judge(
                 statistic=f"share of attacks with MSE ≤ {exact:g}", note=claims.settled(rows[rows.noise == "none"]),
             ),
             claims.judge(
-                mine, lambda t: claims.worst(t, "epoch", "miss"), "image", at_most=accuracy,
+                mine, lambda t: claims.worst(t, ["epoch", "noise"], "miss"), "image", at_most=accuracy,
                 note=claims.settled(mine),
                 only=(f"the predicted RMSE is at most {cut:g}", mine[mine.predicted_rmse <= cut]),
                 **common, id=f"training-{dataset}-prediction{end}",
                 statement=f"I²F predicts the error of the attack at every stage of training{where}.",
-                statistic="median relative error of the predicted RMSE, at the worst checkpoint",
+                statistic="median relative error of the predicted RMSE, at the worst checkpoint and kind of noise",
             ),
         ]  # fmt: skip
     return found

@@ -67,7 +67,7 @@ def readable_ticks(ax: Axes) -> None:
 def diagonal(ax: Axes, label: str = "measured = predicted") -> None:
     """The line y = x across both logarithmic axes, which get the same limits."""
     limits = np.array([ax.get_xlim(), ax.get_ylim()])
-    low, high = limits.min(), limits.max()
+    low, high = limits.min() / 1.3, limits.max() * 1.3  # points in a corner stay whole
     ax.plot([low, high], [low, high], color=LINE, lw=1.2, zorder=1, label=label)
     ax.set(xlim=(low, high), ylim=(low, high))
 
