@@ -76,8 +76,6 @@ def test_a_budget_that_ran_out_is_no_proof():
     found = {c.id.removeprefix("efficiency-mnist-"): c for c in efficiency.judge(table, "mnist", 10.0, 100.0)}
     assert (found["bound-dgl"].verdict, found["bound-gauss-newton"].verdict) == ("inconclusive", "fails")
     assert found["bound-dgl"].note == "arrived: lenet uniform 0%; a larger budget might do"
-    table.loc[table.image < 4, "reached"] = True  # the median arrived
-    assert efficiency.judge(table[table.method != "gauss-newton"], "mnist", 10.0, 100.0)[1].verdict == "fails"
 
 
 def test_figure_draws_every_row():
