@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from i2f import figures
-from i2f.figures import eigenvectors, leakage
+from i2f import claims, figures
+from i2f.figures import eigenvectors, leakage, verdicts
 
 mpl.use("Agg")
 
@@ -80,3 +80,16 @@ def test_every_method_has_its_colour():
     from i2f.attacks import METHODS
 
     assert list(figures.ATTACKERS) == list(METHODS)
+
+
+def test_verdicts_are_counted_by_experiment():
+    words = {"statement": "s", "source": "p", "attacker": "a", "statistic": "m"}
+    table = pd.DataFrame({"image": range(5), "value": 1.0})
+    found = [
+        claims.judge(table, lambda t: float(t.value.mean()), "image", at_least=least, id=name, **words)
+        for name, least in (("one-a", 0.0), ("one-b", 0.0), ("two-a", 2.0))
+    ]
+    ax = verdicts.bars(found)
+    drawn = {c.get_label(): [bar.get_width() for bar in c] for c in ax.containers}
+    assert drawn == {"holds": [2, 0], "fails": [0, 1]}
+    assert set(verdicts.COLOURS) == set(claims.VERDICTS)

@@ -164,12 +164,12 @@ def judge(
             )  # fmt: skip
 
     for model, attacker, name, subject in (
-        (first, "gauss-newton", "accuracy", "what an attacker without a prior recovers"),
-        ("linear", "gauss-newton", "accuracy-linear", "it for the linear model too"),
-        (first, "gauss-newton, box", "accuracy-box", "it for an attacker who knows the pixel range"),
+        (first, "gauss-newton", "accuracy", "an attacker without a prior"),
+        ("linear", "gauss-newton", "accuracy-linear", "the same attacker on the linear model"),
+        (first, "gauss-newton, box", "accuracy-box", "an attacker who knows the pixel range"),
     ):
         rows = known[(known.model == model) & (known.attacker == attacker) & whole]
-        claim(rows, name, f"I²F equals the error: {subject}." if name == "accuracy" else f"I²F predicts {subject}.",
+        claim(rows, name, f"I²F predicts the error of {subject}.",
               "median relative error of the predicted RMSE, at the worst noise level",
               lambda t: claims.worst(t, "variance", "relative_error"), rows[rows.predicted_rmse <= cut],
               at_most=accuracy)  # fmt: skip

@@ -142,7 +142,7 @@ def judge(
             rows, lambda t: claims.order(t, "size", "rmse"), "image", at_least=order, **words,
             note=f"{note}; {claims.settled(rows)}",
             id=f"pruning-{dataset}-{name}",
-            statement=f"Pruning protects from who ignores the mask: the more, the better{more}.",
+            statement=f"Pruning protects against an attacker who ignores the mask, the more the better{more}.",
             statistic="Spearman correlation of RMSE with the ratio pruned",
         )
         for name, rows, words, more in (("protects", ignores, blind, ""), ("protects-adam", adam, published, " (Adam)"))

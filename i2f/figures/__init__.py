@@ -1,6 +1,6 @@
 """Figures: one style, a module an experiment, a function a figure. They know tables, never models.
 
-Each experiment's module has `published(run)`: the figures that its results folder holds, drawn from a run's tables.
+An experiment's module has `published(run)`: the figures that its results folder holds, drawn from a run's tables.
 """
 
 from i2f.figures.style import ATTACKERS, DATASETS, INK, LINE, diagonal, displayable, pictures, readable_ticks, save
