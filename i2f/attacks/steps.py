@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from i2f.attacks.gauss_newton import Point
 
 CG_TOLERANCE = 1e-3  # on a step, in the norm of its preconditioned residual
-CG_STEPS_STALE = 40  # with the Gram matrix of an earlier iterate; past this a new one is the cheaper way
+STALE_SHARE = 48  # past d_x/48 steps with the Gram matrix of an earlier iterate, a new one is the faster way
 CG_STEPS_FRESH = 100
 FACTOR_RANGE = 30.0  # how far μ may move before the Gram matrix is factored anew
 
@@ -66,7 +66,7 @@ class StepSolver:
         """s, and whether S took part: where it makes the matrix indefinite, Gauss–Newton's own step is taken."""
         fresh = self.centre is point or not self._fits(b)
         if not fresh and self.centre is not None:
-            solution, newton = self._model_step(point, b, mu, newton, CG_STEPS_STALE)
+            solution, newton = self._model_step(point, b, mu, newton, max(5, b.numel() // STALE_SHARE))
             if solution.converged:
                 return solution.u, newton
         if not fresh:
