@@ -47,6 +47,7 @@ def test_the_same_drawing_gives_the_same_bytes(table, tmp_path, ending):
         figures.save(eigenvectors.overview(table, cut=0.05), tmp_path / f"{name}.{ending}")
     first, second = ((tmp_path / f"{name}.{ending}").read_bytes() for name in ("a", "b"))
     assert first == second
+    assert (b"max-width: 100%" in first) == (ending == "svg")  # a page shows it whole
 
 
 def test_pictures_hold_the_pixels(table):

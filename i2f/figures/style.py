@@ -50,6 +50,9 @@ def save(figure: Figure, path: Path) -> None:
     metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     figure.savefig(path, bbox_inches="tight", dpi=150, metadata=metadata)
     plt.close(figure)
+    if path.suffix == ".svg":  # within a page, no wider than the page
+        drawn = path.read_text(encoding="utf-8")
+        path.write_text(drawn.replace("<svg ", '<svg style="max-width: 100%; height: auto" ', 1), encoding="utf-8")
 
 
 def readable_ticks(ax: Axes) -> None:
