@@ -61,7 +61,7 @@ def error_against_eigenvalue(ax: Axes, table: pd.DataFrame) -> Axes:
                 )  # fmt: skip
     ax.set(xscale="log", yscale="log", xlabel="eigenvalue λ of J Jᵀ", ylabel="MSE per pixel")
     readable_ticks(ax)
-    ax.legend(fontsize="small")
+    ax.legend(fontsize="small", loc="lower left")
     return ax
 
 
@@ -82,7 +82,7 @@ def end_of_law(ax: Axes, table: pd.DataFrame, cut: float) -> Axes:
     ax.annotate("cut", (cut, 1), (3, -4), xycoords=("data", "axes fraction"), textcoords="offset points", va="top",
                 fontsize="small", color=INK)  # fmt: skip
     readable_ticks(ax)
-    ax.legend(fontsize="small")
+    ax.legend(fontsize="small", loc="lower left")
     return ax
 
 
