@@ -28,5 +28,5 @@ def bars(found: Sequence[Claim]) -> Axes:
             left = left + counts[name]
     ax.set(xlabel="claims")
     ax.invert_yaxis()
-    ax.legend(fontsize="small", ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
+    ax.legend(fontsize="small", ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1))
     return ax
