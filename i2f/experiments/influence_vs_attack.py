@@ -73,7 +73,11 @@ def attack(
     tasks = confront(problems, attackers, steps, seed)
     second = [t for t in tasks if t["method"] == "gauss-newton"]
     adam = [t for t in tasks if t["method"] != "gauss-newton"]
-    found = [sweep.run(shared.attack, second, ("model", "image", "attacker"), 4, jobs, description="gauss-newton")]
+    found = []
+    if second:
+        found.append(
+            sweep.run(shared.attack, second, ("model", "image", "attacker"), 4, jobs, description="gauss-newton")
+        )
     if adam:
         found.append(sweep.run(shared.attack, adam, ("model", "attacker"), 32, jobs, description="first order"))
     shown = predicted.drop(columns=["failed", "reason"])
