@@ -44,6 +44,13 @@ def test_who_attacks_what():
     assert {(t["method"], t["steps"]) for t in tasks} == {("gauss-newton", 5), ("dgl", 6), ("gs", 7)}
 
 
+def test_either_kind_of_attacker_may_come_alone():
+    problems = experiment.noisy(SETTING, {"linear": 1}, [1e-6], 1e-6, 1)
+    for attacker in ("gauss-newton", "dgl"):
+        table = experiment.attack(problems, [attacker], {"gauss-newton": 1, "dgl": 1}, [], seed=0, jobs=1)
+        assert list(table.attacker) == [attacker]
+
+
 def test_the_table_says_what_its_columns_say():
     """On the linear model: I²F as the least squares of Jᵀ d = δ by QR, the damped one as a ridge regression."""
     problems = experiment.noisy(SETTING, {"linear": 1}, [1e-6], 1e-6, 1)
