@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pandas.io.formats.style import Styler
 from scipy.special import ndtr, stdtrit
 
 from i2f import checks
@@ -52,6 +53,11 @@ class Claim:
         return f"{self.verdict} {self.condition}" if self.conditional else self.verdict
 
     @property
+    def sample(self) -> str:
+        """ "8 images", "1 weight seed": what the interval stands on."""
+        return f"{self.n} {self.unit.replace('_', ' ')}{'s' * (self.n != 1)}"
+
+    @property
     def conditional(self) -> bool:
         return self.verdict in ("holds except when", "holds only when")
 
@@ -80,7 +86,7 @@ def bootstrap(
     picks = rng.integers(n, size=(draws, n))
     drawn = [statistic(table.take(np.concatenate([groups[i] for i in pick]))) for pick in picks]
     tail = float(ndtr(math.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.025)))
-    low, high = np.nanquantile(drawn, [tail, 1 - tail])
+    low, high = np.nanquantile(drawn, [tail, 1 - tail], method="inverted_cdf")  # drawn values: some may be infinite
     return value, float(low), float(high)
 
 
@@ -148,17 +154,17 @@ def settled(table: pd.DataFrame) -> str:
     return f"{converged} of {len(table)} attacks converged" + (f", {failed} failed" if failed else "")
 
 
-def slope(table: pd.DataFrame, x: str, y: str) -> float:
+def log_slope(table: pd.DataFrame, x: str, y: str) -> float:
     """The least-squares slope of log y on log x."""
     return float(np.polyfit(np.log(table[x]), np.log(table[y]), 1)[0])
 
 
-def power(table: pd.DataFrame, x: str, y: str) -> float:
+def log_correlation(table: pd.DataFrame, x: str, y: str) -> float:
     """Pearson's correlation of log y with log x: how near the points lie to a power law."""
     return float(np.corrcoef(np.log(table[x]), np.log(table[y]))[0, 1])
 
 
-def order(table: pd.DataFrame, x: str, y: str) -> float:
+def rank_correlation(table: pd.DataFrame, x: str, y: str) -> float:
     """Spearman's rank correlation of y with x."""
     ranks = table[x].rank(), table[y].rank()
     with np.errstate(invalid="ignore", divide="ignore"):  # a draw of one unit many times has no order: NaN
@@ -171,7 +177,7 @@ def rounded(value: float, digits: int = 4) -> float:
 
 
 def to_frame(claims: Sequence[Claim]) -> pd.DataFrame:
-    """The table that a notebook shows: id, claim, attacker, statistic and note, value, threshold, verdict."""
+    """Claims as readers see them: id, claim, attacker, statistic and note, value, over what, threshold, verdict."""
     return pd.DataFrame(
         {
             "id": c.id,
@@ -179,11 +185,18 @@ def to_frame(claims: Sequence[Claim]) -> pd.DataFrame:
             "attacker": c.attacker,
             "statistic": f"{c.statistic} ({c.note})" if c.note else c.statistic,
             "value [95% interval]": interval((c.value, c.low, c.high)),
+            "over": c.sample,
             "holds when": c.holds_when,
             "verdict": c.sentence + (f": {interval(c.within)}" if c.conditional else ""),
         }
         for c in claims
     )
+
+
+def show(claims: Sequence[Claim]) -> Styler:
+    """`to_frame` as a notebook shows it: sentences read from the left, and need no row numbers."""
+    left = [{"selector": "th, td", "props": "text-align: left; vertical-align: top"}]
+    return to_frame(claims).style.hide(axis="index").set_table_styles(left)
 
 
 def interval(numbers: tuple[float, float, float]) -> str:

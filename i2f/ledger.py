@@ -141,12 +141,11 @@ def _rows(found: Sequence[Claim]) -> str:
     lines = ["| claim | attacker | measured [95% interval] | holds when | verdict |", "|---|---|---|---|---|"]
     for c in found:
         number = claims.interval((c.value, c.low, c.high))
-        units = f"{c.n} {c.unit.replace('_', ' ')}{'s' * (c.n != 1)}"
         within = f" {c.condition}: {claims.interval(c.within)}" if c.conditional else ""
         note = f" <br><sub>{c.note}</sub>" if c.note else ""
         lines.append(
             _row(
-                f"{c.statement} <br>*{c.id}*", c.attacker, f"{c.statistic}: {number}, {units}{note}", c.holds_when,
+                f"{c.statement} <br>*{c.id}*", c.attacker, f"{c.statistic}: {number}, {c.sample}{note}", c.holds_when,
                 f"**{c.verdict}**{within}",
             )
         )  # fmt: skip

@@ -55,7 +55,7 @@ def test_judge_states_its_threshold():
 
 def test_slope_of_a_power_law():
     x = np.geomspace(1e-3, 10, 7)
-    assert claims.slope(pd.DataFrame({"x": x, "y": 3 * x**-1.5}), "x", "y") == pytest.approx(-1.5)
+    assert claims.log_slope(pd.DataFrame({"x": x, "y": 3 * x**-1.5}), "x", "y") == pytest.approx(-1.5)
 
 
 def test_saved_claims_come_back_rounded(tmp_path):
@@ -108,9 +108,9 @@ def test_a_condition_comes_back_from_the_file(tmp_path):
 def test_order_and_power():
     x = np.geomspace(1e-3, 10, 7)
     table = pd.DataFrame({"x": x, "y": 3 * x**-1.5, "z": np.exp(x)})
-    assert claims.power(table, "x", "y") == pytest.approx(-1)
-    assert claims.order(table, "x", "z") == pytest.approx(1)
-    assert claims.power(table, "x", "z") < 0.95  # monotone, and no power law
+    assert claims.log_correlation(table, "x", "y") == pytest.approx(-1)
+    assert claims.rank_correlation(table, "x", "z") == pytest.approx(1)
+    assert claims.log_correlation(table, "x", "z") < 0.95  # monotone, and no power law
 
 
 def test_few_units_have_no_interval():

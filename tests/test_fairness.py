@@ -149,11 +149,12 @@ def test_one_class_that_decides_alone_is_named():
     assert (found["classes"].verdict, found["classes-others"].verdict) == ("holds", "inconclusive")
 
 
-def test_a_failed_attack_counts_nowhere(table):
+def test_a_failed_attack_counts_in_the_notes_alone(table):
     before = fairness.judge(table, "mnist", **THRESHOLDS)
     lost = table.head(1).assign(image=99, mse=np.nan, predicted_mse=np.nan, failed=True)
     after = fairness.judge(pd.concat([table, lost], ignore_index=True), "mnist", **THRESHOLDS)
-    assert [(c.value, c.n, c.note) for c in after] == [(c.value, c.n, c.note) for c in before]
+    assert [(c.value, c.n) for c in after] == [(c.value, c.n) for c in before]
+    assert ", 1 failed" in next(c.note for c in after if c.id.endswith("samples"))
 
 
 def test_figure_draws_every_image(table):

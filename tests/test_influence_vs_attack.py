@@ -126,7 +126,9 @@ def test_failed_attacks_are_not_scored():
     spoiled = table.copy()
     spoiled.loc[0, ["failed", "rmse"]] = [True, np.nan]
     assert len(experiment.scored(spoiled)) == len(table) - 1
-    assert all(np.isfinite(c.value) for c in experiment.judge(spoiled, "mnist", **THRESHOLDS))
+    found = experiment.judge(spoiled, "mnist", **THRESHOLDS)
+    assert all(np.isfinite(c.value) for c in found)
+    assert any("1 failed and left out" in c.note for c in found)
 
 
 def test_the_end_of_the_law_lies_between_the_levels_that_it_separates():

@@ -24,7 +24,6 @@ from i2f.sweep import Problem, Row
 
 PAPER = (0.1, 1.0, 10.0)  # the paper's ε
 DAMPED, PULLED = "damped_rmse", "pulled_rmse"
-FAR = 1e9  # pixels: the error of an attack that failed, so that nothing predicts it
 
 
 def attackers(bayes: float, weights: Sequence[float]) -> dict[str, tuple[str, float]]:
@@ -138,7 +137,7 @@ def survey(setting: dict[str, Any], images: int, variances: list[float], jobs: i
 def medians(curves: pd.DataFrame) -> pd.DataFrame:
     """By noise, attacker and ε, over the images. damped_off, pulled_off: the factor by which the measured RMSE is
     mispredicted, exp median |log(predicted/measured)|; an attack that failed is off by orders."""
-    measured = np.log(curves.rmse.fillna(FAR))
+    measured = np.log(shared.lost(curves).rmse)
     off = {name.replace("rmse", "off"): (np.log(curves[name]) - measured).abs() for name in (DAMPED, PULLED)}
     by = ["size", "attacker", "epsilon"]
     found = curves.assign(**off).drop(columns="image").groupby(by, sort=False).median().reset_index()
@@ -178,8 +177,7 @@ def judge(
 ) -> list[claims.Claim]:  # fmt: skip
     """The experiment's claims. The thresholds are the notebook's parameters: `cut` on the predicted RMSE bounds the
     linear regime, `accuracy` is a relative error, `near` a relative distance of displacements."""
-    failed = {"rmse": FAR, "mse": FAR, "pulled_miss": FAR}
-    table, curves = table.fillna(failed), curves.fillna(failed)
+    table, curves = (shared.lost(t).fillna({"pulled_miss": np.inf}) for t in (table, curves))
     free, bayes = (table[table.attacker == name].select_dtypes("number") for name in ("no prior", "MAP"))
     eq4, ours, released = ({"source": s} for s in ("Eq. 4", "ours: the Bayes choice of ε", "the released sweep of ε"))
     knows = "gauss-newton: knows model and label"
@@ -206,7 +204,7 @@ def judge(
 
     def relative(prediction: str):
         def measure(t: pd.DataFrame) -> float:
-            return claims.worst(t.assign(miss=(t.rmse / t[prediction] - 1).abs()), "size", "miss")
+            return claims.worst(t.assign(miss=shared.relative_error(t, prediction)), "size", "miss")
 
         return measure
 
@@ -219,7 +217,7 @@ def judge(
         return (means[:, ours_among] / np.delete(means, ours_among, axis=1).min(1)).max()
 
     def orders(cube: np.ndarray) -> np.ndarray:
-        """`claims.order` of the images, by the first name and by each other, all at once."""
+        """`claims.rank_correlation` of the images, by the first name and by each other, all at once."""
         ranks = rankdata(cube, axis=0)
         ranks -= ranks.mean(0)
         with np.errstate(invalid="ignore"):  # one image has no order: NaN

@@ -5,13 +5,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
-from i2f import claims, perturb, spectrum, sweep
-from i2f.attacks import invert_many
+from i2f import claims, spectrum, sweep
 from i2f.experiments import problems as shared
-from i2f.influence import influence
 from i2f.sweep import Problem, Row
 
 
@@ -52,12 +49,12 @@ def attack(
 
     `setting`: data set and network, as in `experiments.problems`. Returns the table, a row an attack (see
     `problems.score`) with `eigenvalue` and what Eq. 4 predicts, and the images that the "paper" attacks on the first
-    image recovered, the truth in front, in the table's order.
+    image recovered, the truth in front, in the table's order, clamped to [0, 1].
     """
     tasks = [{**p, "method": "gauss-newton"} for p in problems]
     tasks += [{**p, "method": "dgl"} for p in problems if p["part"] != "end" and p["image"] < adam_images]
     solve = partial(_solve, setting, steps, seed)
-    table = sweep.run(solve, tasks, together=("image", "method"), at_most=16, jobs=jobs, description="attacks")
+    table = sweep.run(solve, tasks, together=("image", "method"), at_most=5, jobs=jobs, description="attacks")
     pictures = table.pop("picture").dropna()
     truth = shared.jacobian({**setting, "image": 0}).x[0].numpy()
     return table, np.stack([truth, *pictures])
@@ -65,25 +62,20 @@ def attack(
 
 def _solve(setting: dict[str, Any], steps: dict[str, int], seed: int, chunk: list[Problem]) -> list[Row]:
     """A chunk has one image and one method."""
-    method = chunk[0]["method"]
-    J = shared.jacobian({**setting, "image": chunk[0]["image"]})
-    deltas = torch.stack([perturb.eigenvector(J, p["index"], p["norm"]) for p in chunk])
-    labels = J.map.y.expand(len(chunk), -1)
-    attacks = invert_many(
-        J.map.model, J.gradient + deltas, labels, J.x.shape, method=method, steps=steps[method], seed=seed
-    )
+    tasks = [
+        {**setting, **p, "noise": "eigenvector", "steps": steps[p["method"]], "start_seed": seed} for p in chunk
+    ]
+    values = spectrum.decompose(shared.jacobian(tasks[0])).values
     rows = []
-    for p, delta, found in zip(chunk, deltas, attacks, strict=True):
-        predicted = influence(J, delta).rmse
+    for p, predicted, found in zip(chunk, shared.predict(tasks), shared.attack(tasks, keep=True), strict=True):
+        picture = found.pop("picture")[0]
         row = {
-            "eigenvalue": float(spectrum.decompose(J).values[p["index"]]),
-            "predicted_mse": predicted**2,
-            "predicted_rmse": predicted,
-            **shared.score(J, delta, found),
+            "eigenvalue": float(values[p["index"]]),
+            "predicted_mse": predicted["predicted_mse"],
+            "predicted_rmse": predicted["predicted_rmse"],
+            **found,
         }
-        if p["part"] == "paper" and p["image"] == 0:
-            row["picture"] = found.x[0].numpy()
-        rows.append(row)
+        rows.append(row | {"picture": picture} if p["part"] == "paper" and p["image"] == 0 else row)
     return rows
 
 
@@ -111,20 +103,17 @@ def judge(
     linear, published = ours[ours.part == "law"], ours[ours.part == "paper"]
     size = f"c = {published.norm.iloc[0]:g}"
     spread = linear.groupby("image", as_index=False).mse.agg(lambda mse: mse.max() / mse.min())
-    common = {
-        "source": "the eigenvector experiment",
-        "attacker": "gauss-newton: knows model and label, no prior, random start",
-    }
+    common = {"source": "the eigenvector experiment", "attacker": shared.PERFECT}
     small = f"c = {linear.norm.iloc[0]:g}, within the linear regime"
     return [
         claims.judge(
-            linear, lambda t: claims.slope(t, "eigenvalue", "mse"), "image", *slope, **common,
+            linear, lambda t: claims.log_slope(t, "eigenvalue", "mse"), "image", *slope, **common,
             id=f"eigenvectors-{dataset}-slope",
             statement="The squared error falls as 1/λ.",
             statistic="log–log slope of MSE on λ", note=small,
         ),
         claims.judge(
-            linear, lambda t: float((t.rmse / t.predicted_rmse - 1).abs().median()), "image", at_most=accuracy,
+            linear, lambda t: float(shared.relative_error(t).median()), "image", at_most=accuracy,
             **common, id=f"eigenvectors-{dataset}-prediction",
             statement="I²F predicts the error of the attack.",
             statistic="median relative error of the predicted RMSE", note=small,

@@ -160,18 +160,13 @@ def judge(
     an untrained network gives one answer to everything, and the images of that class, whose gradients are tiny, are so
     well protected that they alone could decide. (That condition was chosen after a look.)
     """
-    parts = dict(iter(table[~table.failed].groupby("part")))
-    same, strong = parts["same"], parts["strong"]
-    compared = table[
-        table.image.isin(parts["equal"].image) & table.part.isin(("same", "equal")) & ~table.failed.astype(bool)
-    ]
-    common = {
-        "source": "the unfairness experiment",
-        "attacker": "gauss-newton: knows model and label, no prior, random start",
-    }
+    known = table[~table.failed.astype(bool)]
+    same, strong, equal = (known[known.part == part] for part in ("same", "strong", "equal"))
+    compared = known[known.image.isin(equal.image) & (known.part != "strong")]
+    common = {"source": "the unfairness experiment", "attacker": shared.PERFECT}
 
     def note(rows: pd.DataFrame) -> str:
-        return f"variance {rows.variance.iloc[0]:g}; {claims.settled(rows)}"
+        return f"variance {rows.variance.iloc[0]:g}; {claims.settled(table[table.part == rows.part.iloc[0]])}"
 
     def explains(rows: pd.DataFrame, cause: str, name: str, statement: str) -> claims.Claim:
         by_class, (condition, others) = explained(rows, ["label"]), _others(rows)

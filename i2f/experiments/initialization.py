@@ -130,7 +130,7 @@ def judge(
     Bootstrap unit: weight seeds, each with all its initialisations.
     """
     table = table[table.attacker.isin(ATTACKERS)]
-    table = table.fillna(dict.fromkeys(("mse", "mse_clamped", "rmse"), np.inf))  # an attack that failed protected
+    table = shared.lost(table)
     free, adam = "gauss-newton: knows model and label, no box", "dgl, Adam: knows model and label, no box"
     views = [  # id, what is measured, attacker's rows, column, what the attacker knows
         ("gauss-newton", "MSE", "gauss-newton", "mse", free),
@@ -173,7 +173,7 @@ def judge(
     for view in views:
         add(view, "order", order, "E[I²] orders initialisations and draws as the attack does",
             "Spearman correlation of the {} with E[I²]", at_least=correlation)  # fmt: skip
-    perfect = table[table.attacker == "gauss-newton"].assign(error=lambda t: (t.rmse / t.predicted_rmse - 1).abs())
+    perfect = table[table.attacker == "gauss-newton"].assign(error=shared.relative_error)
     note = f"all variances; {claims.settled(perfect)}"
     perfect = perfect[["weight_seed", "init", "size", "expected_mse", "error"]]
     found.append(

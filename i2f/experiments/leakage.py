@@ -12,11 +12,11 @@ from torch import Tensor
 
 from i2f import claims, metrics, sweep
 from i2f.attacks import METHODS, Iterate, Reconstruction, invert
+from i2f.experiments import problems as shared
 from i2f.jacobian import GradientJacobian
 from i2f.sweep import Problem, Row
 
 GOALS = (1e-2, 1e-4, 1e-6, 1e-10)  # MSE per pixel
-FLOOR = 1e-20  # an MSE below this is rounding, and differs from machine to machine
 DENSITY = 1.05  # evaluations from one recorded iterate to the next, at least
 
 
@@ -50,7 +50,7 @@ class Trajectory:
         self.record(found.evaluations)
 
     def record(self, evaluations: int) -> None:
-        mse = max(float(metrics.mse(self.best[1], self.truth).mean()), FLOOR)
+        mse = max(float(metrics.mse(self.best[1], self.truth).mean()), shared.FLOOR)
         self.rows.append((evaluations, mse, self.best[0]))
 
     def snapshot(self) -> None:
@@ -91,9 +91,9 @@ def _follow(
     row = {
         "label_given": y is not None,
         "label_found": bool(torch.equal(found.y, J.map.y)),
-        "mse": max(scores["mse"], FLOOR),
+        "mse": max(scores["mse"], shared.FLOOR),
         "ssim": scores["ssim"],
-        "relative_residual": max(found.relative_residual, FLOOR**0.5),
+        "relative_residual": max(found.relative_residual, shared.FLOOR**0.5),
         "steps": found.steps,
         "evaluations": found.evaluations,
         **{f"evaluations to {goal:g}": _first(path, goal) for goal in GOALS},
@@ -136,7 +136,7 @@ def _survey(jacobians: Sequence[GradientJacobian], seed: int, chunk: list[Proble
     found = invert(J.map.model, J.gradient, None, J.x.shape, loss=J.map.loss, seed=seed)
     return [
         {
-            "mse": max(float(metrics.mse(found.x, J.x)), FLOOR),
+            "mse": max(float(metrics.mse(found.x, J.x)), shared.FLOOR),
             "label_found": bool(torch.equal(found.y, J.map.y)),
             "converged": found.converged,
             "failed": found.failed,

@@ -133,7 +133,7 @@ def median_order(wide: pd.DataFrame) -> float:
 def order_within_images(table: pd.DataFrame, over: str) -> pd.DataFrame:
     """Spearman of I_lb with I `over` "size" or "init", for each image (and each of the other): (image, value)."""
     within = ["image", "init" if over == "size" else "size"]
-    rows = [(key[0], claims.order(g, "bound_rmse", "predicted_rmse")) for key, g in table.groupby(within)]
+    rows = [(key[0], claims.rank_correlation(g, "bound_rmse", "predicted_rmse")) for key, g in table.groupby(within)]
     return pd.DataFrame(rows, columns=["image", "value"])
 
 
@@ -154,7 +154,7 @@ def judge(
         source: str = "Eq. 5",
         **more: Any,
     ) -> None:
-        words = {"attacker": "none: predictions are compared", "statement": statement, "statistic": statistic}
+        words = {"attacker": shared.NOBODY, "statement": statement, "statistic": statistic}
         words |= {"id": f"lower_bound-{dataset}-{name}", "source": source} | more
         found.append(claims.judge(rows, measure, "image", **words))
 
@@ -188,8 +188,7 @@ def judge(
     if len(attacked):
         add("attack", "Gauss–Newton without a prior comes no nearer than I_lb.", "least measured RMSE / I_lb per pixel",
             _of(attacked, attacked.rmse / attacked.bound_rmse), _least, at_least=1.0,
-            attacker="gauss-newton: knows model and label, no prior, random start",
-            note=claims.settled(attacked))  # fmt: skip
+            attacker=shared.PERFECT, note=claims.settled(attacked))  # fmt: skip
     return found
 
 

@@ -5,17 +5,20 @@ A problem is a dictionary of plain values, so that it can travel to a process, b
     dataset, split, image, batch    which images: `batch` of them from number `image` on, behind one gradient
     model, init, weight_seed        the network; see `models.build`
     noise, size, noise_seed         what is added to the gradient: a key of `NOISE`, and its size
+    index, norm                     of eigenvector noise: which, and how much
     method, steps, start_seed, …    the attack; see `attack`
 
 What is left out has the value in `DEFAULTS`.
 """
 
 import copy
+import itertools
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -32,12 +35,17 @@ SETTING = {
 DEFAULTS = {**SETTING, "noise": "none", "size": 0.0, "noise_seed": 0, "method": "gauss-newton", "start_seed": 0}
 NETWORK = ("dataset", "model", "init", "weight_seed", "normalize")  # problems that agree in these share a model
 
-NOISE: dict[str, Callable[[GradientJacobian, float, int], Tensor]] = {
-    "none": lambda J, size, seed: torch.zeros_like(J.gradient),
-    "gaussian": lambda J, size, seed: perturb.gaussian(J.gradient, size, seed),
-    "laplace": lambda J, size, seed: perturb.laplace(J.gradient, size, seed),
-    "prune": lambda J, size, seed: perturb.prune(J.gradient, size),
-}  # size: a variance, or the share that is pruned
+NOISE: dict[str, Callable[[GradientJacobian, Problem], Tensor]] = {  # size: a variance, or the share that is pruned
+    "none": lambda J, p: torch.zeros_like(J.gradient),
+    "gaussian": lambda J, p: perturb.gaussian(J.gradient, value(p, "size"), value(p, "noise_seed")),
+    "laplace": lambda J, p: perturb.laplace(J.gradient, value(p, "size"), value(p, "noise_seed")),
+    "prune": lambda J, p: perturb.prune(J.gradient, value(p, "size")),
+    "eigenvector": lambda J, p: perturb.eigenvector(J, p["index"], p["norm"]),
+}
+
+PERFECT = "gauss-newton: knows model and label, no prior, random start"  # the attacker of most claims, in words
+NOBODY = "none: predictions are compared"
+FLOOR = 1e-20  # an MSE below this is rounding, and differs from machine to machine
 
 
 def value(problem: Problem, name: str) -> Any:
@@ -64,9 +72,8 @@ def network(dataset: str, model: str, init: str, weight_seed: int, normalize: bo
 
 
 def perturbation(J: GradientJacobian, problem: Problem) -> Tensor:
-    """δ, (d_θ,), by the problem's `noise`, `size` and `noise_seed`."""
-    kind = checks.one_of("noise", value(problem, "noise"), NOISE)
-    return NOISE[kind](J, value(problem, "size"), value(problem, "noise_seed"))
+    """δ, (d_θ,), of the problem's `noise`."""
+    return NOISE[checks.one_of("noise", value(problem, "noise"), NOISE)](J, problem)
 
 
 def predict(problems: list[Problem], dampings: tuple[float, ...] = ()) -> list[Row]:
@@ -121,24 +128,13 @@ def attack(problems: list[Problem], options: dict[str, Any] | None = None, keep:
     relative_residual, steps, evaluations, label_found, converged, failed, reason; `keep`: picture, (n, C, H, W).
     """
     rows = []
-    for problem_list in _alike(problems):
-        rows += _attack_alike(problem_list, options or {}, keep)
+    for _, alike in itertools.groupby(problems, key=lambda p: [p.get(name) for name in CALL]):
+        rows += _attack_alike(list(alike), options or {}, keep)
     return rows
 
 
-def _alike(problems: list[Problem]) -> list[list[Problem]]:
-    """Neighbours that one call of `invert_many` can take."""
-    same = [{k: v for k, v in p.items() if k not in EACH} for p in problems]
-    groups: list[list[Problem]] = []
-    for i, problem in enumerate(problems):
-        if i and same[i] == same[i - 1]:
-            groups[-1].append(problem)
-        else:
-            groups.append([problem])
-    return groups
-
-
-EACH = ("image", "noise", "size", "noise_seed", "start_seed")  # may differ within a call
+# one call of `invert_many` has one of each
+CALL = (*NETWORK, "split", "batch", "root", "method", "steps", "box", "tv", "mask", "ridge", "restarts")
 
 
 def _attack_alike(problems: list[Problem], options: dict[str, Any], keep: bool) -> list[Row]:
@@ -154,7 +150,7 @@ def _attack_alike(problems: list[Problem], options: dict[str, Any], keep: bool) 
         own["mask"] = gradients != 0
     if first.get("ridge"):
         own |= {"ridge": first["ridge"], "mean": pixels(value(first, "dataset"), value(first, "root"))[0]}
-    model = copy.deepcopy(network(*(value(first, name) for name in NETWORK))).to(dtype)
+    model = copy.deepcopy(jacobians[0].map.model).to(dtype)
     seeds = [value(p, "start_seed") for p in problems]
     found = invert_many(model, gradients, labels, jacobians[0].x.shape, method=method, seed=seeds, **own, **options)
     return [score(J, delta, one, keep) for J, delta, one in zip(jacobians, deltas, found, strict=True)]
@@ -186,3 +182,13 @@ def score(J: GradientJacobian, delta: Tensor, found: Reconstruction, keep: bool 
         "reason": found.reason,
         **({"picture": ordered.detach().clamp(0, 1).numpy().astype(np.float32)} if keep else {}),
     }
+
+
+def relative_error(table: pd.DataFrame, predicted: str = "predicted_rmse") -> pd.Series:
+    """|RMSE − predicted|/predicted, a row; infinite where the attack ended without an image, `lost` or not."""
+    return (table.rmse / table[predicted] - 1).abs().fillna(np.inf)
+
+
+def lost(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with an infinite error where the attack ended without an image: none was recovered."""
+    return table.fillna({name: np.inf for name in ("mse", "mse_clamped", "rmse", "feature_mse") if name in table})

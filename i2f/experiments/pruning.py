@@ -25,7 +25,6 @@ ATTACKERS = {  # name in tables -> the attack, in the words of `experiments.prob
     "reads": {"method": "gauss-newton", "mask": "zeros"},
 }
 GRAY = 0.5  # the mean of the images that Gauss–Newton starts from
-FLOOR = 1e-20  # an MSE below this is rounding, and differs from machine to machine
 
 
 def problems(setting: dict[str, Any], images: int, ratios: list[float], steps: dict[str, int]) -> list[Problem]:
@@ -53,7 +52,7 @@ def _solve(pictured: int, chunk: list[Problem]) -> list[Row]:
     for problem, found in zip(chunk, shared.attack(chunk, keep=True), strict=True):
         J = shared.jacobian(problem)
         row = kept(J, shared.perturbation(J, problem)) if problem["mask"] == "zeros" else _whole(problem)
-        row |= found | {"mse": max(found["mse"], FLOOR), "rmse": max(found["rmse"], FLOOR**0.5)}
+        row |= found | {"mse": max(found["mse"], shared.FLOOR), "rmse": max(found["rmse"], shared.FLOOR**0.5)}
         picture = row.pop("picture")[0]
         if problem["image"] == pictured:
             row["picture"] = picture
@@ -107,7 +106,7 @@ def knowledge(table: pd.DataFrame) -> pd.DataFrame:
     """By ratio, medians over images: both Gauss–Newton attackers' MSE, clamped to [0, 1], and the share of the first
     that is gone once the mask is read: how much of the protection is ignorance."""
     medians = table.pivot_table("mse_clamped", "size", "attacker", aggfunc="median")
-    shown = medians[["ignores", "reads"]].clip(lower=FLOOR)
+    shown = medians[["ignores", "reads"]].clip(lower=shared.FLOOR)
     return shown.assign(ignorance=1 - shown.reads / shown.ignores).rename_axis(index="ratio", columns=None)
 
 
@@ -123,8 +122,7 @@ def judge(
 ) -> list[claims.Claim]:  # fmt: skip
     """The experiment's claims. The thresholds are the notebook's parameters: `cut` on the predicted RMSE bounds the
     linear regime, `exact` is an MSE that counts as recovered, `far` the ratio up to which it should be."""
-    table = table.assign(rmse=table.rmse.fillna(np.inf))  # an attack that failed protected
-    table["miss"] = (table.rmse / table.predicted_rmse.where(table.predicted_rmse > 0) - 1).abs()
+    table = shared.lost(table).assign(miss=shared.relative_error)
     ignores, adam, reads = (table[table.attacker == name] for name in ATTACKERS)
     source = "the pruning experiment"
     blind = {"source": source, "attacker": "gauss-newton: knows model and label, takes the zeros for true, no prior"}
@@ -139,7 +137,7 @@ def judge(
     depth = reach(reads, exact).rename("reach").reset_index()
     found = [
         claims.judge(
-            rows, lambda t: claims.order(t, "size", "rmse"), "image", at_least=order, **words,
+            rows, lambda t: claims.rank_correlation(t, "size", "rmse"), "image", at_least=order, **words,
             note=f"{note}; {claims.settled(rows)}",
             id=f"pruning-{dataset}-{name}",
             statement=f"Pruning protects against an attacker who ignores the mask, the more the better{more}.",
@@ -156,7 +154,7 @@ def judge(
             statistic="median relative error of the predicted RMSE, at the worst ratio",
         ),
         claims.judge(
-            ignores, lambda t: claims.order(t, "bound_rmse", "rmse"), "image", at_least=order,
+            ignores, lambda t: claims.rank_correlation(t, "bound_rmse", "rmse"), "image", at_least=order,
             id=f"pruning-{dataset}-bound", note=note, **blind,
             statement="The lower bound puts pruned gradients in the order of their errors.",
             statistic="Spearman correlation of RMSE with the bound",

@@ -158,9 +158,8 @@ def _facts(J: GradientJacobian) -> Row:
 
 def trend(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """A row an image: Spearman's correlation of `column` with the epoch, over its checkpoints."""
-    return pd.DataFrame(
-        [{"image": image, "order": claims.order(rows, "epoch", column)} for image, rows in table.groupby("image")]
-    )
+    orders = {image: claims.rank_correlation(rows, "epoch", column) for image, rows in table.groupby("image")}
+    return pd.DataFrame({"image": orders.keys(), "order": orders.values()})
 
 
 def judge(
@@ -168,13 +167,12 @@ def judge(
     cut: float,
 ) -> list[claims.Claim]:  # fmt: skip
     """The experiment's claims. The thresholds are the notebook's parameters."""
-    # an attack that failed counts as wholly wrong
-    noisy = table[table.noise != "none"].assign(miss=lambda t: (t.rmse / t.predicted_rmse - 1).abs().fillna(1.0))
+    noisy = table[table.noise != "none"].assign(miss=shared.relative_error)
     small = noisy[noisy["size"] == noisy.groupby("noise")["size"].transform("min")]
     random = small[small.start == "random"]
     fixed, relative = random[random.noise == "fixed"], random[random.noise == "relative"]
     attackers = {
-        "random": "gauss-newton: knows model and label, no prior, random start",
+        "random": shared.PERFECT,
         "near": f"none, a control: gauss-newton from {NEAR:g} beside the truth",
     }
     common = {"source": "the experiment on training stages", "attacker": attackers["random"]}
@@ -193,7 +191,7 @@ def judge(
             statistic=order.format("the expected RMSE"),
         ),
         claims.judge(
-            fixed, lambda t: claims.order(t, "bound_rmse", "predicted_rmse"), "image", at_least=tracking,
+            fixed, lambda t: claims.rank_correlation(t, "bound_rmse", "predicted_rmse"), "image", at_least=tracking,
             **nobody, id=f"training-{dataset}-bound",
             statement="The lower bound I_lb tracks I²F through training, under noise of one fixed size.",
             statistic="Spearman correlation of I_lb with the predicted RMSE, over images and checkpoints",
