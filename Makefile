@@ -56,8 +56,11 @@ store: $(READY) ## rerun the notebooks at their own small scale and store the ou
 bench: $(READY) ## rerun the benchmarks and rewrite their tables
 	for script in jacobian attacks convergence; do python benchmarks/$$script.py || exit 1; done
 
+# rfc3987-syntax is left out: an optional check of addresses, whose grammar jsonschema would parse for two seconds
+# at the start of every process that reads a notebook
 lock: $(READY) ## rebuild requirements.lock from pyproject.toml
 	uv pip compile --quiet pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-package rfc3987-syntax --no-emit-package lark \
 	    --no-emit-index-url --custom-compile-command "make lock" --upgrade --output-file requirements.lock
 
 clean: ## remove the environment and every cache (results and data stay in git and DVC)

@@ -83,8 +83,10 @@ def bootstrap(
     if n < least:
         return value, -math.inf, math.inf
     rng = np.random.default_rng(seed)
-    picks = rng.integers(n, size=(draws, n))
-    drawn = [statistic(table.take(np.concatenate([groups[i] for i in pick]))) for pick in picks]
+    # of a few units there are few different samples: four make 35
+    samples, drawn = np.unique(np.sort(rng.integers(n, size=(draws, n))), axis=0, return_inverse=True)
+    values = [statistic(table.take(np.concatenate([groups[i] for i in sample]))) for sample in samples]
+    drawn = np.array(values)[drawn]
     tail = float(ndtr(math.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.025)))
     low, high = np.nanquantile(drawn, [tail, 1 - tail], method="inverted_cdf")  # drawn values: some may be infinite
     return value, float(low), float(high)

@@ -68,7 +68,9 @@ def attack(
         pictures: (attackers, costs, C, H, W), that iterate when so many evaluations were spent, clamped.
     """
     solve = partial(_follow, J, steps, costs, seed)
-    table = sweep.run(solve, sweep.grid(method=list(METHODS)), jobs=jobs, whole=True, description="attackers")
+    longest_first = sorted(METHODS, key=lambda method: -METHODS[method].steps)  # none should start when others end
+    table = sweep.run(solve, sweep.grid(method=longest_first), jobs=jobs, whole=True, description="attackers")
+    table = table.set_index("method").loc[list(METHODS)].reset_index()
     paths = pd.concat(list(table.pop("path")), ignore_index=True)
     pictures = np.stack(list(table.pop("pictures")))
     return table.drop(columns="reason"), paths, pictures
