@@ -13,18 +13,19 @@ THRESHOLDS = {"slope": (-1.05, -0.95), "accuracy": 0.01, "inequality": 100.0, "e
 
 
 def test_law_stays_within_the_cut():
-    problems = eigenvectors.law([SPECTRUM], levels=6, norm=0.01, cut=0.05)
-    chosen = SPECTRUM[[p["index"] for p in problems]]
+    problems = eigenvectors.law(1, 50, levels=6, norm=0.01, cut=0.05)
+    indices = [eigenvectors.direction(SPECTRUM, p["share"], p["floor"]) for p in problems]
+    chosen = SPECTRUM[indices]
     assert (0.01 / (50 * chosen).sqrt() <= 0.05).all()
-    assert problems[0]["index"] == 0
-    assert len(problems) == 6
+    assert indices[0] == 0
+    assert len(set(indices)) == 6
     steps = chosen.log().diff()
     assert float(steps.max() / steps.min()) == pytest.approx(1, abs=0.5)  # even, as far as the spectrum lets it
 
 
 def test_law_takes_the_whole_spectrum_where_the_noise_is_small():
-    problems = eigenvectors.law([SPECTRUM], levels=6, norm=1e-8, cut=0.05)
-    assert problems[-1]["index"] == 49
+    last = eigenvectors.law(1, 50, levels=6, norm=1e-8, cut=0.05)[-1]
+    assert eigenvectors.direction(SPECTRUM, last["share"], last["floor"]) == 49
 
 
 def test_attack_gives_a_row_a_problem_and_the_pictures_of_the_papers_row(mlp, monkeypatch):
@@ -33,8 +34,12 @@ def test_attack_gives_a_row_a_problem_and_the_pictures_of_the_papers_row(mlp, mo
     jacobians = [i2f.GradientJacobian(model, x, y), i2f.GradientJacobian(model, x.flip(1), y)]
     monkeypatch.setattr(eigenvectors.shared, "jacobian", lambda p: jacobians[p["image"]])
     problems = [*eigenvectors.paper(2, [0, 3], 1e-5), *eigenvectors.end(1, 12, [1e-6])]
+    problems += eigenvectors.law(1, 12, levels=30, norm=1e-6, cut=1.0)  # more levels than eigenvalues
     budget = {"gauss-newton": 30, "dgl": 20}
     table, pictures = eigenvectors.attack(problems, {}, budget, adam_images=1, seed=0, jobs=1)
+    laws = table[table.part == "law"]
+    assert all(3 < len(rows) <= 12 and rows["index"].is_unique for _, rows in laws.groupby("method"))
+    table = table[table.part != "law"]
     assert list(table.part) == ["paper"] * 4 + ["end"] * 3 + ["paper"] * 2
     assert list(table.method) == ["gauss-newton"] * 7 + ["dgl"] * 2
     assert pictures.shape == (1 + 4, 12)  # the truth, two by each attacker

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from i2f import claims, spectrum, sweep
@@ -12,17 +13,23 @@ from i2f.experiments import problems as shared
 from i2f.sweep import Problem, Row
 
 
-def law(spectra: list[Tensor], levels: int, norm: float, cut: float) -> list[Problem]:
-    """`levels` directions of every image, spread evenly over log λ, whose predicted RMSE stays within `cut`; fewer
-    where few eigenvalues allow it."""
-    problems = []
-    for image, values in enumerate(spectra):
-        smallest = max(float(values[-1]), norm**2 / (len(values) * cut**2))
-        inside = values[values >= smallest].log()
-        targets = np.linspace(float(inside[0]), float(inside[-1]), levels)
-        indices = dict.fromkeys(int((inside - target).abs().argmin()) for target in targets)
-        problems += [_problem("law", image, index, norm) for index in indices]
-    return problems
+def law(images: int, d_x: int, levels: int, norm: float, cut: float) -> list[Problem]:
+    """`levels` directions of every image, spread evenly over log λ, whose predicted RMSE stays within `cut`.
+
+    Which ones these are, the spectrum tells, and so `direction` where the problem is solved: `share` of the way down
+    from λ_max to the smallest eigenvalue that is at least `floor`.
+    """
+    floor = norm**2 / (d_x * cut**2)
+    return [
+        {"part": "law", "image": image, "share": float(share), "floor": floor, "norm": norm}
+        for image in range(images) for share in np.linspace(0, 1, levels)
+    ]  # fmt: skip
+
+
+def direction(values: Tensor, share: float, floor: float) -> int:
+    """The index of a "law" problem's eigenvalue among `values`, λ descending."""
+    inside = values[values >= floor].log()
+    return int((inside - torch.lerp(inside[0], inside[-1], share)).abs().argmin())
 
 
 def paper(images: int, indices: list[int], norm: float) -> list[Problem]:
@@ -48,33 +55,31 @@ def attack(
     """Gauss–Newton on every problem, and Adam on those of the first images (but "end").
 
     `setting`: data set and network, as in `experiments.problems`. Returns the table, a row an attack (see
-    `problems.score`) with `eigenvalue` and what Eq. 4 predicts, and the images that the "paper" attacks on the first
-    image recovered, the truth in front, in the table's order, clamped to [0, 1].
+    `problems.score`) with the direction's `index` and `eigenvalue`, λ_max, λ_min and what Eq. 4 predicts; and the images
+    that the "paper" attacks on the first image recovered, the truth in front, in the table's order, in [0, 1].
     """
     tasks = [{**p, "method": "gauss-newton"} for p in problems]
     tasks += [{**p, "method": "dgl"} for p in problems if p["part"] != "end" and p["image"] < adam_images]
     solve = partial(_solve, setting, steps, seed)
-    table = sweep.run(solve, tasks, together=("image", "method"), at_most=5, jobs=jobs, description="attacks")
+    table = sweep.run(solve, tasks, together=("image",), at_most=9, jobs=jobs, description="attacks")
+    table = table.drop_duplicates(["part", "image", "index", "norm", "method"], ignore_index=True)  # of few eigenvalues
     pictures = table.pop("picture").dropna()
     truth = shared.jacobian({**setting, "image": 0}).x[0].numpy()
     return table, np.stack([truth, *pictures])
 
 
 def _solve(setting: dict[str, Any], steps: dict[str, int], seed: int, chunk: list[Problem]) -> list[Row]:
-    """A chunk has one image and one method."""
-    tasks = [
-        {**setting, **p, "noise": "eigenvector", "steps": steps[p["method"]], "start_seed": seed} for p in chunk
-    ]
-    values = spectrum.decompose(shared.jacobian(tasks[0])).values
+    """A chunk has one image."""
+    values = spectrum.decompose(shared.jacobian({**setting, "image": chunk[0]["image"]})).values
+    own = {**setting, "noise": "eigenvector", "start_seed": seed}
+    tasks = [{"index": direction(values, p["share"], p["floor"]) if p["part"] == "law" else p["index"],
+              **own, **p, "steps": steps[p["method"]]} for p in chunk]  # fmt: skip
     rows = []
-    for p, predicted, found in zip(chunk, shared.predict(tasks), shared.attack(tasks, keep=True), strict=True):
+    for p, predicted, found in zip(tasks, shared.predict(tasks), shared.attack(tasks, keep=True), strict=True):
         picture = found.pop("picture")[0]
-        row = {
-            "eigenvalue": float(values[p["index"]]),
-            "predicted_mse": predicted["predicted_mse"],
-            "predicted_rmse": predicted["predicted_rmse"],
-            **found,
-        }
+        row = {"index": p["index"], "eigenvalue": float(values[p["index"]])}
+        row |= {name: predicted[name] for name in ("predicted_mse", "predicted_rmse", "lambda_max", "lambda_min")}
+        row |= found
         rows.append(row | {"picture": picture} if p["part"] == "paper" and p["image"] == 0 else row)
     return rows
 
