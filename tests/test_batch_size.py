@@ -1,5 +1,7 @@
 """The batch experiment: its problems, its columns against independent algebra, and verdicts that can go either way."""
 
+import itertools
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -52,7 +54,8 @@ def tables(small, monkeypatch):
 
     monkeypatch.setattr(shared, "jacobian", jacobian)
     tasks = batch_size.problems([1, 2], [2, 2], [2, 2], VARIANCE, group=2)
-    rows = [batch_size._row(p, steps=50, seed=0) for p in tasks]
+    chunks = [list(chunk) for _, chunk in itertools.groupby(tasks, key=lambda p: (p["batch"], p["image"]))]
+    rows = [row for chunk in chunks for row in batch_size._solve({}, 50, 0, chunk)]
     monkeypatch.setattr(batch_size.sweep, "run", lambda *_, **__: pd.DataFrame(
         [{"reason": "", **p, **r} for p, r in zip(tasks, rows, strict=True)]
     ))  # fmt: skip

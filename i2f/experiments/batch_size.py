@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from i2f import claims, metrics, spectrum, sweep
-from i2f.attacks import invert
+from i2f.attacks import Reconstruction, invert_many
 from i2f.experiments import problems as shared
 from i2f.influence import influence
 from i2f.jacobian import GradientJacobian
@@ -94,27 +95,32 @@ def run(
 
 
 def _solve(setting: dict[str, Any], steps: int, seed: int, chunk: list[Problem]) -> list[Row]:
-    return [_row({**setting, **p}, steps, seed) for p in chunk]
+    """A chunk has one batch of images, attacked in all its problems or in none."""
+    J = shared.jacobian({**setting, **chunk[0]})
+    rows = [_seen(J, p["size"]) for p in chunk]
+    if not chunk[0]["attacked"]:
+        return rows
+    deltas = torch.stack([shared.perturbation(J, p) for p in chunk])
+    labels = J.map.y.expand(len(chunk), -1)
+    attacks = invert_many(J.map.model, J.gradient + deltas, labels, J.x.shape, steps=steps, seed=seed)
+    return [row | _attacked(J, delta, found) for row, delta, found in zip(rows, deltas, attacks, strict=True)]
 
 
-def _row(problem: Problem, steps: int, seed: int) -> Row:
-    J = shared.jacobian(problem)
+def _seen(J: GradientJacobian, variance: float) -> Row:
     seen, batch = look(J), len(J.x)
-    pixels = J.shape[0] // batch
     nothing = np.full(batch, np.nan)
     ranks = np.linspace(0, J.shape[0] - 1, LEVELS).round().astype(int)
-    row = {
+    return {
         "d_x": J.shape[0], "rank": seen.rank, "lambda_max": seen.values[0], "lambda_min": seen.values[-1],
         "spectrum": [((k + 1) / J.shape[0], seen.values[k]) for k in ranks],
-        "member": np.arange(batch), "expected_rmse": np.sqrt(problem["size"] * seen.inverse / pixels),
+        "member": np.arange(batch), "expected_rmse": np.sqrt(variance * seen.inverse * batch / J.shape[0]),
         "predicted_rmse": nothing, "mse": nothing, "rmse": nothing, "converged": False, "failed": False,
     }  # fmt: skip
-    if not problem["attacked"]:
-        return row
-    delta = shared.perturbation(J, problem)
+
+
+def _attacked(J: GradientJacobian, delta: Tensor, found: Reconstruction) -> Row:
     moved = influence(J, delta).displacement.view_as(J.x)
-    found = invert(J.map.model, J.gradient + delta, J.map.y, J.x.shape, steps=steps, seed=seed)
-    row |= {"predicted_rmse": metrics.rmse(J.x + moved, J.x).numpy(), "converged": found.converged}
+    row = {"predicted_rmse": metrics.rmse(J.x + moved, J.x).numpy(), "converged": found.converged}
     if found.failed or not found.x.isfinite().all():
         return row | {"failed": True}
     mse = metrics.mse(metrics.assign(found.x, J.x), J.x).clamp_min(shared.FLOOR).numpy()

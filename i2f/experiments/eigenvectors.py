@@ -55,8 +55,8 @@ def attack(
     """Gauss–Newton on every problem, and Adam on those of the first images (but "end").
 
     `setting`: data set and network, as in `experiments.problems`. Returns the table, a row an attack (see
-    `problems.score`) with the direction's `index` and `eigenvalue`, λ_max, λ_min and what Eq. 4 predicts; and the images
-    that the "paper" attacks on the first image recovered, the truth in front, in the table's order, in [0, 1].
+    `problems.score`) with the direction's `index` and `eigenvalue`, λ_max, λ_min and what Eq. 4 predicts; and the
+    images that the "paper" attacks on the first image recovered, the truth in front, in the table's order, in [0, 1].
     """
     tasks = [{**p, "method": "gauss-newton"} for p in problems]
     tasks += [{**p, "method": "dgl"} for p in problems if p["part"] != "end" and p["image"] < adam_images]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from i2f import checks, claims, data, models, perturb, spectrum, sweep
-from i2f.attacks import invert
+from i2f.attacks import Reconstruction, invert_many
 from i2f.experiments import problems as shared
 from i2f.influence import expected_square, influence, lower_bound
 from i2f.jacobian import GradientJacobian
@@ -115,27 +115,34 @@ def _solve(
     x, y = data.load(setting["dataset"], 1, offset=image, root=setting.get("root"))
     J = GradientJacobian(model.double().eval(), x, y)
     facts = _facts(J)
-    rows = []
-    for p in chunk:
-        variance = p["size"]
-        if p["noise"] == "relative":
-            variance = p["size"] ** 2 * facts["gradient_norm"] ** 2 / J.shape[1]
-        delta = perturb.gaussian(J.gradient, variance, seed=1000 * seed + image)
-        noisy = variance > 0
-        start = J.x + perturb.gaussian(J.x.flatten(), NEAR**2, seed=seed).view_as(J.x) if p["start"] == "near" else None
-        found = invert(model, J.gradient + delta, y, J.x.shape, steps=steps, seed=seed, start=start)
-        rows.append(
-            {
-                **facts,
-                "variance": variance,
-                "noise_norm": float(delta.norm()),
-                "predicted_rmse": influence(J, delta).rmse if noisy else np.nan,
-                "expected_rmse": (expected_square(J, variance) / J.shape[0]) ** 0.5 if noisy else np.nan,
-                "bound_rmse": lower_bound(J, delta).rmse if noisy else np.nan,
-                **shared.score(J, delta, found),
-            }
-        )
-    return rows
+    relative = facts["gradient_norm"] ** 2 / J.shape[1]
+    variances = [p["size"] ** 2 * relative if p["noise"] == "relative" else p["size"] for p in chunk]
+    deltas = torch.stack([perturb.gaussian(J.gradient, v, seed=1000 * seed + image) for v in variances])
+    starts = {"random": None, "near": J.x + perturb.gaussian(J.x.flatten(), NEAR**2, seed=seed).view_as(J.x)}
+    found: dict[int, Reconstruction] = {}
+    for name, start in starts.items():
+        mine = [i for i, p in enumerate(chunk) if p["start"] == name]
+        if mine:
+            attacks = invert_many(
+                model, J.gradient + deltas[mine], y.expand(len(mine), -1), J.x.shape, steps=steps, seed=seed,
+                start=start,
+            )  # fmt: skip
+            found |= zip(mine, attacks, strict=True)
+    return [
+        {**facts, **_foretold(J, delta, variance), **shared.score(J, delta, found[i])}
+        for i, (delta, variance) in enumerate(zip(deltas, variances, strict=True))
+    ]
+
+
+def _foretold(J: GradientJacobian, delta: Tensor, variance: float) -> Row:
+    noisy = variance > 0
+    return {
+        "variance": variance,
+        "noise_norm": float(delta.norm()),
+        "predicted_rmse": influence(J, delta).rmse if noisy else np.nan,
+        "expected_rmse": (expected_square(J, variance) / J.shape[0]) ** 0.5 if noisy else np.nan,
+        "bound_rmse": lower_bound(J, delta).rmse if noisy else np.nan,
+    }
 
 
 def _facts(J: GradientJacobian) -> Row:
