@@ -33,6 +33,37 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
     assert 50 <= covered <= 60
 
 
+def test_few_units_are_judged_once_a_sample_and_come_out_as_if_they_were_not():
+    table, asked = noisy(4, 2, 1.0), []
+
+    def counted(t: pd.DataFrame) -> float:
+        asked.append(len(t))
+        return mean(t)
+
+    _, low, high = claims.bootstrap(counted, table, "image")
+    assert len(asked) <= 1 + 35  # so many multisets of four out of four
+    picks = np.random.default_rng(0).integers(4, size=(1000, 4))
+    drawn = np.sort(table.value.to_numpy()[::2][picks].mean(1))
+    assert drawn[0] <= low < drawn[100] < drawn[-100] < high <= drawn[-1]
+    assert np.abs(drawn - low).min() < 1e-12 > np.abs(drawn - high).min()
+
+
+def test_an_infinite_error_is_compared_and_not_lost():
+    """Of ten images one attack ended without an image: the median stands, the mean is infinite."""
+    table = noisy(10, 1, 1.0).assign(value=lambda t: t.value.where(t.image > 0, math.inf))
+    median = claims.judge(table, lambda t: float(t.value.median()), "image", at_most=5.0, **WORDS)
+    assert (median.verdict, math.isfinite(median.high)) == ("holds", True)
+    infinite = claims.judge(table, mean, "image", at_most=5.0, **WORDS)
+    assert (infinite.value, infinite.high, infinite.verdict) == (math.inf, math.inf, "inconclusive")
+
+
+def test_a_table_of_claims_reads_from_the_left():
+    claim = claims.judge(noisy(10, 2, 0.1), mean, "image", at_least=-1.0, **WORDS)
+    page = claims.show([claim]).to_html()
+    assert "text-align: left" in page
+    assert "10 images" in page
+
+
 def test_one_unit_gives_no_interval_and_no_verdict():
     claim = claims.judge(noisy(1, 5, 1.0), mean, "image", at_least=-100.0, **WORDS)
     assert (claim.low, claim.high) == (-math.inf, math.inf)

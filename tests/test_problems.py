@@ -1,6 +1,7 @@
 """Problems by their plain values: what is predicted, what an attack finds, and that neighbours do not matter."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -73,3 +74,19 @@ def test_a_ridge_pulls_towards_the_mean_of_the_training_images():
     assert row["picture"] == pytest.approx(digits.mean(0, keepdim=True).numpy(), abs=1e-4)
     assert mean[0].numpy() == pytest.approx(digits.numpy().mean(0), abs=1e-5)
     assert variance == pytest.approx(digits.numpy().var(0, ddof=1).mean(), rel=1e-5)
+
+
+def test_an_attack_that_ended_without_an_image_recovered_nothing():
+    table = pd.DataFrame({"rmse": [0.11, np.nan], "mse": [0.0121, np.nan], "predicted_rmse": [0.1, 0.1], "steps": 3})
+    assert list(shared.relative_error(table)) == pytest.approx([0.1, np.inf])
+    assert list(shared.lost(table).mse) == pytest.approx([0.0121, np.inf])
+
+
+def test_neighbours_may_differ_in_what_no_attack_sees(monkeypatch):
+    """A part's name does not split a call: problems of one start and label share their first Gram matrix."""
+    problems = [{**NOISY, "part": part} for part in ("law", "paper")]
+    calls = []
+    original = shared.invert_many
+    monkeypatch.setattr(shared, "invert_many", lambda *a, **k: calls.append(len(a[1])) or original(*a, **k))
+    shared.attack(problems)
+    assert calls == [2]

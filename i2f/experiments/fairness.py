@@ -156,7 +156,7 @@ def judge(
 ) -> list[claims.Claim]:
     """The experiment's claims. The thresholds are the notebook's parameters.
 
-    Claims about small noise are judged a second time on images that the network does not answer with their own class:
+    Claims about images are judged a second time on those that the network does not answer with their own class:
     an untrained network gives one answer to everything, and the images of that class, whose gradients are tiny, are so
     well protected that they alone could decide. (That condition was chosen after a look.)
     """
