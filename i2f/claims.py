@@ -4,14 +4,18 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations_with_replacement
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from pandas.io.formats.style import Styler
-from scipy.special import ndtr, stdtrit
+from scipy.special import gammaln, ndtr, stdtrit
 
 from i2f import checks
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
 
 LEAST_UNITS = 4  # fewer images or seeds say nothing about others: no interval
 LEAST_RANKED = 8  # the same for a rank correlation over them: four stand in perfect order once in 24 times, by chance
@@ -69,8 +73,9 @@ def bootstrap(
     """`statistic` of the table, and its 95% percentile interval when whole units (images, seeds) are resampled.
 
     The percentiles are expanded for small samples, by what Student's t differs from the normal and a sample's standard
-    deviation from its unbiased estimate (Hesterberg 2015, The American Statistician 69, section 5.3.2). Fewer than
-    `least` units have no interval. A statistic that is the same for every unit has one of no width: read n.
+    deviation from its unbiased estimate (Hesterberg 2015, The American Statistician 69, section 5.3.2). Up to six units
+    the distribution is the exact one, over all samples; beyond, that of `draws` at random. Fewer than `least` units, or
+    a statistic that is not a number, have no interval. One that is the same for every unit has one of no width: read n.
 
     Args:
         table: tidy, with a column `unit` that says which rows belong together; resampling never splits a unit.
@@ -80,16 +85,24 @@ def bootstrap(
         raise ValueError(f"table has no rows: a claim needs at least one {unit}")
     value = statistic(table)
     n = len(groups)
-    if n < least:
+    if n < least or math.isnan(value):
         return value, -math.inf, math.inf
-    rng = np.random.default_rng(seed)
-    # of a few units there are few different samples: four make 35
-    samples, drawn = np.unique(np.sort(rng.integers(n, size=(draws, n))), axis=0, return_inverse=True)
-    values = [statistic(table.take(np.concatenate([groups[i] for i in sample]))) for sample in samples]
-    drawn = np.array(values)[drawn]
+    samples, weights = _samples(n, draws, seed)
+    drawn = np.array([statistic(table.take(np.concatenate([groups[i] for i in sample]))) for sample in samples])
     tail = float(ndtr(math.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.025)))
-    low, high = np.nanquantile(drawn, [tail, 1 - tail], method="inverted_cdf")  # drawn values: some may be infinite
+    # "inverted_cdf" takes values that were drawn, since some may be infinite
+    low, high = np.nanquantile(drawn, [tail, 1 - tail], method="inverted_cdf", weights=weights)
     return value, float(low), float(high)
+
+
+def _samples(n: int, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Samples of n out of n units with replacement, each different one once, (k, n), and how often each comes, (k,)."""
+    if math.comb(2 * n - 1, n) <= draws:
+        samples = np.array(list(combinations_with_replacement(range(n), n)))
+        times = np.stack([(samples == unit).sum(1) for unit in range(n)])
+        return samples, np.exp(gammaln(n + 1) - gammaln(times + 1).sum(0) - n * math.log(n))
+    picks = np.random.default_rng(seed).integers(n, size=(draws, n))
+    return np.unique(np.sort(picks), axis=0, return_counts=True)
 
 
 def verdict(low: float, high: float, at_least: float = -math.inf, at_most: float = math.inf) -> str:
@@ -195,7 +208,7 @@ def to_frame(claims: Sequence[Claim]) -> pd.DataFrame:
     )
 
 
-def show(claims: Sequence[Claim]) -> Styler:
+def show(claims: Sequence[Claim]) -> "Styler":
     """`to_frame` as a notebook shows it: sentences read from the left, and need no row numbers."""
     left = [{"selector": "th, td", "props": "text-align: left; vertical-align: top"}]
     return to_frame(claims).style.hide(axis="index").set_table_styles(left)

@@ -162,18 +162,24 @@ def _cleaned(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return book
 
 
-def publish(profile: Path) -> None:
+def publish(profile: Path, finished: bool = False) -> None:
     """results/: what git keeps of every run, its tables and claims rounded, its figures drawn anew from the tables;
-    and results/claims.json, the claims of all, in the order of params.yaml."""
+    and results/claims.json, the claims of all, in the order of params.yaml. `finished`: of the runs that are there."""
     from i2f import claims
 
-    target = profile / "results"
-    for key, entry in _runs(profile).items():
-        _publish(entry, profile / "runs" / "executed" / key, target / key)
-    for stale in {folder for folder in target.iterdir() if folder.is_dir()} - {target / key for key in _runs(profile)}:
+    target, source = profile / "results", profile / "runs" / "executed"
+    target.mkdir(exist_ok=True)
+    runs = {key: entry for key, entry in _runs(profile).items() if not finished or _has_run(entry, source / key)}
+    for key, entry in runs.items():
+        _publish(entry, source / key, target / key)
+    for stale in {folder for folder in target.iterdir() if folder.is_dir()} - {target / key for key in runs}:
         shutil.rmtree(stale)
-    files = [profile / "runs" / "executed" / key / "claims.json" for key in _runs(profile)]
+    files = [source / key / "claims.json" for key in runs]
     claims.save([claim for file in files if file.exists() for claim in claims.load(file)], target / "claims.json")
+
+
+def _has_run(entry: dict[str, Any], folder: Path) -> bool:
+    return (folder / f"{entry['notebook']}.ipynb").exists()
 
 
 def _publish(entry: dict[str, Any], source: Path, target: Path) -> None:
@@ -215,6 +221,8 @@ def main(argv: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=words)
         if name == "run":
             command.add_argument("key", help="of the run, in params.yaml")
+        if name == "publish":
+            command.add_argument("--finished", action="store_true", help="of the runs that are there, not of all")
         command.add_argument("--profile", type=Path, default=ROOT, help="folder of params.yaml, runs/ and results/")
     commands.add_parser("readme", help="put the claims into the README")
     command = commands.add_parser("store", help="rerun notebooks at their own scale and store the outputs in them")
@@ -225,7 +233,7 @@ def main(argv: list[str] | None = None) -> int:
     elif arguments.command == "run":
         run(arguments.key, arguments.profile)
     elif arguments.command == "publish":
-        publish(arguments.profile)
+        publish(arguments.profile, arguments.finished)
     elif arguments.command == "readme":
         readme()
     else:

@@ -143,6 +143,8 @@ def test_verdicts_follow_the_table(change, failing):
     found = batch_size.judge(fake(**change), "mnist", **THRESHOLDS)
     verdicts = {c.id.removeprefix("batch_size-mnist-"): c.verdict for c in found}
     assert len(verdicts) == 6
+    notes = {c.id.removeprefix("batch_size-mnist-"): c.note for c in found}
+    assert notes["prediction-2"].startswith("6 of 8 attacks converged")  # four pairs, two kinds of noise
     assert verdicts == {name: "fails" if name in failing else "holds" for name in verdicts}
 
 

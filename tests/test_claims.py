@@ -40,12 +40,27 @@ def test_few_units_are_judged_once_a_sample_and_come_out_as_if_they_were_not():
         asked.append(len(t))
         return mean(t)
 
-    _, low, high = claims.bootstrap(counted, table, "image")
-    assert len(asked) <= 1 + 35  # so many multisets of four out of four
-    picks = np.random.default_rng(0).integers(4, size=(1000, 4))
-    drawn = np.sort(table.value.to_numpy()[::2][picks].mean(1))
-    assert drawn[0] <= low < drawn[100] < drawn[-100] < high <= drawn[-1]
-    assert np.abs(drawn - low).min() < 1e-12 > np.abs(drawn - high).min()
+    _, low, high = claims.bootstrap(counted, table, "image", draws=1000)
+    assert len(asked) == 1 + 35  # so many multisets of four out of four
+    values = table.value.to_numpy()[::2]
+    assert (low, high) == pytest.approx((values.min(), values.max()))  # each is drawn once in 256 times
+
+
+def test_exact_and_random_bootstraps_agree():
+    table = noisy(6, 1, 1.0)
+    exact = claims.bootstrap(mean, table, "image", draws=1000)  # 462 samples
+    drawn = claims.bootstrap(mean, pd.concat([table] * 2), "image", draws=461, seed=1)
+    assert exact[1:] == pytest.approx(drawn[1:], abs=0.25)
+    samples, weights = claims._samples(6, 1000, 0)
+    assert len(samples) == 462
+    assert weights.sum() == pytest.approx(1)
+    assert weights[0] == pytest.approx(6**-6)
+    assert weights.max() == pytest.approx(720 * 6**-6)  # each unit once
+
+
+def test_a_statistic_that_is_no_number_has_no_interval():
+    claim = claims.judge(noisy(10, 2, 1.0), lambda t: math.nan, "image", at_least=0.0, **WORDS)
+    assert (claim.low, claim.high, claim.verdict) == (-math.inf, math.inf, "inconclusive")
 
 
 def test_an_infinite_error_is_compared_and_not_lost():

@@ -100,7 +100,7 @@ def test_adam_starts_at_the_mean_and_the_displacement_is_measured_from_the_truth
     assert last.damped_miss == pytest.approx(1)
 
 
-def fake(damped: float, pulled: float, measured: dict[str, float], images: int = 6, settles: bool = True):
+def fake(damped: float, pulled: float, measured: dict[str, float], images: int = 8, settles: bool = True):
     """Tables in which predictions of a MAP attacker at its own ε are its RMSE times `damped` and `pulled`, and an
     attacker's RMSE is that of `measured` times a factor of the image and the noise."""
     rows, lines, survey = [], [], []
@@ -148,7 +148,7 @@ def test_verdicts_follow_the_table(tables, expected):
     found = damping.judge(*tables, "mnist", **THRESHOLDS)
     assert [c.id for c in found] == [f"damping-mnist-{name}" for name in CLAIMS]
     assert [c.verdict for c in found] == expected.split()
-    assert all(c.n == 6 for c in found)
+    assert all(c.n == 8 for c in found)
 
 
 def judged(tables, name):
@@ -172,8 +172,8 @@ def test_each_claim_is_about_the_right_number():
 
 def test_an_attack_that_failed_counts_against_its_prediction():
     table, curves, survey = fake(0.5, 1.01, ERRORS)
-    table.loc[table.attacker == "MAP", ["rmse", "mse"]] = np.nan
-    curves.loc[curves.attacker == "Adam", ["rmse", "pulled_miss"]] = np.nan
+    table.loc[table.attacker == "MAP", ["rmse", "mse", "failed"]] = [np.nan, np.nan, True]
+    curves.loc[curves.attacker == "Adam", ["rmse", "pulled_miss"]] = [np.inf, np.nan]
     assert judged((table, curves, survey), "pull").verdict == "fails"
     assert judged((table, curves, survey), "weight").verdict == "fails"
     assert judged((table, curves, survey), "stopping").verdict == "fails"

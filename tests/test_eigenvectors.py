@@ -62,7 +62,8 @@ def fake(exponent: float, factor: float) -> pd.DataFrame:
                 mse = factor * norm**2 / 784 * value**exponent
                 rows.append(
                     {"part": part, "image": image, "norm": norm, "eigenvalue": value, "method": "gauss-newton",
-                     "mse": mse, "rmse": mse**0.5, "predicted_mse": predicted, "predicted_rmse": predicted**0.5}
+                     "mse": mse, "rmse": mse**0.5, "predicted_mse": predicted, "predicted_rmse": predicted**0.5,
+                     "converged": True, "failed": False}
                 )  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -79,3 +80,18 @@ def test_verdicts_follow_the_table(exponent, factor, expected):
     found = eigenvectors.judge(fake(exponent, factor), "mnist", **THRESHOLDS)
     assert [c.verdict for c in found] == expected
     assert len({c.id for c in found}) == 6
+
+
+def test_an_attack_that_failed_is_left_out_and_counted():
+    table = fake(-1.0, 1.0001)
+    table.loc[2, ["failed", "converged", "mse", "rmse"]] = [True, False, np.nan, np.nan]
+    table.loc[1, ["failed", "converged", "mse"]] = [True, False, 1e-30]  # it ended with a best image
+    found = eigenvectors.judge(table, "mnist", **THRESHOLDS)
+    assert [c.verdict for c in found] == ["holds", "holds", "holds", "holds", "holds", "fails"]
+    assert "18 of 20 attacks converged, 2 failed" in found[0].note
+
+
+def test_noise_that_leaves_every_direction_outside_the_cut_is_refused():
+    (problem, *_) = eigenvectors.law(1, 50, levels=2, norm=50.0, cut=0.05)
+    with pytest.raises(ValueError, match="no direction is within the cut: λ_max = 10"):
+        eigenvectors.direction(SPECTRUM, problem["share"], problem["floor"])

@@ -157,6 +157,14 @@ def test_a_failed_attack_counts_in_the_notes_alone(table):
     assert ", 1 failed" in next(c.note for c in after if c.id.endswith("samples"))
 
 
+def test_noise_is_compared_on_images_that_both_kinds_were_tried_on(table):
+    gone = (table.part == "same") & (table.image == 3)
+    spoiled = table.assign(failed=gone, mse=table.mse.mask(gone), rmse=table.rmse.mask(gone))
+    claim = next(c for c in fairness.judge(spoiled, "mnist", **THRESHOLDS) if c.id.endswith("equalised"))
+    assert claim.n == table.image.nunique() - 1
+    assert ", 1 failed" in claim.note
+
+
 def test_figure_draws_every_image(table):
     figure = draw.overview(table, 0.1)
     classes, images, scatter, equal = figure.axes

@@ -121,14 +121,20 @@ def test_the_prediction_may_hold_in_its_regime_alone():
     assert found["bound-unbounded"] == found["order-dgl"] == "holds"
 
 
-def test_failed_attacks_are_not_scored():
-    table = fake()
-    spoiled = table.copy()
-    spoiled.loc[0, ["failed", "rmse"]] = [True, np.nan]
-    assert len(experiment.scored(spoiled)) == len(table) - 1
-    found = experiment.judge(spoiled, "mnist", **THRESHOLDS)
-    assert all(np.isfinite(c.value) for c in found)
-    assert any("1 failed and left out" in c.note for c in found)
+@pytest.mark.parametrize("rmse", [np.nan, 1e-3], ids=["no image", "a best image"])
+def test_failed_attacks_recovered_nothing(rmse):
+    spoiled = fake()
+    mine = (spoiled.model == "lenet") & (spoiled.attacker == "gauss-newton") & (spoiled.variance == 1e-5)
+    spoiled.loc[mine, ["failed", "rmse"]] = [True, rmse]
+    found = {
+        c.id.removeprefix("influence_vs_attack-mnist-"): c for c in experiment.judge(spoiled, "mnist", **THRESHOLDS)
+    }
+    assert found["accuracy"].value == np.inf
+    assert found["accuracy"].verdict == "fails"
+    assert found["order-gauss-newton"].value < 1
+    assert np.isfinite(found["power-gauss-newton"].value)
+    assert f"{mine.sum()} failed" in found["images-gauss-newton"].note
+    assert np.isfinite(found["accuracy-box"].value)
 
 
 def test_the_end_of_the_law_lies_between_the_levels_that_it_separates():

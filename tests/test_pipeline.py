@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -132,6 +133,18 @@ def test_what_is_published_is_what_was_found(tmp_path):
     published = {p.name for p in stale.parent.iterdir()}
     assert published == {"overview.png", "paths.csv", "summary.csv"}
     assert pd.read_csv(stale.parent / "summary.csv").mse.item() == 0.123
+
+
+def test_what_is_finished_can_be_published_before_the_rest(tmp_path):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    with pytest.raises(FileNotFoundError, match="dvc repro run@leakage-mnist"):
+        pipeline.publish(tmp_path)
+    run = tmp_path / "runs" / "executed" / "lower_bound-mnist"
+    shutil.copytree(ROOT / "results" / "lower_bound-mnist", run)
+    (run / "03_lower_bound.ipynb").touch()
+    pipeline.publish(tmp_path, finished=True)
+    assert {p.name for p in (tmp_path / "results").iterdir()} == {"lower_bound-mnist", "claims.json"}
+    assert claims.load(tmp_path / "results" / "claims.json") == claims.load(run / "claims.json")
 
 
 def test_code_alone_does_not_see_prose_or_outputs_or_the_notebooks_own_scale(tmp_path, monkeypatch):

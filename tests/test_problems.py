@@ -76,10 +76,16 @@ def test_a_ridge_pulls_towards_the_mean_of_the_training_images():
     assert variance == pytest.approx(digits.numpy().var(0, ddof=1).mean(), rel=1e-5)
 
 
-def test_an_attack_that_ended_without_an_image_recovered_nothing():
-    table = pd.DataFrame({"rmse": [0.11, np.nan], "mse": [0.0121, np.nan], "predicted_rmse": [0.1, 0.1], "steps": 3})
-    assert list(shared.relative_error(table)) == pytest.approx([0.1, np.inf])
-    assert list(shared.lost(table).mse) == pytest.approx([0.0121, np.inf])
+def test_an_attack_that_failed_recovered_nothing():
+    """Whether it ended without an image or with a best one; a prediction that is missing stays missing."""
+    table = pd.DataFrame(
+        {"rmse": [0.11, np.nan, 0.1, 0.1], "mse": [0.0121, np.nan, 0.01, 0.01], "failed": [False, True, True, False],
+         "predicted_rmse": [0.1, 0.1, 0.1, np.nan]}
+    )  # fmt: skip
+    assert list(shared.relative_error(table)) == pytest.approx([0.1, np.inf, np.inf, np.nan], nan_ok=True)
+    assert list(shared.lost(table).mse) == pytest.approx([0.0121, np.inf, np.inf, 0.01])
+    assert list(shared.scored(table).index) == [0, 3]
+    assert table.rmse[2] == 0.1  # the table itself is left as it was
 
 
 def test_neighbours_may_differ_in_what_no_attack_sees(monkeypatch):

@@ -86,6 +86,17 @@ def test_columns_mean_what_they_say(trained):
     assert fixed.bound_rmse < fixed.predicted_rmse
 
 
+def test_each_row_has_the_attack_of_its_own_start_and_noise(trained):
+    """One step from near the truth ends near it; one from a random start does not."""
+    tasks = training.problems([2], 1, fixed=[1e-7], relative=[])
+    table = training.attack(trained[0], tasks, SETTING, steps=1, jobs=1)
+    assert list(table.start) == ["random", "near"] * 2
+    assert (table.rmse[table.start == "near"] < 0.05).all()
+    assert (table.rmse[table.start == "random"] > 0.05).all()
+    assert (table.objective_ratio.notna() == (table.noise == "fixed")).all()
+    assert table.rmse.is_unique
+
+
 def fake(growth: float, factor: float = 1.0, recovered: float = 1e-12) -> pd.DataFrame:
     """Predictions that multiply by `growth` from checkpoint to checkpoint; errors `factor` times as large."""
     rows = []

@@ -64,7 +64,7 @@ def attack(
     table = sweep.run(solve, tasks, together, at_most=len(tasks), jobs=jobs, whole=True, description="attacks")
     of_first = table.pop("picture").dropna(), table.pop("spectrum").dropna().iloc[0]
     frames = table.pop("curves").dropna()
-    keys = table.loc[frames.index, ["image", "size", "attacker", "bayes", "rmse"]]
+    keys = shared.lost(table).loc[frames.index, ["image", "size", "attacker", "bayes", "rmse"]]
     curves = pd.concat(
         [pd.DataFrame(frame).assign(**key) for frame, key in zip(frames, keys.to_dict("records"), strict=True)],
         ignore_index=True,
@@ -136,8 +136,8 @@ def survey(setting: dict[str, Any], images: int, variances: list[float], jobs: i
 
 def medians(curves: pd.DataFrame) -> pd.DataFrame:
     """By noise, attacker and ε, over the images. damped_off, pulled_off: the factor by which the measured RMSE is
-    mispredicted, exp median |log(predicted/measured)|; an attack that failed is off by orders."""
-    measured = np.log(shared.lost(curves).rmse)
+    mispredicted, exp median |log(predicted/measured)|; infinite for an attack that failed."""
+    measured = np.log(curves.rmse)
     off = {name.replace("rmse", "off"): (np.log(curves[name]) - measured).abs() for name in (DAMPED, PULLED)}
     by = ["size", "attacker", "epsilon"]
     found = curves.assign(**off).drop(columns="image").groupby(by, sort=False).median().reset_index()
@@ -177,7 +177,9 @@ def judge(
 ) -> list[claims.Claim]:  # fmt: skip
     """The experiment's claims. The thresholds are the notebook's parameters: `cut` on the predicted RMSE bounds the
     linear regime, `accuracy` is a relative error, `near` a relative distance of displacements."""
-    table, curves = (shared.lost(t).fillna({"pulled_miss": np.inf}) for t in (table, curves))
+    errors = {name: shared.relative_error(table, column) for name, column in (("damped", DAMPED), ("pulled", PULLED))}
+    table = shared.lost(table).assign(**errors)
+    curves = curves.assign(pulled_miss=curves.pulled_miss.mask(np.isinf(curves.rmse), np.inf))
     free, bayes = (table[table.attacker == name].select_dtypes("number") for name in ("no prior", "MAP"))
     eq4, ours, released = ({"source": s} for s in ("Eq. 4", "ours: the Bayes choice of ε", "the released sweep of ε"))
     knows = "gauss-newton: knows model and label"
@@ -202,11 +204,8 @@ def judge(
     inside = curves.groupby("epsilon").below.transform("max") < 1
     adam = curves[(curves.attacker == "Adam") & (curves.epsilon != curves.bayes) & (curves.epsilon > 0) & inside]
 
-    def relative(prediction: str):
-        def measure(t: pd.DataFrame) -> float:
-            return claims.worst(t.assign(miss=shared.relative_error(t, prediction)), "size", "miss")
-
-        return measure
+    def worst(error: str) -> Callable[[pd.DataFrame], float]:
+        return lambda t: claims.worst(t, "size", error)
 
     def over_bayes(cube: np.ndarray) -> float:
         ratios = np.divide(*cube.mean(0).T[::-1])
@@ -228,17 +227,17 @@ def judge(
     note_free, note_map = (f"{note}; {claims.settled(table[table.attacker == who])}" for who in ("no prior", "MAP"))
     return [
         claims.judge(
-            free, relative(DAMPED), "image", at_most=accuracy, id=f"damping-{dataset}-none", note=note_free, **eq4,
+            free, worst("damped"), "image", at_most=accuracy, id=f"damping-{dataset}-none", note=note_free, **eq4,
             **blind,
             only=(f"the predicted RMSE is at most {cut:g}", free[free[DAMPED] <= cut]),
             statement="I²F with ε = 0 predicts the attacker who has no prior.", statistic=error,
         ),
         claims.judge(
-            bayes, relative(DAMPED), "image", at_most=accuracy, id=f"damping-{dataset}-map", **eq4, **believes,
+            bayes, worst("damped"), "image", at_most=accuracy, id=f"damping-{dataset}-map", **eq4, **believes,
             statement="Damped I²F predicts the MAP attacker with the same ε.", statistic=error, note=note_map,
         ),
         claims.judge(
-            bayes, relative(PULLED), "image", at_most=accuracy, id=f"damping-{dataset}-pull", **ours, **believes,
+            bayes, worst("pulled"), "image", at_most=accuracy, id=f"damping-{dataset}-pull", **ours, **believes,
             statement="Damped I²F with the prior's pull predicts the MAP attacker with the same ε.", statistic=error,
             note=note_map,
         ),
@@ -262,11 +261,13 @@ def judge(
         _judge(
             surveyed, "what", "value", lambda cube: np.min(orders(cube)), at_least=order,
             id=f"damping-{dataset}-order", note=note, **released, attacker="none: predictions alone",
+            least=claims.LEAST_RANKED,
             statement=f"ε hardly changes the order of images: {paper} against 0.",
             statistic="lowest Spearman correlation of the predictions over ε and noise variances",
         ),
         _judge(
             unit, "what", "value", lambda cube: np.mean(orders(cube)), at_least=order, id=f"damping-{dataset}-ranks",
+            least=claims.LEAST_RANKED,
             statement="Damped I²F with ε = 1 puts images in the order of their errors.", note=note, **released, **blind,
             statistic="Spearman correlation of RMSE with the prediction, mean over noise variances",
         ),

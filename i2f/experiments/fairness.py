@@ -160,9 +160,10 @@ def judge(
     an untrained network gives one answer to everything, and the images of that class, whose gradients are tiny, are so
     well protected that they alone could decide. (That condition was chosen after a look.)
     """
-    known = table[~table.failed.astype(bool)]
-    same, strong, equal = (known[known.part == part] for part in ("same", "strong", "equal"))
-    compared = known[known.image.isin(equal.image) & (known.part != "strong")]
+    same, strong, equal = (shared.scored(table[table.part == part]) for part in ("same", "strong", "equal"))
+    both = table[table.image.isin(table.image[table.part == "equal"]) & (table.part != "strong")]
+    compared = shared.scored(both)
+    compared = compared[compared.image.isin(same.image) & compared.image.isin(equal.image)]
     common = {"source": "the unfairness experiment", "attacker": shared.PERFECT}
 
     def note(rows: pd.DataFrame) -> str:
@@ -196,7 +197,7 @@ def judge(
             **common, id=f"fairness-{dataset}-equalised",
             statement="Noise sized by E[I²] protects images more equally.",
             statistic="standard deviation of log MSE, each image's own variance over one variance for all",
-            note=f"one variance: {same.variance.iloc[0]:g}; {claims.settled(compared)}",
+            note=f"one variance: {same.variance.iloc[0]:g}; {claims.settled(both)}",
         ),
     ]  # fmt: skip
 

@@ -84,7 +84,7 @@ def attack(
     table = pd.concat(found, ignore_index=True).merge(shown, on=list(problems[0]), validate="many_to_one")
     table = table.rename(columns={"size": "variance"})
     return table.assign(
-        relative_error=(table.rmse - table.predicted_rmse).abs() / table.predicted_rmse,
+        relative_error=shared.relative_error(table),
         rmse_clamped=10 ** (-table.psnr / 20),
         dissimilarity=1 - table.ssim,
     )
@@ -104,18 +104,14 @@ def correlations(table: pd.DataFrame, model: str = "lenet") -> pd.DataFrame:
     as the clamped RMSE whose logarithm it is, SSIM as 1 − SSIM.
     """
     rows = []
-    known, foretold = scored(table[table.model == model]), predictors(table)
-    for attacker, mine in known[at_every_level(known)].groupby("attacker", sort=False):
+    foretold = predictors(table)
+    known = shared.scored(table[(table.model == model) & at_every_level(table)])
+    for attacker, mine in known.groupby("attacker", sort=False):
         for error, measure in ERRORS.items():
             orders = {name: claims.rank_correlation(mine, column, error) for column, name in foretold.items()}
             power = claims.log_correlation(mine[mine[error] > 0], "predicted_rmse", error)
             rows.append({"attacker": attacker, "error": measure, **orders, "I²F, log–log": power})
     return pd.DataFrame(rows).set_index(["attacker", "error"])
-
-
-def scored(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that have an error to compare: those of attacks that did not fail."""
-    return table[~table.failed.astype(bool) & table.rmse.notna()]
 
 
 def at_every_level(table: pd.DataFrame) -> pd.Series:
@@ -145,10 +141,8 @@ def judge(
     cut: float, accuracy: float, tolerance: float, order: float, power: float, images_order: float,
 ) -> list[claims.Claim]:  # fmt: skip
     """The experiment's claims. The thresholds are the notebook's parameters; `cut` bounds the linear regime."""
-    known = scored(table)
-    lost = table.drop(known.index)
-    first = known.model.iloc[0]
-    whole = at_every_level(known)
+    table = shared.lost(table).assign(relative_error=shared.relative_error)
+    first, whole = table.model.iloc[0], at_every_level(table)
     regime = f"the predicted RMSE is at most {cut:g}"
     found: list[claims.Claim] = []
 
@@ -157,9 +151,7 @@ def judge(
     ) -> None:  # fmt: skip
         if len(rows):
             attackers = "; ".join(KNOWS[a] for a in rows.attacker.unique())
-            model = rows.model.iloc[0]
-            left = ((lost.model == model) & lost.attacker.isin(rows.attacker.unique())).sum()
-            words = f"{model}; {claims.settled(rows)}{f', {left} failed and left out' if left else ''}{note}"
+            words = f"{rows.model.iloc[0]}; {claims.settled(rows)}{note}"
             used = ["image", "variance", "predicted_rmse", "rmse", "relative_error", "bound_rmse"]  # fast to resample
             within = None if within is None else within[used]
             found.append(
@@ -175,17 +167,17 @@ def judge(
         ("linear", "gauss-newton", "accuracy-linear", "the same attacker on the linear model"),
         (first, "gauss-newton, box", "accuracy-box", "an attacker who knows the pixel range"),
     ):
-        rows = known[(known.model == model) & (known.attacker == attacker) & whole]
+        rows = table[(table.model == model) & (table.attacker == attacker) & whole]
         claim(rows, name, f"I²F predicts the error of {subject}.",
               "median relative error of the predicted RMSE, at the worst noise level",
               lambda t: claims.worst(t, "variance", "relative_error"), rows[rows.predicted_rmse <= cut],
               at_most=accuracy)  # fmt: skip
-    ours = known[(known.model == first) & (known.attacker == "gauss-newton") & whole]
+    ours = table[(table.model == first) & (table.attacker == "gauss-newton") & whole]
     claim(ours, "end", f"The linear law reaches at least to a predicted RMSE of {cut:g}.",
           f"predicted RMSE at which the median relative error passes {tolerance:g}",
           lambda t: end_of_law(t, tolerance), at_least=cut)  # fmt: skip
     for attacker in KNOWS:
-        mine = known[(known.model == first) & (known.attacker == attacker)]
+        mine = table[(table.model == first) & (table.attacker == attacker)]
         tag = attacker.replace(", ", "-")
         levels = mine[whole[mine.index]]
         alone = claims.rank_correlation(levels, "variance", "rmse") if len(levels) else np.nan
@@ -193,7 +185,8 @@ def judge(
               "Spearman of RMSE with I²F", lambda t: claims.rank_correlation(t, "predicted_rmse", "rmse"),
               at_least=order, note=f"; the variance alone reaches {alone:.3f}")  # fmt: skip
         claim(levels, f"power-{tag}", "Recovery follows a power law in I²F.",
-              "log–log Pearson of RMSE with I²F", lambda t: claims.log_correlation(t, "predicted_rmse", "rmse"),
+              "log–log Pearson of RMSE with I²F",
+              lambda t: claims.log_correlation(t[np.isfinite(t.rmse)], "predicted_rmse", "rmse"),
               at_least=power)  # fmt: skip
         alike = mine[mine.variance == level]
         claim(alike, f"images-{tag}", "I²F ranks images at one noise level.",
@@ -201,7 +194,7 @@ def judge(
               lambda t: claims.rank_correlation(t, "predicted_rmse", "rmse"), at_least=images_order,
               least=claims.LEAST_RANKED)  # fmt: skip
     for name, bounded in (("unbounded", False), ("bounded", True)):
-        rows = known[(known.model == first) & (known.box.astype(bool) == bounded)]
+        rows = table[(table.model == first) & (table.box.astype(bool) == bounded)]
         claim(rows, f"bound-{name}", f"I_lb is never above the error of {name} attackers.",
               "smallest RMSE / I_lb", lambda t: float((t.rmse / t.bound_rmse).min()), at_least=1.0)  # fmt: skip
     return found

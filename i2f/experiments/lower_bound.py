@@ -154,7 +154,7 @@ def judge(
         source: str = "Eq. 5",
         **more: Any,
     ) -> None:
-        words = {"attacker": shared.NOBODY, "statement": statement, "statistic": statistic}
+        words = {"attacker": "none: predictions are compared", "statement": statement, "statistic": statistic}
         words |= {"id": f"lower_bound-{dataset}-{name}", "source": source} | more
         found.append(claims.judge(rows, measure, "image", **words))
 

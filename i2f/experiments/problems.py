@@ -44,7 +44,6 @@ NOISE: dict[str, Callable[[GradientJacobian, Problem], Tensor]] = {  # size: a v
 }
 
 PERFECT = "gauss-newton: knows model and label, no prior, random start"  # the attacker of most claims, in words
-NOBODY = "none: predictions are compared"
 FLOOR = 1e-20  # an MSE below this is rounding, and differs from machine to machine
 
 
@@ -184,11 +183,24 @@ def score(J: GradientJacobian, delta: Tensor, found: Reconstruction, keep: bool 
     }
 
 
-def relative_error(table: pd.DataFrame, predicted: str = "predicted_rmse") -> pd.Series:
-    """|RMSE − predicted|/predicted, a row; infinite where the attack ended without an image, `lost` or not."""
-    return (table.rmse / table[predicted] - 1).abs().fillna(np.inf)
+def scored(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that have an error to compare: those of attacks that did not fail. For claims that take logarithms."""
+    return table[~_lost(table)]
 
 
 def lost(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with an infinite error where the attack ended without an image: none was recovered."""
-    return table.fillna({name: np.inf for name in ("mse", "mse_clamped", "rmse", "feature_mse") if name in table})
+    """The table with an infinite error for every attack that failed: it recovered nothing. For all other claims."""
+    gone = _lost(table)
+    return table.assign(**{name: table[name].mask(gone, np.inf) for name in ERRORS if name in table})
+
+
+def relative_error(table: pd.DataFrame, predicted: str = "predicted_rmse") -> pd.Series:
+    """|RMSE − predicted|/predicted, a row; infinite for an attack that failed."""
+    return (table.rmse.mask(_lost(table), np.inf) / table[predicted] - 1).abs()
+
+
+def _lost(table: pd.DataFrame) -> pd.Series:
+    return table.failed.astype(bool) | table.rmse.isna()
+
+
+ERRORS = ("mse", "mse_clamped", "rmse", "feature_mse")

@@ -38,7 +38,7 @@ def overview(table: pd.DataFrame) -> Figure:
 
 
 def bound_against_influence(ax: Axes, table: pd.DataFrame) -> Axes:
-    """I_lb/√d_x against I/√d_x, both logarithmic; crosses: what attacks measured, on the same horizontal axis."""
+    """I_lb/√d_x against I/√d_x, both logarithmic; rings: what attacks measured, on the same horizontal axis."""
     for (model, init), rows in table.groupby(["model", "init"], sort=False):
         colour, marker = NETWORKS.get((model, init), OTHER)
         ax.scatter(
