@@ -28,7 +28,7 @@ import others
 import pandas as pd
 import torch
 import torchvision
-from common import HERE, Partial, machine, problem, readme_table, show_in_readme
+from common import HERE, Partial, machine, problem, show_in_readme
 
 import i2f
 from i2f import metrics, perturb
@@ -360,9 +360,10 @@ def _save(table: pd.DataFrame, part: str) -> None:
     (HERE / f"{part}.partial.jsonl").unlink(missing_ok=True)
     print(f"\n{part}\n{SUMMARY.get(part, lambda t: t.drop(columns='path', errors='ignore').to_string())(table)}")
     if part == "speed":
-        show_in_readme(readme_table(pd.read_csv(HERE / f"{name}.csv")))
         ratios(table).to_csv(HERE / "ratios.csv", index=False, float_format="%.3g")
         print(ratios(table).to_string())
+    if part in ("speed", "others"):
+        show_in_readme()
 
 
 if __name__ == "__main__":

@@ -55,8 +55,24 @@ def readme_table(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def show_in_readme(table: str) -> None:
-    """Put the table between the README's benchmark markers."""
+def rivals_table(others: pd.DataFrame, ratios: pd.DataFrame) -> str:
+    """How many times less time Gauss–Newton takes to a better MSE than a rival's, as the README shows it."""
+    lines = ["| rival | its steps | its MSE | `gauss-newton` is faster |", "|---|---|---|---|"]
+    for (name, steps, method), rows in others.groupby(["implementation", "steps", "method"], sort=False):
+        times = rows["gauss-newton ratio"]
+        span = f"{times.min():.0f}" + (f" to {times.max():.0f}" if len(rows) > 1 else "")
+        lines.append(f"| {name}, `{method}` | {steps:,} | {rows.mse.median():.0e} | {span} times |")
+    for row in ratios.itertuples(index=False):
+        dataset, mse, best, budget, way = row
+        for steps, error, times in (("24,000", mse, budget), ("until twice its best MSE", best, way)):
+            lines.append(f"| ours, `dgl`, {dataset} | {steps} | {error:.0e} | {float(f'{times:.2g}'):,g} times |")
+    return "\n".join(lines)
+
+
+def show_in_readme() -> None:
+    """Put the speed and the rivals' tables, as they are committed, between the README's benchmark markers."""
+    attacks, others, ratios = (pd.read_csv(HERE / f"{name}.csv") for name in ("attacks", "others", "ratios"))
+    table = f"{readme_table(attacks)}\n\n{rivals_table(others, ratios)}"
     readme = HERE.parent / "README.md"
     before, rest = readme.read_text(encoding="utf-8").split(OPEN)
     _, after = rest.split(CLOSE)

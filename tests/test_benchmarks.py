@@ -142,10 +142,12 @@ def test_dense_attack_finds_what_ours_finds(attacks):
     assert steps <= 10
 
 
-def test_readme_shows_the_committed_table(attacks):
+def test_readme_shows_the_committed_tables(attacks):
     import common
     import pandas as pd
 
     table = common.readme_table(pd.read_csv(FOLDER / "attacks.csv"))
-    assert table in (FOLDER.parent / "README.md").read_text()
+    rivals = common.rivals_table(pd.read_csv(FOLDER / "others.csv"), pd.read_csv(FOLDER / "ratios.csv"))
+    assert f"{table}\n\n{rivals}" in (FOLDER.parent / "README.md").read_text()
     assert all(f"`{method}`" in table for method in attacks.METHODS)
+    assert len(rivals.splitlines()) == 2 + 3 + 2 * 2
