@@ -1,0 +1,126 @@
+"""Traces of functions of J Jᵀ from products alone, with an error bar: sums over a spectrum that is out of reach.
+
+tr f(J Jᵀ) = E[zᵀ f(J Jᵀ) z] for random signs z (Hutchinson 1989), and zᵀ f(J Jᵀ) z is a Gauss quadrature whose nodes
+and weights are the eigenpairs of the Lanczos tridiagonal matrix that starts at z (Golub and Meurant 1994; Ubaru, Chen
+and Saad 2017, "stochastic Lanczos quadrature").
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.linalg import eigh_tridiagonal
+from scipy.special import stdtrit
+from torch import Tensor
+
+from i2f import checks
+from i2f.jacobian import GradientJacobian
+
+LOOK = 4  # Lanczos steps from one look at the quadrature to the next
+BREAKDOWN = 1e-10  # an off-diagonal entry below this share of the largest: the Krylov space is exhausted
+
+
+@dataclass(frozen=True)
+class Trace:
+    """An estimate of a trace.
+
+    value: the mean over probes. low, high: its 95% interval over the probes' draw, by Student's t. probes, products:
+    what it took. converged: every probe's quadrature settled within the tolerance; otherwise the value leans to that of
+    a spectrum without its small eigenvalues.
+    """
+
+    value: float
+    low: float
+    high: float
+    probes: int
+    products: int
+    converged: bool
+
+
+def expected_square(
+    J: GradientJacobian, variance: float, damping: float, probes: int = 8, tol: float = 1e-2, max_steps: int = 200,
+    seed: int = 0,
+) -> Trace:  # fmt: skip
+    """E[I²] = σ² Σ λ/(λ + ε)² for δ ~ N(0, σ²I): `influence.expected_square` without a spectrum. Squared pixels.
+
+    Args:
+        variance: σ². damping: ε > 0, in units of λ. probes: random vectors, at least 2. tol: relative, at which a
+            probe's quadrature counts as settled. max_steps: of Lanczos a probe, two products each; it needs some
+            √(λ_max/ε) of them, and keeps as many vectors of input space. seed: of the probes.
+
+    Raises: ValueError for bad input.
+    """
+    checks.at_least("variance", variance, 0.0)
+    return _scaled(J, variance, damping, lambda values: values / (values + damping) ** 2, probes, tol, max_steps, seed)
+
+
+def bayes_error(
+    J: GradientJacobian, variance: float, damping: float, probes: int = 8, tol: float = 1e-2, max_steps: int = 200,
+    seed: int = 0,
+) -> Trace:  # fmt: skip
+    """σ² Σ 1/(λ + ε), the expected squared error of an attacker who knows σ² and that pixels are N(m, τ²), ε = σ²/τ².
+
+    Squared pixels; divide by d_x for the MSE. Arguments and errors: as for `expected_square`.
+    """
+    checks.at_least("variance", variance, 0.0)
+    return _scaled(J, variance, damping, lambda values: 1 / (values + damping), probes, tol, max_steps, seed)
+
+
+def _scaled(
+    J: GradientJacobian, variance: float, damping: float, f: Callable[[np.ndarray], np.ndarray], probes: int,
+    tol: float, max_steps: int, seed: int,
+) -> Trace:  # fmt: skip
+    if not 0 < damping < math.inf:
+        raise ValueError(f"damping={damping} is out of range: it must be positive and finite, since small eigenvalues "
+                         "decide an undamped trace, and products alone do not find them")  # fmt: skip
+    found = estimate(J, f, probes, tol, max_steps, seed)
+    value, low, high = (variance * number for number in (found.value, found.low, found.high))
+    return Trace(value, low, high, found.probes, found.products, found.converged)
+
+
+def estimate(
+    J: GradientJacobian, f: Callable[[np.ndarray], np.ndarray], probes: int = 8, tol: float = 1e-2,
+    max_steps: int = 200, seed: int = 0,
+) -> Trace:  # fmt: skip
+    """tr f(J Jᵀ), f a function of eigenvalues, smooth on [0, λ_max]. Arguments: as for `expected_square`."""
+    for name, number, least in (("probes", probes, 2), ("max_steps", max_steps, 1)):
+        if number < least:
+            raise ValueError(f"{name}={number} is out of range: give at least {least}")
+    spent, rng = J.products, np.random.default_rng(seed)
+    values, settled = [], True
+    for _ in range(probes):
+        z = torch.from_numpy(rng.choice([-1.0, 1.0], J.shape[0])).to(J.x)
+        value, done = _quadrature(J, z, f, tol, max_steps)
+        values.append(value)
+        settled &= done
+    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(probes)
+    half = float(stdtrit(probes - 1, 0.975)) * spread
+    return Trace(mean, mean - half, mean + half, probes, J.products - spent, settled)
+
+
+def _quadrature(
+    J: GradientJacobian, z: Tensor, f: Callable[[np.ndarray], np.ndarray], tol: float, max_steps: int
+) -> tuple[float, bool]:
+    """zᵀ f(J Jᵀ) z by Lanczos from z, every new vector made orthogonal to all before; and whether it settled."""
+    energy, steps = float(z.double().square().sum()), min(max_steps, len(z))
+    basis = [z / z.norm()]
+    diagonal: list[float] = []
+    beside: list[float] = []
+    value = math.inf
+    for step in range(1, steps + 1):
+        w = J.matvec(J.rmatvec(basis[-1]))
+        diagonal.append(float(w @ basis[-1]))
+        for _ in range(2):  # once leaves rounding that the second pass takes away
+            Q = torch.stack(basis)
+            w = w - Q.T @ (Q @ w)
+        beside.append(float(w.norm()))
+        exhausted = beside[-1] <= BREAKDOWN * max(diagonal[0], *beside)
+        if step % LOOK == 0 or exhausted or step == steps:
+            nodes, vectors = eigh_tridiagonal(np.array(diagonal), np.array(beside[:-1]))
+            before, value = value, energy * float(vectors[0] ** 2 @ f(nodes.clip(min=0)))
+            if exhausted or step == len(z) or abs(value - before) <= tol * abs(value):
+                return value, True
+        basis.append(w / beside[-1])
+    return value, False

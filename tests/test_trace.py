@@ -1,0 +1,102 @@
+"""Stochastic traces: against the spectrum, with intervals that cover, and honest when they have not settled."""
+
+import numpy as np
+import pytest
+import torch
+
+import i2f
+from i2f import spectrum, trace
+from i2f.influence import expected_square as exact_square
+
+
+class Diagonal:
+    """An operator with a prescribed spectrum, J = diag(√λ)."""
+
+    def __init__(self, values):
+        self.values = torch.as_tensor(values, dtype=torch.float64)
+        self.shape = (len(self.values), len(self.values))
+        self.x = torch.zeros(1, dtype=torch.float64)
+        self.products = 0
+
+    def matvec(self, v):
+        self.products += 1
+        return self.values.sqrt() * v
+
+    rmatvec = matvec
+
+
+SPECTRUM = np.geomspace(1, 1e-4, 300)
+
+
+def rotated(values, seed=0):
+    """The same spectrum with eigenvectors in no special position: a diagonal one is summed exactly by any signs."""
+    draw = torch.Generator().manual_seed(seed)
+    Q = torch.linalg.qr(torch.randn(len(values), len(values), generator=draw, dtype=torch.float64))[0]
+    operator = Diagonal(values)
+    operator.matvec = lambda v: _count(operator) or Q @ (operator.values.sqrt() * v)
+    operator.rmatvec = lambda v: _count(operator) or operator.values.sqrt() * (Q.T @ v)
+    return operator
+
+
+def _count(operator):
+    operator.products += 1
+
+
+@pytest.mark.parametrize("damping", [1e-1, 1e-3])
+def test_a_diagonal_spectrum_is_summed_exactly(damping):
+    """zᵀ f(A) z = Σ f(λ_i) z_i², and z_i² = 1: every probe gives the trace, so the interval has no width."""
+    J = Diagonal(SPECTRUM)
+    squares = trace.expected_square(J, 2.0, damping, probes=3, tol=1e-8)
+    assert squares.value == pytest.approx(2 * (SPECTRUM / (SPECTRUM + damping) ** 2).sum(), rel=1e-6)
+    assert squares.high - squares.low < 1e-5 * squares.value
+    bayes = trace.bayes_error(J, 2.0, damping, probes=3, tol=1e-8)
+    assert bayes.value == pytest.approx(2 * (1 / (SPECTRUM + damping)).sum(), rel=1e-6)
+    assert squares.converged
+    assert bayes.converged
+    assert squares.products + bayes.products == J.products
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say():
+    J, truth = rotated(SPECTRUM), (1 / (SPECTRUM + 1e-2)).sum()
+    found = [trace.bayes_error(J, 1.0, 1e-2, probes=4, seed=seed) for seed in range(40)]
+    assert 34 <= sum(t.low <= truth <= t.high for t in found) <= 40
+    assert all(t.high - t.low < 0.5 * truth for t in found)
+
+
+def test_lenet_agrees_with_its_spectrum():
+    x, y = i2f.data.load("mnist", n=1)
+    model = i2f.models.build("lenet", "mnist", init="uniform", seed=1, normalize=False).double()
+    free = i2f.GradientJacobian(model, x, y, method="matrix-free")
+    values = spectrum.decompose(i2f.GradientJacobian(model, x, y)).values
+    damping = 1e-2 * float(values[0])
+    found = trace.bayes_error(free, 1e-3, damping, probes=6)
+    exact = 1e-3 * float((1 / (values + damping)).sum())
+    assert found.low <= exact <= found.high
+    assert found.value == pytest.approx(exact, rel=0.05)
+    assert found.products == free.products < 6 * 2 * 60
+    squares = trace.expected_square(free, 1e-3, damping, probes=6)
+    assert squares.value == pytest.approx(exact_square(free, 1e-3, damping), rel=0.2)
+
+
+def test_a_budget_too_small_is_said():
+    found = trace.bayes_error(rotated(SPECTRUM), 1.0, 1e-6, max_steps=6)
+    assert not found.converged
+    assert found.products == 8 * 2 * 6
+
+
+def test_an_exhausted_space_ends_the_search():
+    """Three different eigenvalues need three steps."""
+    J = rotated(np.repeat([1.0, 0.5, 0.1], 20))
+    found = trace.bayes_error(J, 1.0, 1e-3, probes=2, tol=0.0)
+    assert found.converged
+    assert found.products == 2 * 2 * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"damping": 0.0}, "positive and finite"), ({"probes": 1}, "at least 2"), ({"max_steps": 0}, "at least 1"),
+     ({"variance": -1.0}, "variance")],
+)  # fmt: skip
+def test_bad_input_is_named(change, said):
+    with pytest.raises(ValueError, match=said):
+        trace.bayes_error(Diagonal(SPECTRUM), **{"variance": 1.0, "damping": 1e-2, **change})
