@@ -56,7 +56,7 @@ def error_against_ratio(ax: Axes, table: pd.DataFrame) -> Axes:
     ax.xaxis.set_major_formatter(PercentFormatter(1))
     if ((table.attacker.isin(SETTLING)) & ~table.converged.astype(bool)).any():
         ax.scatter([], [], s=26, facecolor="white", edgecolor=INK, linewidth=1.2, label="not converged")
-    ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(0.2, 0.36))
+    ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(0.02, 0.36))
     return ax
 
 
