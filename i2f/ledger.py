@@ -3,12 +3,16 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import yaml
 
 from i2f import claims
 from i2f.claims import Claim
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -104,6 +108,12 @@ def contents() -> pd.DataFrame:
         said = ", ".join(f"{verdicts[v]} {v}" for v in claims.VERDICTS if verdicts[v])
         rows.append({"notebook": name, "question": title, "claims": said or "–"})
     return pd.DataFrame(rows)
+
+
+def page(table: pd.DataFrame) -> "Styler":
+    """A table as a notebook shows it: sentences whole, read from the left, without row numbers."""
+    left = [{"selector": "th, td", "props": "text-align: left; vertical-align: top"}]
+    return table.style.hide(axis="index").set_table_styles(left)
 
 
 def _claims(key: str) -> list[Claim]:
