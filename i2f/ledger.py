@@ -12,7 +12,7 @@ from i2f import claims
 from i2f.claims import Claim
 
 if TYPE_CHECKING:
-    from pandas.io.formats.style import Styler
+    from IPython.display import HTML
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -110,10 +110,12 @@ def contents() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def page(table: pd.DataFrame) -> "Styler":
-    """A table as a notebook shows it: sentences whole, read from the left, without row numbers."""
+def page(table: pd.DataFrame) -> "HTML":
+    """A table as a notebook shows it, the same at every run: sentences whole, read from the left, no row numbers."""
+    from IPython.display import HTML
+
     left = [{"selector": "th, td", "props": "text-align: left; vertical-align: top"}]
-    return table.style.hide(axis="index").set_table_styles(left)
+    return HTML(table.style.hide(axis="index").set_table_styles(left).set_uuid("page").to_html())
 
 
 def _claims(key: str) -> list[Claim]:
