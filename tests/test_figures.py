@@ -1,6 +1,7 @@
 """Figures: what is drawn is what is in the table, and the same drawing gives the same bytes."""
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -94,3 +95,15 @@ def test_verdicts_are_counted_by_experiment():
     drawn = {c.get_label(): [bar.get_width() for bar in c] for c in ax.containers}
     assert drawn == {"holds": [2, 0], "fails": [0, 1]}
     assert set(verdicts.COLOURS) == set(claims.VERDICTS)
+
+
+def test_a_cloud_of_points_becomes_pixels(tmp_path):
+    weights = {}
+    for count in (50, 5000):
+        figure, ax = plt.subplots()
+        ax.scatter(np.linspace(0, 1, count), np.linspace(0, 1, count))
+        figures.save(figure, tmp_path / f"{count}.svg")
+        weights[count] = (tmp_path / f"{count}.svg").read_text()
+    assert "<image" in weights[5000]
+    assert "<image" not in weights[50]
+    assert len(weights[5000]) < 200_000

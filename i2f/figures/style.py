@@ -45,8 +45,14 @@ def style() -> None:
     )
 
 
+CLOUD = 250
+
+
 def save(figure: Figure, path: Path) -> None:
-    """Write SVG or PNG by the path's ending; the same drawing gives the same bytes (no date, fixed salt)."""
+    """Write SVG or PNG by the path's ending; the same drawing gives the same bytes (no date, fixed salt). More than
+    `CLOUD` points at once become pixels in an SVG too, which would weigh megabytes."""
+    for points in (c for ax in figure.axes for c in ax.collections if len(c.get_offsets()) > CLOUD):
+        points.set_rasterized(True)
     metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     figure.savefig(path, bbox_inches="tight", dpi=150, metadata=metadata)
     plt.close(figure)
