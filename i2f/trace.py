@@ -11,15 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.linalg import eigh_tridiagonal
 from scipy.special import stdtrit
 from torch import Tensor
 
 from i2f import checks
 from i2f.jacobian import GradientJacobian
+from i2f.lanczos import Lanczos
 
 LOOK = 4  # Lanczos steps from one look at the quadrature to the next
-BREAKDOWN = 1e-10  # an off-diagonal entry below this share of the largest: the Krylov space is exhausted
 
 
 @dataclass(frozen=True)
@@ -103,24 +102,14 @@ def estimate(
 def _quadrature(
     J: GradientJacobian, z: Tensor, f: Callable[[np.ndarray], np.ndarray], tol: float, max_steps: int
 ) -> tuple[float, bool]:
-    """zᵀ f(J Jᵀ) z by Lanczos from z, every new vector made orthogonal to all before; and whether it settled."""
-    energy, steps = float(z.double().square().sum()), min(max_steps, len(z))
-    basis = [z / z.norm()]
-    diagonal: list[float] = []
-    beside: list[float] = []
+    """zᵀ f(J Jᵀ) z by Lanczos from z; and whether it settled."""
+    process = Lanczos(lambda v: J.matvec(J.rmatvec(v)), z)
     value = math.inf
-    for step in range(1, steps + 1):
-        w = J.matvec(J.rmatvec(basis[-1]))
-        diagonal.append(float(w @ basis[-1]))
-        for _ in range(2):  # once leaves rounding that the second pass takes away
-            Q = torch.stack(basis)
-            w = w - Q.T @ (Q @ w)
-        beside.append(float(w.norm()))
-        exhausted = beside[-1] <= BREAKDOWN * max(diagonal[0], *beside)
-        if step % LOOK == 0 or exhausted or step == steps:
-            nodes, vectors = eigh_tridiagonal(np.array(diagonal), np.array(beside[:-1]))
-            before, value = value, energy * float(vectors[0] ** 2 @ f(nodes.clip(min=0)))
-            if exhausted or step == len(z) or abs(value - before) <= tol * abs(value):
+    while len(process) < max_steps:
+        process.step()
+        if len(process) % LOOK == 0 or process.exhausted or len(process) == max_steps:
+            nodes, vectors = process.ritz()
+            before, value = value, len(z) * float(vectors[0] ** 2 @ f(nodes.clip(min=0)))
+            if process.exhausted or abs(value - before) <= tol * abs(value):
                 return value, True
-        basis.append(w / beside[-1])
     return value, False
