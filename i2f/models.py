@@ -1,12 +1,14 @@
-"""The networks of the paper, with the released weights for a seed."""
+"""Networks for a data set's images, with the released weights for a seed, or pretrained ones."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
-from i2f import checks
+from i2f import checks, networks
 
 
 class Spec(NamedTuple):
@@ -39,23 +41,31 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
-def _lenet(spec: Spec) -> list[nn.Module]:
-    """The released LeNet: four 5×5 convolutions of 12 channels, a sigmoid behind each, one linear layer."""
-    channels, height, width = spec.shape
-    layers: list[nn.Module] = []
-    for n_in, stride in zip((channels, 12, 12, 12), (2, 2, 1, 1), strict=True):
-        layers += [nn.Conv2d(n_in, 12, kernel_size=5, padding=2, stride=stride), nn.Sigmoid()]
-    features = 12 * -(-height // 4) * -(-width // 4)
-    return [*layers, nn.Flatten(), nn.Linear(features, spec.classes)]
+class Network(NamedTuple):
+    """An architecture: its layers for a shape and a number of classes, and the pretrained weights that there are.
+
+    pretrained: a name of `torchvision.models`, "imagenet" for what a package ships, or "" where there are none.
+    """
+
+    layers: Callable[[networks.Shape, int], list[nn.Module]]
+    pretrained: str = ""
 
 
-def _linear(spec: Spec) -> list[nn.Module]:
-    """One linear layer: its gradient gives the input away in closed form, x = ∇_W L / ∇_b L."""
-    channels, height, width = spec.shape
-    return [nn.Flatten(), nn.Linear(channels * height * width, spec.classes)]
-
-
-MODELS: dict[str, Callable[[Spec], list[nn.Module]]] = {"lenet": _lenet, "linear": _linear}
+NETWORKS = {
+    "lenet": Network(networks.lenet),
+    "linear": Network(networks.linear),
+    "resnet20": Network(networks.resnet20),
+    "vit": Network(networks.vit),
+    "efficientnet_lite0": Network(networks.efficientnet_lite0, "imagenet"),
+    **{name: Network(networks.resnet(name), name) for name in ("resnet18", "resnet50", "resnet152")},
+    **{f"cnn{d}x{w}": Network(networks.cnn(d, w)) for d in (2, 4, 8, 16) for w in (8, 16, 32)},
+}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "softplus": nn.Softplus,
+    "sigmoid": nn.Sigmoid,
+}
 
 
 def _uniform(p: Tensor) -> None:
@@ -83,31 +93,95 @@ INITS: dict[str, tuple[Callable | None, Callable | None]] = {
 }
 
 
-def build(name: str, dataset: str, init: str = "default", seed: int = 0, normalize: bool = True) -> nn.Sequential:
-    """A network of the paper for a data set's images, in evaluation mode.
+def build(
+    name: str, dataset: str, init: str = "default", seed: int = 0, normalize: bool = True,
+    activation: str | Callable[[], nn.Module] | None = None, weights: str | Path | None = None,
+) -> nn.Sequential:  # fmt: skip
+    """A network for a data set's images, in evaluation mode.
 
     Args:
-        name: "lenet" or "linear". dataset: whose shape, classes and moments (a key of `SPECS`).
+        name: a key of `NETWORKS`: the paper's "lenet", "linear"; "resnet20", "resnet18", "resnet50", "resnet152" (with
+            the stem for small images where they are small); "vit"; "efficientnet_lite0"; "cnn8x16", eight convolutions
+            of 16 channels, and its family. dataset: whose shape, classes and moments (a key of `SPECS`).
         init: a key of `INITS`. seed: of the weights; the same seed gives the released weights.
         normalize: put (x − mean)/std in front, so that the model takes pixels in [0, 1].
+        activation: a key of `ACTIVATIONS`, or a function that makes a module, in the place of the network's own; with
+            a kinked one (ReLU) J exists almost everywhere, and says nothing of what lies beyond the next kink.
+        weights: pretrained, instead of drawn ones: "imagenet" for efficientnet_lite0 (shipped by a package, with its
+            own moments), a name of torchvision's for the ResNets, which it downloads ("IMAGENET1K_V2", "DEFAULT"), or
+            the path of a state dict that this network saved.
 
     Weights follow the released order: PyTorch's own initialisation first, then every layer's weight and bias from
     the same random stream ("normal-released" as the released code really does: the weight twice, the bias never).
     The caller's random state is left as it was.
+
+    Raises: ValueError for an unknown name, or what does not go together; FileNotFoundError, ModuleNotFoundError for
+    weights that are not here.
     """
-    checks.one_of("name", name, MODELS)
+    network = NETWORKS[checks.one_of("name", name, NETWORKS)]
     checks.one_of("dataset", dataset, SPECS)
     checks.one_of("init", init, INITS)
+    if isinstance(activation, str):
+        activation = ACTIVATIONS[checks.one_of("activation", activation, ACTIVATIONS)]
     spec = SPECS[dataset]
-    draw_weight, draw_bias = INITS[init]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layers = MODELS[name](spec)
-        for layer in layers:
-            if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                if draw_weight:
-                    draw_weight(layer.weight)
-                if draw_bias:
-                    draw_bias(layer.bias)
+        layers = nn.Sequential(*network.layers(spec.shape, spec.classes))
+        _draw(layers, *INITS[init])
+    if weights is not None:
+        if init != "default":
+            raise ValueError(f"init={init!r} would overwrite weights={str(weights)!r}: give one of them")
+        _load(layers, name, dataset, weights)
+        if weights == "imagenet":
+            spec = spec._replace(mean=(LITE0_MEAN,) * 3, std=(LITE0_STD,) * 3)
+    _activate(layers, activation)
     first = [Normalize(spec.mean, spec.std)] if normalize else []
     return nn.Sequential(*first, *layers).eval()
+
+
+LITE0_MEAN, LITE0_STD = 127 / 255, 128 / 255  # EfficientNet-Lite was trained on (byte − 127)/128
+
+
+def _draw(net: nn.Module, draw_weight: Callable | None, draw_bias: Callable | None) -> None:
+    for layer in net.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            if draw_weight:
+                draw_weight(layer.weight)
+            if draw_bias and layer.bias is not None:
+                draw_bias(layer.bias)
+
+
+def _activate(net: nn.Module, activation: Callable[[], nn.Module] | None) -> None:
+    """Every activation replaced; without a replacement, none works in place: a second derivative needs its input."""
+    for module in list(net.modules()):
+        for place, child in module.named_children():
+            if isinstance(child, REPLACED):
+                if activation is not None:
+                    setattr(module, place, activation())
+                elif getattr(child, "inplace", False):
+                    child.inplace = False
+
+
+REPLACED = (nn.ReLU, nn.ReLU6, nn.GELU, nn.Sigmoid)
+
+
+def _load(net: nn.Sequential, name: str, dataset: str, weights: str | Path) -> None:
+    """Weights into the network; what they were trained for must be what it is built for."""
+    source = NETWORKS[name].pretrained
+    if weights == "imagenet" and source == "imagenet":
+        stored = networks.stored_lite0()
+        stored = dict(zip(net.state_dict(), stored.values(), strict=True))  # the same order, other names
+    elif Path(weights).is_file():
+        stored = torch.load(weights, weights_only=True, map_location="cpu")
+    elif source and source != "imagenet" and dataset == "imagenet":
+        names = [w.name for w in torchvision.models.get_model_weights(source)]
+        checks.one_of("weights", str(weights), ["DEFAULT", *names])
+        stored = torchvision.models.get_model(source, weights=str(weights)).state_dict()
+        stored = {f"0.{key}": value for key, value in stored.items()}
+    else:
+        ships = f"; {name} has its own for imagenet" if source and dataset != "imagenet" else ""
+        raise FileNotFoundError(f"weights={str(weights)!r} is no file, and no pretrained weights of {name}{ships}")
+    try:
+        net.load_state_dict(stored)
+    except RuntimeError as error:
+        raise ValueError(f"weights={str(weights)!r} do not fit {name} for {dataset}: {error}") from error

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from i2f.attacks.krylov import KrylovSolver
 from i2f.attacks.prior import BOX
 from i2f.attacks.problem import EXPLODED, Problem, Reconstruction
 from i2f.attacks.steps import FirstGram, StepSolver
@@ -15,6 +16,8 @@ from i2f.progress import bar
 INITIAL_DAMPING = 1e-4  # μ at the first step, and
 MAX_DAMPING = 1e10  # μ at which an attack is given up; both in units of the curvature along the first gradient
 SUFFICIENT_GAIN = 1e-4  # a step is accepted for this share of the decrease that the model promised
+STRAIGHT = 0.9  # gain ratio from which a step needs no correction
+MOST_CORRECTIONS = 3
 STATIONARY = 1e-14  # no step promises more than this share of the objective: nothing left to gain
 
 
@@ -27,8 +30,9 @@ def gauss_newton(problems: Sequence[Problem]) -> list[Reconstruction]:
     NL2SOL, Dennis, Gay and Welsch 1981). Then convergence is quadratic for a noisy gradient too.
 
     With a box, a step minimises the same model among the images in [0, 1]. A prior's gradient joins the
-    right side, its curvature the matrix. How steps are solved: `StepSolver`. A step is taken on its gain ratio,
-    actual over promised decrease, so the last iterate is the best.
+    right side, its curvature the matrix. How steps are solved: `StepSolver`, or `KrylovSolver` for networks whose J is
+    too large to form, where a step that the objective's curvature spoils is also corrected. A step is taken on its gain
+    ratio, actual over promised decrease, so the last iterate is the best.
 
     Stops when the gradient is matched, when the model promises no further decrease (stationary), when no damping gives
     a decrease (stalled), or after the budget of steps. Problems are attacked one after another.
@@ -46,7 +50,8 @@ def gauss_newton(problems: Sequence[Problem]) -> list[Reconstruction]:
 
 class _Attack:
     def __init__(self, problem: Problem, first: FirstGram):
-        self.problem, self.solver = problem, StepSolver(problem, first)
+        self.problem = problem
+        self.solver = StepSolver(problem, first) if problem.box or StepSolver.fits(problem) else KrylovSolver()
         self.point = Point(problem, problem.start)
         self.step, self.evaluations, self.reason = 0, 1, ""
         self.mu = self.ceiling = 0.0
@@ -89,6 +94,8 @@ class _Attack:
             self.newton = abs(actual - quadratic) < abs(actual - linear)
             self.evaluations += 3
             gain = actual / promised if promised > 0 else -math.inf
+            if promised > 0 and isinstance(self.solver, KrylovSolver):
+                gain, candidate = self.corrected(s, newton, promised, gain, candidate)
             if 0 <= promised <= STATIONARY * point.objective:
                 self.reason = "stationary: the model promises no further decrease"
             elif gain > SUFFICIENT_GAIN:
@@ -101,6 +108,25 @@ class _Attack:
                 self.mu, self.growth = self.mu * self.growth, self.growth * 2
                 if self.mu > self.ceiling:
                     self.reason = "stalled: no step of any length decreases the objective"
+
+    def corrected(
+        self, s: Tensor, newton: bool, promised: float, gain: float, candidate: "Point"
+    ) -> tuple[float, "Point"]:
+        """The step s followed back into the valley that it left, as long as that gains: gain ratio, and point."""
+        size = float(s.norm())
+        for _ in range(MOST_CORRECTIONS):
+            if gain >= STRAIGHT or not math.isfinite(candidate.objective):
+                break
+            correction = self.solver.correct(self.point.chord(candidate, s, newton), s, self.mu, newton)
+            if not float(correction.norm()) <= size:
+                break
+            s = s + correction
+            corrected = self.point.at(s)
+            self.evaluations += 2
+            if not corrected.objective < candidate.objective:
+                break
+            candidate, gain = corrected, (self.point.objective - corrected.objective) / promised
+        return gain, candidate
 
     def report(self) -> None:
         spent = self.evaluations + self.solver.products
@@ -143,11 +169,23 @@ class Point(Linearization):
             weights = self.match.adjoint(self.residual, self.gradient.numel())
             self._half_gradient = self._backward(weights, create_graph=True)
             if self.prior.active:
-                with torch.enable_grad():
-                    (by_x,) = torch.autograd.grad(0.5 * self.prior.penalty(self._x), self._x, create_graph=True)
-                    self._half_gradient = self._half_gradient + by_x
-                self._half_pull = by_x.detach().reshape(-1)
+                pull = self._pull()
+                self._half_gradient = self._half_gradient + pull
+                self._half_pull = pull.detach().reshape(-1)
         return self._half_gradient.detach().reshape(-1)
+
+    def _pull(self) -> Tensor:
+        """½ ∇penalty, with its graph."""
+        with torch.enable_grad():
+            return torch.autograd.grad(0.5 * self.prior.penalty(self._x), self._x, create_graph=True)[0]
+
+    def chord(self, candidate: "Point", s: Tensor, newton: bool) -> Tensor:
+        """½ ∇f at the candidate x + s as it would be if J [and S] had stayed as they are here: J Wᵀ r(x + s) [+ S s].
+        What is left of it at a step that solves the model is due to r's curvature along s."""
+        out = self.matvec(self.match.adjoint(candidate.residual, self.gradient.numel()))
+        if self.prior.active:
+            out = out + candidate._pull().detach().reshape(-1)
+        return out + self.bend(s) if newton else out
 
     def rmatvec(self, v: Tensor) -> Tensor:
         """W Jᵀ v, (d_x,) -> (|K|,)."""

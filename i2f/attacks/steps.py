@@ -50,7 +50,7 @@ class StepSolver:
     """Conjugate gradients on exact products, preconditioned by a float32 Cholesky factor of J Jᵀ.
 
     The factor may be rough, the step is not: so one Gram matrix serves as many iterates as it can. There is none
-    where J would take more than `DENSE_BYTES`. With a box, the step is the model's minimiser inside it.
+    where J would not fit. With a box, the step is the model's minimiser inside it.
     """
 
     def __init__(self, problem: Problem, first: FirstGram):
@@ -64,7 +64,7 @@ class StepSolver:
 
     def solve(self, point: Point, b: Tensor, mu: float, newton: bool) -> tuple[Tensor, bool]:
         """s, and whether S took part: where it makes the matrix indefinite, Gauss–Newton's own step is taken."""
-        fresh = self.centre is point or not self._fits(b)
+        fresh = self.centre is point or not self.fits(self.problem)
         if not fresh and self.centre is not None:
             solution, newton = self._model_step(point, b, mu, newton, max(5, b.numel() // STALE_SHARE))
             if solution.converged:
@@ -123,8 +123,10 @@ class StepSolver:
             gram += point.belief(torch.eye(len(gram), dtype=point.x.dtype).to(point.x)).float()
         return gram if torch.isfinite(gram).all() else None
 
-    def _fits(self, b: Tensor) -> bool:
-        return b.numel() * self.rough.size * torch.finfo(torch.float32).bits // 8 <= DENSE_BYTES
+    @staticmethod
+    def fits(problem: Problem) -> bool:
+        """Whether J, in float32, takes no more than `DENSE_BYTES`."""
+        return problem.start.numel() * problem.gmap.size * torch.finfo(torch.float32).bits // 8 <= DENSE_BYTES
 
     def _preconditioner(self, mu: float, free: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """(Gram + μI)⁻¹ on the free pixels, zero on the others."""

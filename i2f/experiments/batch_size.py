@@ -70,7 +70,7 @@ def look(J: GradientJacobian) -> Look:
     inverse = torch.full((len(J.x),), torch.nan, dtype=gram.dtype)
     if not int(broken) and rank == len(gram):
         inverse = torch.cholesky_inverse(factor).diagonal().view(len(J.x), -1).sum(1)
-    return Look(inverse.numpy(), values.numpy(), rank)
+    return Look(inverse.cpu().numpy(), values.cpu().numpy(), rank)
 
 
 def run(
@@ -120,10 +120,10 @@ def _seen(J: GradientJacobian, variance: float) -> Row:
 
 def _attacked(J: GradientJacobian, delta: Tensor, found: Reconstruction) -> Row:
     moved = influence(J, delta).displacement.view_as(J.x)
-    row = {"predicted_rmse": metrics.rmse(J.x + moved, J.x).numpy(), "converged": found.converged}
+    row = {"predicted_rmse": metrics.rmse(J.x + moved, J.x).cpu().numpy(), "converged": found.converged}
     if found.failed or not found.x.isfinite().all():
         return row | {"failed": True}
-    mse = metrics.mse(metrics.assign(found.x, J.x), J.x).clamp_min(shared.FLOOR).numpy()
+    mse = metrics.mse(metrics.assign(found.x, J.x), J.x).clamp_min(shared.FLOOR).cpu().numpy()
     return row | {"mse": mse, "rmse": np.sqrt(mse)}
 
 

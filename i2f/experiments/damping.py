@@ -69,7 +69,7 @@ def attack(
         [pd.DataFrame(frame).assign(**key) for frame, key in zip(frames, keys.to_dict("records"), strict=True)],
         ignore_index=True,
     )
-    truth = shared.jacobian(tasks[0]).x[0].numpy()
+    truth = shared.jacobian(tasks[0]).x[0].cpu().numpy()
     return table, curves, {"truth": truth, "found": np.stack([*of_first[0]]), "values": of_first[1]}
 
 
@@ -90,7 +90,10 @@ def _solve(dampings: list[float], pictured: int, chunk: list[Problem]) -> list[R
         row = {name: own[name] for name in own if name not in ("epsilon", "below")} | shared.score(J, delta, found)
         row["curves"] = foresee(sorted({*dampings, p["bayes"]})).to_dict("list")
         if p["image"] == pictured:
-            row |= {"picture": found.x[0].clamp(0, 1).numpy(), "spectrum": spectrum.decompose(J).values.numpy()}
+            row |= {
+                "picture": found.x[0].clamp(0, 1).cpu().numpy(),
+                "spectrum": spectrum.decompose(J).values.cpu().numpy(),
+            }
         rows.append(row)
     return rows
 
@@ -124,7 +127,7 @@ def predictions(
         "damped_miss": (damped - moved).norm(dim=1) / moved.norm(),
         "pulled_miss": (pulled - moved).norm(dim=1) / moved.norm(),
     }
-    return pd.DataFrame({name: column.numpy() for name, column in columns.items()})
+    return pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
 
 
 def survey(setting: dict[str, Any], images: int, variances: list[float], jobs: int | None = None) -> pd.DataFrame:

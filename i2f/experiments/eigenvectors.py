@@ -69,7 +69,7 @@ def attack(
     again = table.duplicated(["part", "image", "index", "norm", "method"]) & table["index"].notna()
     table = table[~again].drop(columns=["share", "floor"], errors="ignore").reset_index(drop=True)
     pictures = table.pop("picture").dropna()
-    truth = shared.jacobian({**setting, "image": 0}).x[0].numpy()
+    truth = shared.jacobian({**setting, "image": 0}).x[0].cpu().numpy()
     return table, np.stack([truth, *pictures])
 
 

@@ -54,7 +54,7 @@ class Trajectory:
         self.rows.append((evaluations, mse, self.best[0]))
 
     def snapshot(self) -> None:
-        self.pictures.append(self.best[1][0].clamp(0, 1).numpy().astype(np.float32))
+        self.pictures.append(self.best[1][0].clamp(0, 1).cpu().numpy().astype(np.float32))
 
 
 def attack(

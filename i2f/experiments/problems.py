@@ -3,7 +3,7 @@
 A problem is a dictionary of plain values, so that it can travel to a process, be stored and stand in a table:
 
     dataset, split, image, batch    which images: `batch` of them from number `image` on, behind one gradient
-    model, init, weight_seed        the network; see `models.build`
+    model, init, activation, …       the network; see `models.build`
     noise, size, noise_seed         what is added to the gradient: a key of `NOISE`, and its size
     index, norm                     of eigenvector noise: which, and how much
     method, steps, start_seed, …    the attack; see `attack`
@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from i2f import checks, data, metrics, models, perturb, spectrum
+from i2f import checks, data, devices, metrics, models, perturb, spectrum
 from i2f.attacks import METHODS, Reconstruction, invert_many
 from i2f.influence import expected_square
 from i2f.jacobian import GradientJacobian
@@ -30,10 +30,18 @@ from i2f.sweep import Problem, Row
 
 SETTING = {
     "dataset": "mnist", "split": "test", "image": 0, "batch": 1, "root": None,
-    "model": "lenet", "init": "uniform", "weight_seed": 1, "normalize": False,
+    "model": "lenet", "init": "uniform", "weight_seed": 1, "normalize": False, "activation": None, "weights": None,
 }  # fmt: skip
 DEFAULTS = {**SETTING, "noise": "none", "size": 0.0, "noise_seed": 0, "method": "gauss-newton", "start_seed": 0}
-NETWORK = ("dataset", "model", "init", "weight_seed", "normalize")  # problems that agree in these share a model
+NETWORK = (
+    "dataset",
+    "model",
+    "init",
+    "weight_seed",
+    "normalize",
+    "activation",
+    "weights",
+)  # problems that agree in these share a model
 
 NOISE: dict[str, Callable[[GradientJacobian, Problem], Tensor]] = {  # size: a variance, or the share that is pruned
     "none": lambda J, p: torch.zeros_like(J.gradient),
@@ -59,15 +67,19 @@ def jacobian(problem: Problem) -> GradientJacobian:
 @lru_cache(maxsize=1)
 def _jacobian(
     dataset: str, split: str, image: int, batch: int, root: str | None,
-    model: str, init: str, weight_seed: int, normalize: bool,
+    *network_of: Any,
 ) -> GradientJacobian:  # fmt: skip
     x, y = data.load(dataset, n=batch, offset=image, split=split, root=root)
-    return GradientJacobian(network(dataset, model, init, weight_seed, normalize), x, y)
+    device = devices.current()
+    return GradientJacobian(network(dataset, *network_of), x.to(device), y.to(device))
 
 
 @lru_cache(maxsize=2)
-def network(dataset: str, model: str, init: str, weight_seed: int, normalize: bool) -> torch.nn.Module:
-    return models.build(model, dataset, init=init, seed=weight_seed, normalize=normalize).double()
+def network(
+    dataset: str, model: str, init: str, weight_seed: int, normalize: bool, activation: str | None, weights: str | None
+) -> torch.nn.Module:  # fmt: skip
+    net = models.build(model, dataset, init, weight_seed, normalize, activation, weights)
+    return net.to(devices.current(), devices.double(devices.current()))
 
 
 def perturbation(J: GradientJacobian, problem: Problem) -> Tensor:
@@ -179,7 +191,7 @@ def score(J: GradientJacobian, delta: Tensor, found: Reconstruction, keep: bool 
         "converged": found.converged,
         "failed": found.failed,
         "reason": found.reason,
-        **({"picture": ordered.detach().clamp(0, 1).numpy().astype(np.float32)} if keep else {}),
+        **({"picture": ordered.detach().clamp(0, 1).cpu().numpy().astype(np.float32)} if keep else {}),
     }
 
 

@@ -44,7 +44,7 @@ def attack(tasks: list[Problem], jobs: int | None = None) -> tuple[pd.DataFrame,
     # an image's problems share J
     table = sweep.run(solve, tasks, together=("attacker", "image"), at_most=9, jobs=jobs, description="attacks")
     pictures = table.pop("picture").dropna()
-    return table, np.stack([shared.jacobian(tasks[0]).x[0].numpy(), *pictures])
+    return table, np.stack([shared.jacobian(tasks[0]).x[0].cpu().numpy(), *pictures])
 
 
 def _solve(pictured: int, chunk: list[Problem]) -> list[Row]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from i2f import checks, claims, data, models, perturb, spectrum, sweep
+from i2f import checks, claims, data, devices, models, perturb, spectrum, sweep
 from i2f.attacks import Reconstruction, invert_many
 from i2f.experiments import problems as shared
 from i2f.influence import expected_square, influence, lower_bound
@@ -112,8 +112,10 @@ def _solve(
     epoch, image = chunk[0]["epoch"], chunk[0]["image"]
     model = _network(setting)
     model.load_state_dict(weights[epoch])
-    x, y = data.load(setting["dataset"], 1, offset=image, root=setting.get("root"))
-    J = GradientJacobian(model.double().eval(), x, y)
+    device = devices.current()
+    x, y = (t.to(device) for t in data.load(setting["dataset"], 1, offset=image, root=setting.get("root")))
+    model = model.to(device, devices.double(device)).eval()
+    J = GradientJacobian(model, x, y)
     facts = _facts(J)
     relative = facts["gradient_norm"] ** 2 / J.shape[1]
     variances = [p["size"] ** 2 * relative if p["noise"] == "relative" else p["size"] for p in chunk]
