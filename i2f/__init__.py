@@ -12,7 +12,10 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_MODULES = ("attacks", "claims", "data", "figures", "metrics", "models", "perturb", "pipeline", "spectrum")
+_MODULES = (
+    "attacks", "batchnorm", "claims", "data", "devices", "figures", "memory", "metrics", "models", "perturb",
+    "pipeline", "spectrum", "sweep", "trace",
+)  # fmt: skip
 _NAMES = {
     "GradientJacobian": "jacobian",
     "influence": "influence",

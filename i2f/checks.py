@@ -1,6 +1,7 @@
 """Bad input, said plainly: which argument, what was wrong with it, what would do."""
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -81,3 +82,34 @@ def deterministic(model: nn.Module) -> None:
                 f"model: {path or 'the model'} ({kind}) is in training mode: its gradient is random; "
                 f"call model.eval() first"
             )
+
+
+def repeatable(first: Tensor, second: Tensor) -> None:
+    """Two outputs of a model at one input are the same, or differ by rounding, of which a warning is given."""
+    if torch.equal(first, second) or not (torch.isfinite(first).all() and torch.isfinite(second).all()):
+        return
+    apart = float((first - second).abs().max() / first.abs().max().clamp_min(torch.finfo(first.dtype).tiny))
+    if apart > ROUNDING * torch.finfo(first.dtype).eps:
+        raise ValueError(
+            f"model is random: two passes over the same x differ by {apart:.1g} of the output's size; dropout by "
+            f"torch.nn.functional follows no model.eval() unless it is told training=self.training"
+        )
+    warnings.warn(
+        f"model runs on kernels that are not deterministic: two passes over the same x differ by {apart:.1g}; "
+        f"torch.use_deterministic_algorithms(True) names them",
+        stacklevel=3,
+    )
+
+
+ROUNDING = 1e3  # units of it within which two passes count as the same computation in another order
+
+
+def not_differentiable(model: nn.Module, error: Exception) -> Exception:
+    """What to raise where a product with J fails: a ValueError that names the cause, or the error itself."""
+    if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+        return MemoryError(f"products with J ran out of memory ({error}): set method='recompute', or fewer images")
+    if "modified by an inplace operation" in str(error):
+        names = [path or "the model" for path, m in model.named_modules() if getattr(m, "inplace", False)]
+        where = f"; these say inplace=True: {', '.join(names)}" if names else ""
+        return ValueError(f"model: an in-place operation overwrites what a second derivative needs{where} ({error})")
+    return ValueError(f"model has an operation without a second derivative, which J = ∂²L/∂x∂θ needs: {error}")

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,12 @@ class GradientMap:
         y = self.y.to(dtype) if torch.is_tensor(self.y) and self.y.is_floating_point() else self.y
         loss = copy.deepcopy(self.loss).to(dtype) if isinstance(self.loss, nn.Module) else self.loss
         return GradientMap(copy.deepcopy(self.model).to(dtype), y, loss)
+
+    def to(self, device: torch.device | str) -> "GradientMap":
+        """The same map on another device; on "meta", its shapes alone."""
+        y = self.y.to(device) if torch.is_tensor(self.y) else self.y
+        loss = copy.deepcopy(self.loss).to(device) if isinstance(self.loss, nn.Module) else self.loss
+        return GradientMap(copy.deepcopy(self.model).to(device), y, loss)
 
     def relabel(self, y: Tensor | None) -> "GradientMap":
         """The same map for other labels; the model is shared, not copied."""
@@ -129,28 +136,96 @@ class Linearization:
         self._by_theta = [g if g.requires_grad else None for g in by_theta]
 
     def checked(self) -> "Linearization":
-        """Itself, or a ValueError where no path leads from x to ∇_θ L, so that J = 0 at every x."""
+        """Itself, or a ValueError where no path leads from x to ∇_θ L, so that J = 0 at every x; a RuntimeError where
+        a path ends at an operation that forbids a second derivative, which would be left out without a word."""
+        ends = [g.grad_fn for g in (*self._by_theta, self._by_x) if g is not None]
+        if any(node.name() == "torch::autograd::Error" for node in _nodes(ends)):
+            raise RuntimeError("an autograd.Function of the model is marked once_differentiable")
         constant = not self._by_x.requires_grad or all(g is None for g in self._by_theta)
         if constant or self._backward(torch.zeros_like(self.gradient), allow_unused=True) is None:
             raise ValueError("∂²L/∂x∂θ is zero: loss must depend on x and on θ, and on both together")
         return self
 
     def matvec(self, delta: Tensor) -> Tensor:
-        """J δ, (d_θ,) -> (d_x,)."""
-        return self._backward(delta).reshape(-1)
+        """J δ, (d_θ,) -> (d_x,), or (k, d_θ) -> (k, d_x) in one pass."""
+        many = delta.ndim == 2
+        return self._backward(delta, is_grads_batched=many).reshape(*delta.shape[:-1], -1)
 
     def rmatvec(self, v: Tensor) -> Tensor:
-        """Jᵀ v, (d_x,) -> (d_θ,)."""
+        """Jᵀ v, (d_x,) -> (d_θ,), or (k, d_x) -> (k, d_θ) in one pass."""
         out = torch.autograd.grad(
             self._by_x,
             list(self._theta.values()),
-            v.view_as(self._x),
+            v.view(*v.shape[:-1], *self._x.shape),
             retain_graph=True,
             materialize_grads=True,
+            is_grads_batched=v.ndim == 2,
         )
-        return torch.cat([g.reshape(-1) for g in out])
+        return torch.cat([g.reshape(*v.shape[:-1], -1) for g in out], dim=-1)
 
     def _backward(self, delta: Tensor, **options: bool) -> Tensor:
         pairs = [(g, d) for g, d in zip(self._by_theta, self.gmap.split(delta), strict=True) if g is not None]
         gradients, weights = zip(*pairs, strict=True)
         return torch.autograd.grad(gradients, self._x, weights, retain_graph=True, **options)[0]
+
+
+def _nodes(ends: list[Any]) -> set[Any]:
+    """Every node of the graphs that end there."""
+    seen: set[Any] = set()
+    while ends:
+        node = ends.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            ends.extend(following for following, _ in node.next_functions)
+    return seen
+
+
+class Recomputation:
+    """The same products for n images behind one gradient, `group` of them at a time, with no graph kept.
+
+    Where no image's output depends on another, J stacks the images' own Jacobians, each with its weight w in the loss
+    (1/n for a mean, 1 for a sum):  J δ = [w₁ J₁ δ; …; w_n J_n δ],  Jᵀ v = Σ w_i J_iᵀ v_i. A product builds the graphs
+    of each group anew: the memory of one group, for the time of about three gradients.
+
+    Raises: ValueError where the images' gradients do not add up to the whole one (BatchNorm by the batch's statistics).
+    """
+
+    def __init__(self, gmap: GradientMap, x: Tensor, group: int = 1):
+        self.gmap, self.x = gmap, x.detach()
+        n = len(x)
+        self.groups = [slice(first, min(first + group, n)) for first in range(0, n, group)]
+        gradients = [self._map(some)(self.x[some]) for some in self.groups]
+        self.gradient = gmap(self.x)
+        for weights in ([(some.stop - some.start) / n for some in self.groups], [1.0] * len(self.groups)):
+            total = sum(w * g for w, g in zip(weights, gradients, strict=True))
+            if float((total - self.gradient).norm()) <= SAME * float(self.gradient.norm()):
+                self.weights = weights
+                return
+        raise ValueError("the images cannot be taken one after another: their gradients do not add up to that of all, "
+                         "so that a layer mixes them (BatchNorm by the batch's own statistics?)")  # fmt: skip
+
+    def checked(self) -> "Recomputation":
+        """Itself; the first group is looked at."""
+        self._at(self.groups[0]).checked()
+        return self
+
+    def matvec(self, delta: Tensor) -> Tensor:
+        """J δ, (d_θ,) -> (d_x,)."""
+        parts = zip(self.weights, self.groups, strict=True)
+        return torch.cat([w * self._at(some).matvec(delta) for w, some in parts])
+
+    def rmatvec(self, v: Tensor) -> Tensor:
+        """Jᵀ v, (d_x,) -> (d_θ,)."""
+        v, total = v.view_as(self.x), torch.zeros_like(self.gradient)
+        for w, some in zip(self.weights, self.groups, strict=True):
+            total += w * self._at(some).rmatvec(v[some].reshape(-1))
+        return total
+
+    def _map(self, some: slice) -> GradientMap:
+        return self.gmap.relabel(self.gmap.y[some])
+
+    def _at(self, some: slice) -> Linearization:
+        return Linearization(self._map(some), self.x[some])
+
+
+SAME = 1e-3  # relative, between two ways to sum a gradient in float32

@@ -1,19 +1,24 @@
-"""A grid of problems becomes one tidy table: side by side in processes, a row a problem, resumable."""
+"""A grid of problems becomes one tidy table: side by side in processes or on a cluster, a row a problem, resumable."""
 
 import hashlib
 import itertools
 import json
 import os
 import pickle
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import joblib
 import pandas as pd
 import torch
 
+from i2f import devices
 from i2f.progress import bar
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 Problem = dict[str, Any]  # plain values: a problem is the left half of its row
 Row = dict[str, Any]
@@ -35,6 +40,7 @@ def run(
     store: Path | str | None = None,
     whole: bool = False,
     description: str = "problems",
+    client: "Client | None" = None,
 ) -> pd.DataFrame:
     """`solve` applied to every problem, in parallel: one row each, the problem's values in front, in their order.
 
@@ -47,9 +53,14 @@ def run(
         store: a folder that keeps every finished chunk; a run that was cut off, however hard, goes on from there.
             None: the environment variable I2F_STORE, which the pipeline sets; without it nothing is kept.
         whole: a table with holes is of no use.
+        client: of a Dask cluster (pip install 'i2f[cluster]'), whose workers then solve the chunks, whatever `jobs`
+            says. None: the scheduler at the address in the environment variable I2F_SCHEDULER, if it is set. Workers
+            need this package, the data, and one thread each; a problem travels as its plain values. What a worker had
+            in hand when it died is given to another, thrice.
 
     A chunk that raises is not the end of the others: its rows say `failed` and why. Raises: RuntimeError where every
-    single one did, since that is no finding but a mistake, or where any did of a `whole` table, after all are done.
+    single one did, since that is no finding but a mistake, or where any did of a `whole` table, after all are done;
+    ConnectionError where a scheduler does not answer or has no worker; ValueError for workers of several threads.
     """
     problems = list(problems)
     if not problems:
@@ -65,16 +76,11 @@ def run(
             left.setdefault(_key(chosen), []).append(chunk)
         else:
             rows.update(zip(chunk, found, strict=True))
-    calls = [joblib.delayed(_solve)(solve, [problems[i] for i in alike[0]]) for alike in left.values()]
-    jobs = max(1, min(jobs or joblib.cpu_count(only_physical_cores=True), len(calls)))
-    with (
-        joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1),
-        bar(total=len(problems), initial=len(rows), description=description) as progress,
-    ):
-        solved = joblib.Parallel(return_as="generator_unordered", batch_size=1)(calls) if calls else []
-        for key, found in solved:
+    todo = {key: [problems[i] for i in alike[0]] for key, alike in left.items()}
+    with _cluster(client) as cluster, bar(total=len(problems), initial=len(rows), description=description) as progress:
+        for key, found in _on_cluster(cluster, solve, todo) if cluster else _in_processes(jobs, solve, todo):
             if not any(row["failed"] and row["reason"].startswith(RAISED) for row in found):
-                kept.save([problems[i] for i in left[key][0]], found)
+                kept.save(todo[key], found)
             for chunk in left[key]:
                 rows.update(zip(chunk, found, strict=True))
                 progress.update(len(chunk))
@@ -88,16 +94,84 @@ def run(
 RAISED = "raised "
 
 
-def _solve(solve: Solve, chunk: list[Problem]) -> tuple[str, list[Row]]:
+def _in_processes(jobs: int | None, solve: Solve, todo: dict[str, list[Problem]]) -> Iterator[tuple[str, list[Row]]]:
+    """The chunks' rows as they come, from processes of this machine."""
+    if not todo:
+        return
+    calls = [joblib.delayed(_solve)(key, chunk, solve, str(devices.current())) for key, chunk in todo.items()]
+    jobs = max(1, min(jobs or joblib.cpu_count(only_physical_cores=True), len(calls)))
+    with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
+        yield from joblib.Parallel(return_as="generator_unordered", batch_size=1)(calls)
+
+
+def _on_cluster(client: "Client", solve: Solve, todo: dict[str, list[Problem]]) -> Iterator[tuple[str, list[Row]]]:
+    """The chunks' rows as they come, from a Dask cluster's workers."""
+    from distributed import as_completed
+
+    device = os.environ.get(devices.VARIABLE, "cpu")  # by its name: a worker's "auto" is its own
+    futures = client.map(_solve, todo.keys(), todo.values(), solve=solve, device=device, pure=False)
+    keys = dict(zip(futures, todo, strict=True))
+    try:
+        for future in as_completed(futures):
+            try:
+                yield future.result()  # computed anew where the worker died with it
+            except Exception as error:  # its workers died again and again
+                yield keys[future], _raised(error, todo[keys[future]])
+    finally:
+        client.cancel(futures)
+
+
+@contextmanager
+def _cluster(client: "Client | None") -> Iterator["Client | None"]:
+    """A client that is ready: the one given, or one for the scheduler that the environment names; None without."""
+    address = os.environ.get("I2F_SCHEDULER")
+    if client is None and not address:
+        yield None
+        return
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ModuleNotFoundError("a cluster needs Dask: pip install 'i2f[cluster]'") from error
+    own = None
+    if client is None:
+        try:
+            client = own = Client(address, timeout=PATIENCE)
+        except (OSError, ValueError) as error:
+            raise ConnectionError(
+                f"no Dask scheduler answers at {address} ({error}): start one with `dask scheduler`, workers with "
+                "`dask worker ADDRESS --nthreads 1`, and give its address as tcp://HOST:PORT"
+            ) from error
+    try:
+        threads = client.nthreads()
+        if not threads:
+            raise ConnectionError(f"the Dask scheduler at {client.scheduler.addr} has no worker: start some with "
+                                  f"`dask worker {client.scheduler.addr} --nthreads 1`")  # fmt: skip
+        if max(threads.values()) > 1:
+            raise ValueError("a Dask worker has several threads, which would share a model: start workers with "
+                             "--nthreads 1, and --nworkers for several on one machine")  # fmt: skip
+        yield client
+    finally:
+        if own is not None:
+            own.close()
+
+
+PATIENCE = 10  # seconds for a scheduler to answer
+
+
+def _solve(key: str, chunk: list[Problem], solve: Solve, device: str) -> tuple[str, list[Row]]:
     torch.set_num_threads(1)
     try:
+        devices.use(device)
         rows = solve(chunk)
         if len(rows) != len(chunk):
             raise RuntimeError(f"{len(rows)} rows for {len(chunk)} problems")
-        rows = [{"failed": False, "reason": "", **row} for row in rows]
+        return key, [{"failed": False, "reason": "", **row} for row in rows]
     except Exception as error:
-        rows = [{"failed": True, "reason": f"{RAISED}{type(error).__name__}: {error}"} for _ in chunk]
-    return _key(chunk), rows
+        return key, _raised(error, chunk)
+
+
+def _raised(error: BaseException, chunk: list[Problem]) -> list[Row]:
+    return [{"failed": True, "reason": f"{RAISED}{type(error).__name__}: {error}"} for _ in chunk]
 
 
 def _chunks(problems: list[Problem], together: list[str], at_most: int) -> list[list[int]]:
