@@ -12,6 +12,12 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 export JUPYTER_PLATFORM_DIRS := 1
+ifdef DEVICE
+export I2F_DEVICE := $(DEVICE)
+endif
+ifdef SCHEDULER
+export I2F_SCHEDULER := $(SCHEDULER)
+endif
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
@@ -31,9 +37,11 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-repro: $(READY) ## run the whole pipeline (DVC); what is up to date is not run again. PROFILE=smoke | paper: another scale
+# Two runs at a time: their bootstraps and drawings are one core's work each. The last call finds them done, and publishes.
+repro: $(READY) ## run the whole pipeline (DVC); what is up to date is not run again. PROFILE=smoke | paper: another scale; DEVICE=auto | cuda | mps; SCHEDULER=tcp://HOST:PORT: on a Dask cluster
 	@dvc pull --quiet data.dvc
-	cd $(if $(PROFILE),profiles/$(PROFILE),.) && dvc repro
+	cd $(if $(PROFILE),profiles/$(PROFILE),.) && dvc repro --quiet code && \
+	    python -m i2f.pipeline keys --profile . | xargs -P 2 -I KEY dvc repro --single-item run@KEY && dvc repro
 	$(if $(PROFILE),,python -m i2f.pipeline readme && python -m i2f.pipeline store notebooks/00_index.ipynb notebooks/12_claims.ipynb)
 
 test: $(READY) ## run the tests and validate every notebook

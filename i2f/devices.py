@@ -1,4 +1,8 @@
-"""Where tensors live: `auto`, `cpu`, `cuda` or `mps`, chosen once for a process and the workers that it starts."""
+"""Where tensors live: `auto`, `cpu`, `cuda` or `mps`, chosen once for a process and the workers that it starts.
+
+By `use`, or by the environment variable I2F_DEVICE; `make repro DEVICE=` sets it, and so does `--device` of
+`python -m i2f.pipeline run`.
+"""
 
 import os
 
@@ -25,11 +29,13 @@ def resolve(name: str) -> torch.device:
     return torch.device(name)
 
 
-def use(name: str) -> torch.device:
-    """Take `name` from here on, in this process and in those that it starts; the device it stands for.
+def use(name: str = "") -> torch.device:
+    """Take `name` from here on, in this process and in those that it starts; the device it stands for. "": leave it.
 
     On CUDA, products keep float32's own 24 bits: TensorFloat-32 would leave 11, and an attack's residual stops there.
     """
+    if not name:
+        return current()
     device = resolve(name)
     os.environ[VARIABLE] = name
     _exact(device)

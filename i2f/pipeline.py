@@ -1,4 +1,4 @@
-"""Notebooks as pipeline stages: `python -m i2f.pipeline code | run | publish | readme | store`.
+"""Notebooks as pipeline stages: `python -m i2f.pipeline code | keys | run | publish | readme | store`.
 
 A profile is a folder with a params.yaml: the project's own (the default), or one of `profiles/`. Its runs are executed
 into its runs/, what git keeps of them goes into its results/.
@@ -54,8 +54,11 @@ def _cut(book: nbformat.NotebookNode, parameters: dict[str, Any]) -> nbformat.No
     return book
 
 
-def run(key: str, profile: Path) -> None:
+def run(key: str, profile: Path, device: str = "") -> None:
     """Execute the notebook of the run `key` of a profile's params.yaml, its results going to runs/executed/KEY.
+
+    device: where its tensors live (`i2f.devices`); "": what the environment variable I2F_DEVICE says, or the profile's
+    own `device`. It is no parameter of the run: a table depends on it by rounding alone.
 
     The executed code cells appear there only when every cell has run, cleaned of all that differs between runs. What
     the notebook's sweeps have finished is kept in runs/partial until then, so that a run that is cut off goes on; it
@@ -68,6 +71,7 @@ def run(key: str, profile: Path) -> None:
     out, partial = profile / "runs" / "executed" / key, profile / "runs" / "partial" / key
     out.mkdir(parents=True, exist_ok=True)
     _prepare(progress="text")  # streamed to this terminal, not stored
+    os.environ["I2F_DEVICE"] = device or os.environ.get("I2F_DEVICE") or _profile(profile).get("device", "cpu")
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it misses the parameters that `_cut` took out
     book = _cut(nbformat.read(notebook, as_version=4), parameters)
     os.environ["I2F_STORE"] = str((partial / _state(book, parameters)).resolve())
@@ -85,8 +89,17 @@ def run(key: str, profile: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
 
 
+def _profile(profile: Path) -> dict[str, Any]:
+    return yaml.safe_load((profile / "params.yaml").read_text(encoding="utf-8"))
+
+
+def keys(profile: Path) -> None:
+    """The keys of a profile's runs, a line each, in the order of params.yaml."""
+    print(*_runs(profile), sep="\n")
+
+
 def _runs(profile: Path) -> dict[str, dict[str, Any]]:
-    return yaml.safe_load((profile / "params.yaml").read_text(encoding="utf-8"))["runs"]
+    return _profile(profile)["runs"]
 
 
 def _entry(key: str, profile: Path) -> dict[str, Any]:
@@ -118,7 +131,7 @@ def _known(what: str, name: str, table: dict[str, Any]) -> Any:
 
 def _state(book: nbformat.NotebookNode, parameters: dict[str, Any]) -> str:
     """A short digest of everything that the run's rows depend on."""
-    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([parameters, os.environ.get("I2F_DEVICE")], sort_keys=True).encode())
     for file in sorted((ROOT / "i2f").rglob("*.py")):
         digest.update(file.read_bytes())
     for cell in book.cells:
@@ -215,12 +228,15 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, words in (
         ("code", "write the code of every run's notebook, what its stage depends on"),
+        ("keys", "list the runs"),
         ("run", "execute a run's notebook"),
         ("publish", "write what git keeps of every run: tables, claims, figures"),
     ):
         command = commands.add_parser(name, help=words)
         if name == "run":
             command.add_argument("key", help="of the run, in params.yaml")
+            command.add_argument("--device", default="", help="auto, cpu, cuda or mps; default: I2F_DEVICE, or the "
+                                 "profile's own")  # fmt: skip
         if name == "publish":
             command.add_argument("--finished", action="store_true", help="of the runs that are there, not of all")
         command.add_argument("--profile", type=Path, default=ROOT, help="folder of params.yaml, runs/ and results/")
@@ -231,7 +247,9 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.command == "code":
         code(arguments.profile)
     elif arguments.command == "run":
-        run(arguments.key, arguments.profile)
+        run(arguments.key, arguments.profile, arguments.device)
+    elif arguments.command == "keys":
+        keys(arguments.profile)
     elif arguments.command == "publish":
         publish(arguments.profile, arguments.finished)
     elif arguments.command == "readme":

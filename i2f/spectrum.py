@@ -37,7 +37,7 @@ def lambda_max(J: GradientJacobian, tol: float = 1e-3, max_steps: int = 300) -> 
     itself is closer, by about r²/gap (Parlett, The Symmetric Eigenvalue Problem, 11.7). That the eigenvalue is the
     largest no finite number of products can prove; Lanczos from a random start finds the top of a spectrum first.
     """
-    spent, process = J.products, Lanczos(lambda v: J.matvec(J.rmatvec(v)), _random_start(J))
+    spent, process = J.products, Lanczos(lambda v: J.matvec(J.rmatvec(v)), random_start(J))
     top, error = 0.0, math.inf
     while not process.exhausted and len(process) < max_steps and error > tol:
         process.step()
@@ -47,7 +47,8 @@ def lambda_max(J: GradientJacobian, tol: float = 1e-3, max_steps: int = 300) -> 
     return LambdaMax(top, J.products - spent, error <= tol, error)
 
 
-def _random_start(J: GradientJacobian) -> Tensor:
+def random_start(J: GradientJacobian) -> Tensor:
+    """A fixed draw from N(0, I), (d_x,): the same for every J of that size."""
     return torch.from_numpy(np.random.default_rng(0).standard_normal(J.shape[0])).to(J.x)
 
 
@@ -105,7 +106,7 @@ def _arpack(J: GradientJacobian, k: int, which: str, tol: float) -> tuple[np.nda
         vector = torch.from_numpy(np.ascontiguousarray(v.reshape(-1))).to(J.x)
         return J.matvec(J.rmatvec(vector)).double().cpu().numpy()
 
-    start = _random_start(J).double().cpu().numpy()
+    start = random_start(J).double().cpu().numpy()
     operator = LinearOperator((n, n), matvec=gram_times, dtype=np.float64)
     try:
         values, vectors = eigsh(operator, k=k, which=which, tol=tol, v0=start)

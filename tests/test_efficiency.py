@@ -78,6 +78,15 @@ def test_a_budget_that_ran_out_is_no_proof():
     assert found["bound-dgl"].note == "arrived: lenet uniform 0%; a larger budget might do"
 
 
+def test_a_large_network_is_asked_for_less():
+    tasks = efficiency.problems("cifar10", 2, ["lenet uniform"], 1e-3, ["resnet20 default gelu"])
+    assert [t["method"] for t in tasks if t["network"] == "resnet20 default gelu"] == [*efficiency.DEEP] * 2
+    assert tasks[0]["network"] == "resnet20 default gelu"  # the costliest first
+    (row,) = efficiency._solve({}, {}, 0.01, 0, [t for t in tasks if t["image"] == 0][:1])
+    assert (row["d_x"], row["d_theta"]) == (3072, 272_474)
+    assert row["evaluations"] <= 52
+
+
 def test_figure_draws_every_row():
     table = fake(2100)
     table.loc[table.method == "dgl", "reached"] = False
@@ -87,8 +96,8 @@ def test_figure_draws_every_row():
     assert [t.get_text() for t in ax.get_yticklabels()] == [
         "lower bound I_lb",
         "exact I²F",
-        "DGL, Adam",
         "Gauss–Newton",
+        "DGL, Adam",
     ]
     hollow = [c for c in ax.collections if len(c.get_offsets()) and c.get_facecolor()[0][:3].min() == 1]
     assert {point[0] for c in hollow for point in c.get_offsets()} == {2100}

@@ -113,7 +113,7 @@ def predictions(
     noise, pull, moved = (
         vectors.T @ v.double().reshape(-1) for v in (J.matvec(delta), mean.to(J.x) - J.x, moved)
     )  # in the eigenbasis every equation is a scalar one
-    epsilon = torch.tensor(dampings, dtype=torch.float64)[:, None]
+    epsilon = torch.tensor(dampings, dtype=values.dtype, device=values.device)[:, None]
     inverse = 1 / (values + epsilon)
     inverse[:, spectrum.rank(J) :] *= epsilon > 0
     damped, pulled = noise * inverse, (noise + epsilon * pull) * inverse

@@ -2,10 +2,12 @@
 
 One ∇_θ L and one product with J or Jᵀ count one each, so that cost is the same on every machine: I_lb needs a Lanczos
 run (two products a step) and one Jδ; exact I²F forms J, d_x products; an attack spends what
-`Reconstruction.evaluations` says.
+`Reconstruction.evaluations` says. Where J is too large to form, exact I²F is not asked for, and two attacks stand for
+all.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,37 +24,46 @@ from i2f.sweep import Problem, Row
 ESTIMATES = ("I_lb", "I²F")
 ATTACKS = tuple(name for name in METHODS if name != "idlg")  # once its label is read, idlg is dgl
 
+DEEP = ("I_lb", "gauss-newton", "dgl")  # what is asked of a network whose J is too large to form
 ENDLESS = 1e-9  # the inverse of the ratio that an attack which never arrives might have
 
 
-def problems(dataset: str, images: int, networks: list[str], variance: float) -> list[Problem]:
-    """Every estimate and every attack on every image of every network ("lenet uniform": model, initialisation)."""
+def problems(
+    dataset: str, images: int, networks: list[str], variance: float, deep: Sequence[str] = ()
+) -> list[Problem]:
+    """Every estimate and every attack on every image of every network ("lenet uniform", "resnet20 default gelu": model,
+    initialisation, activation where it is not the network's own); of the `deep` ones `DEEP` alone."""
     return [
         {"dataset": dataset, "network": network, "image": image, "method": method, "size": variance}
-        for network in networks
+        for network in (*deep, *networks)
         for image in range(images)
-        for method in (*ESTIMATES, *ATTACKS)
+        for method in (DEEP if network in deep else (*ESTIMATES, *ATTACKS))
     ]
 
 
 def measure(
-    tasks: list[Problem], steps: dict[str, int], goal: float, seed: int = 0, jobs: int | None = None
-) -> pd.DataFrame:
+    tasks: list[Problem], steps: dict[str, int], goal: float, deep_steps: dict[str, int] | None = None, seed: int = 0,
+    jobs: int | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """A row each: `evaluations`, the cost of the estimate, or of an attack (no noise) until its best iterate by its own
     objective is within an MSE of `goal`; `reached`: False where it never was (the budget `steps` ended first, or the
-    attack failed), so that the cost is a lower limit."""
-    solve = partial(_solve, steps, goal, seed)
+    attack failed), so that the cost is a lower limit. `deep_steps`: the budget where J is too large to form."""
+    solve = partial(_solve, steps, deep_steps or steps, goal, seed)
     table = sweep.run(solve, tasks, together=("dataset", "network", "image"), at_most=4, jobs=jobs, description="costs")
     return table.drop(columns="reason")
 
 
-def _solve(steps: dict[str, int], goal: float, seed: int, chunk: list[Problem]) -> list[Row]:
-    return [_cost(p, steps, goal, seed) for p in chunk]
+def _solve(
+    steps: dict[str, int], deep_steps: dict[str, int], goal: float, seed: int, chunk: list[Problem]
+) -> list[Row]:
+    return [_cost(p, steps, deep_steps, goal, seed) for p in chunk]
 
 
-def _cost(problem: Problem, steps: dict[str, int], goal: float, seed: int) -> Row:
-    model, init = problem["network"].split()
+def _cost(problem: Problem, steps: dict[str, int], deep_steps: dict[str, int], goal: float, seed: int) -> Row:
+    model, init, *activation = problem["network"].split()
     setting = {"dataset": problem["dataset"], "image": problem["image"], "model": model, "init": init}
+    if activation:
+        setting |= {"activation": activation[0], "normalize": True}
     known = shared.jacobian(setting)
     method = problem["method"]
     if method in ESTIMATES:
@@ -70,8 +81,9 @@ def _cost(problem: Problem, steps: dict[str, int], goal: float, seed: int) -> Ro
                 first[0] = at.evaluations
 
     y = None if method == "dlg" else known.map.y
+    budget = steps if known.is_dense else deep_steps
     found = invert(
-        known.map.model, known.gradient, y, known.x.shape, method=method, steps=steps[method], seed=seed,
+        known.map.model, known.gradient, y, known.x.shape, method=method, steps=budget[method], seed=seed,
         callback=follow,
     )  # fmt: skip
     return {

@@ -59,6 +59,13 @@ def confront(problems: list[Problem], attackers: list[str], steps: dict[str, int
     ]
 
 
+def deep(setting: dict[str, Any], network: str, images: int, variances: list[float]) -> list[Problem]:
+    """Noise problems of a deep network, "model init activation", with the data's moments in front; see `noisy`."""
+    model, init, activation = network.split()
+    own = setting | {"init": init, "activation": activation, "normalize": True}
+    return noisy(own, {model: images}, variances, variances[0], 0)
+
+
 def attack(
     problems: list[Problem], attackers: list[str], steps: dict[str, int], dampings: list[float], seed: int,
     jobs: int | None = None,
@@ -139,8 +146,10 @@ def end_of_law(table: pd.DataFrame, tolerance: float) -> float:
 def judge(
     table: pd.DataFrame, dataset: str, level: float,
     cut: float, accuracy: float, tolerance: float, order: float, power: float, images_order: float,
+    further: pd.DataFrame | None = None,
 ) -> list[claims.Claim]:  # fmt: skip
-    """The experiment's claims. The thresholds are the notebook's parameters; `cut` bounds the linear regime."""
+    """The experiment's claims. The thresholds are the notebook's parameters; `cut` bounds the linear regime;
+    `further`: the attacks on a deep network."""
     table = shared.lost(table).assign(relative_error=shared.relative_error)
     first, whole = table.model.iloc[0], at_every_level(table)
     regime = f"the predicted RMSE is at most {cut:g}"
@@ -169,6 +178,12 @@ def judge(
     ):
         rows = table[(table.model == model) & (table.attacker == attacker) & whole]
         claim(rows, name, f"I²F predicts the error of {subject}.",
+              "median relative error of the predicted RMSE, at the worst noise level",
+              lambda t: claims.worst(t, "variance", "relative_error"), rows[rows.predicted_rmse <= cut],
+              at_most=accuracy)  # fmt: skip
+    if further is not None:
+        rows = shared.lost(further).assign(relative_error=shared.relative_error)
+        claim(rows, "accuracy-deep", "I²F predicts the error of an attacker without a prior on a deep network.",
               "median relative error of the predicted RMSE, at the worst noise level",
               lambda t: claims.worst(t, "variance", "relative_error"), rows[rows.predicted_rmse <= cut],
               at_most=accuracy)  # fmt: skip

@@ -26,15 +26,14 @@ def overview(table: pd.DataFrame) -> Figure:
         sharex=True,
     )  # fmt: skip
     for ax, network in zip(axes[0], networks, strict=True):
-        cost(ax, table[table.network == network])
+        cost(ax, table[table.network == network], [m for m in (*ESTIMATES, *ATTACKERS) if m in set(table.method)])
         ax.set_title(f"{DATASETS.get(table.dataset.iloc[0], table.dataset.iloc[0])}, {network}", fontsize="medium")
     figure.supxlabel("gradient evaluations (hollow: budget spent, not arrived)", fontsize="medium", color=INK)
     return figure
 
 
-def cost(ax: Axes, table: pd.DataFrame) -> Axes:
-    """Gradient evaluations of every method, logarithmic."""
-    methods = list(table.method.unique())
+def cost(ax: Axes, table: pd.DataFrame, methods: list[str]) -> Axes:
+    """Gradient evaluations of every method, logarithmic; a row is empty where a network was not asked for it."""
     for row, method in enumerate(methods):
         colour, marker = ESTIMATES[method][1:] if method in ESTIMATES else ATTACKERS[method][2:4]
         for reached, face in ((True, colour), (False, "white")):
