@@ -35,7 +35,7 @@ def cost(ax: Axes, table: pd.DataFrame) -> Axes:
     for column, label, colour, marker in (
         ("products", "I$_{lb}$, to 1%", "#0072B2", "o"),
         ("solve_products", "damped I²F", "#D55E00", "s"),
-        ("trace_products", "its average over noise", "#009E73", "^"),
+        ("trace_products", "Bayes error", "#009E73", "^"),
     ):
         if column in table:
             rows = table[table[column].notna()]
@@ -57,8 +57,8 @@ def estimates(ax: Axes, table: pd.DataFrame) -> Axes:
     names = list(dict.fromkeys(table.network))
     for number, (column, label, colour, marker) in enumerate((
         ("bound_rmse", "I$_{lb}$", "#0072B2", "o"),
-        ("damped_rmse", "damped I²F, one draw", "#D55E00", "s"),
-        ("bayes_value", "Bayes, on average", "#009E73", "^"),
+        ("damped_rmse", "damped I²F: the noise's part", "#D55E00", "s"),
+        ("bayes_value", "Bayes error: with the prior's", "#009E73", "^"),
     )):  # fmt: skip
         if column in table:
             rows = table[table[column].notna()]
