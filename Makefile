@@ -40,8 +40,8 @@ $(READY): requirements.lock pyproject.toml
 # Two runs at a time: their bootstraps and drawings are one core's work each. The last call finds them done, and publishes.
 repro: $(READY) ## run the whole pipeline (DVC); what is up to date is not run again. PROFILE=smoke | paper: another scale; DEVICE=auto | cuda | mps; SCHEDULER=tcp://HOST:PORT: on a Dask cluster
 	@dvc pull --quiet data.dvc
-	cd $(if $(PROFILE),profiles/$(PROFILE),.) && dvc repro --quiet code && \
-	    python -m i2f.pipeline keys --profile . | xargs -P 2 -I KEY dvc repro --single-item run@KEY && dvc repro
+	cd $(if $(PROFILE),profiles/$(PROFILE),.) && dvc repro code && python -m i2f.pipeline keys --profile . | \
+	    xargs -P 2 -I KEY dvc --wait-for-lock repro --single-item run@KEY && dvc repro
 	$(if $(PROFILE),,python -m i2f.pipeline readme && python -m i2f.pipeline store notebooks/00_index.ipynb notebooks/12_claims.ipynb)
 
 test: $(READY) ## run the tests and validate every notebook

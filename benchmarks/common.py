@@ -75,7 +75,7 @@ def show_in_readme() -> None:
     table = f"{readme_table(attacks)}\n\n{rivals_table(others, ratios)}"
     readme = HERE.parent / "README.md"
     before, rest = readme.read_text(encoding="utf-8").split(OPEN)
-    _, after = rest.split(CLOSE)
+    after = rest.split(CLOSE, 1)[1]
     readme.write_text(f"{before}{OPEN}\n\n{table}\n\n{CLOSE}{after}", encoding="utf-8")
 
 

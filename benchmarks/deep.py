@@ -123,24 +123,31 @@ def inversion(network: str, image: int, way: str, steps: int) -> dict:
     model, x, y = setting(network, image)
     sent = i2f.GradientJacobian(model, x, y, method="matrix-free").gradient
     began, spent, start = time.perf_counter(), 0, None
+    first: list[float] = []  # the error of the gray start, whatever comes first
     path: list[tuple[int, float]] = []
+
+    def look(at: i2f.attacks.Iterate) -> None:
+        if not first:
+            first.append(float(metrics.mse(at.x, x)))
+
     if way == "homotopy":
         for beta in (5.0, 20.0, 80.0):
             soft, _, _ = setting(network, image, activation=functools.partial(nn.Softplus, beta=beta))
-            part = i2f.invert(soft, sent, y, x.shape, steps=steps // 4, start=start)
+            part = i2f.invert(soft, sent, y, x.shape, steps=steps // 4, start=start, callback=look)
             start, spent = part.x, spent + part.evaluations
         steps -= 3 * (steps // 4)
     if way == "adam first":
-        part = i2f.invert(model, sent, y, x.shape, method="dgl", steps=300, start="gray")
+        part = i2f.invert(model, sent, y, x.shape, method="dgl", steps=300, start="gray", callback=look)
         start, spent = part.x, spent + part.evaluations
 
     def score(at: i2f.attacks.Iterate) -> None:
+        look(at)
         path.append((at.evaluations, float(metrics.mse(at.x, x))))
 
     found = i2f.invert(model, sent, y, x.shape, steps=steps, start=start, tv=1e-6 if way == "tv" else 0.0,
                        callback=score)  # fmt: skip
     reached = [cost for cost, mse in path if mse <= 1e-6]
-    return {"start mse": path[0][1], "mse": float(metrics.mse(found.x, x)),
+    return {"start mse": first[0], "mse": float(metrics.mse(found.x, x)),
             "relative_residual": found.relative_residual, "steps": found.steps,
             "evaluations": spent + found.evaluations,
             "evaluations to 1e-6": spent + reached[0] if reached else None,
@@ -191,7 +198,7 @@ def _side_by_side(function: Callable, task: tuple) -> tuple[tuple, dict]:
 
 
 def run(part: str, threads: int, resume: bool) -> pd.DataFrame:
-    partial = Partial(f"deep_{part}", resume)
+    partial = Partial(f"deep_{part}{_suffix()}", resume)
     left = [task for task in TASKS[part] if task not in partial.found]
     if part in ALONE:
         functions = ["bound", "arpack"] if part == "bound" else ["products"]

@@ -105,7 +105,7 @@ ROUNDING = 1e3  # units of it within which two passes count as the same computat
 
 
 def not_differentiable(model: nn.Module, error: Exception) -> Exception:
-    """What to raise where a product with J fails: a ValueError that names the cause, or the error itself."""
+    """What to raise where a product with J fails: a ValueError that names the cause, or a MemoryError."""
     if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
         return MemoryError(f"products with J ran out of memory ({error}): set method='recompute', or fewer images")
     if "modified by an inplace operation" in str(error):

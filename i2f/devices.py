@@ -49,11 +49,6 @@ def current() -> torch.device:
     return device
 
 
-def double(device: torch.device) -> torch.dtype:
-    """The widest precision there: float64, or float32 on MPS, which has no other."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
 def _exact(device: torch.device) -> None:
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False

@@ -51,17 +51,18 @@ class GradientMap:
 
     def cast(self, dtype: torch.dtype) -> "GradientMap":
         """The same map with parameters, buffers, targets and the loss's own tensors in another precision."""
-        if dtype == self.dtype:
-            return self
-        y = self.y.to(dtype) if torch.is_tensor(self.y) and self.y.is_floating_point() else self.y
-        loss = copy.deepcopy(self.loss).to(dtype) if isinstance(self.loss, nn.Module) else self.loss
-        return GradientMap(copy.deepcopy(self.model).to(dtype), y, loss)
+        return self if dtype == self.dtype else self._moved(dtype)
 
     def to(self, device: torch.device | str) -> "GradientMap":
         """The same map on another device; on "meta", its shapes alone."""
-        y = self.y.to(device) if torch.is_tensor(self.y) else self.y
-        loss = copy.deepcopy(self.loss).to(device) if isinstance(self.loss, nn.Module) else self.loss
-        return GradientMap(copy.deepcopy(self.model).to(device), y, loss)
+        return self._moved(device)
+
+    def _moved(self, where: torch.dtype | torch.device | str) -> "GradientMap":
+        y = self.y
+        if torch.is_tensor(y) and (y.is_floating_point() or not isinstance(where, torch.dtype)):
+            y = y.to(where)
+        loss = copy.deepcopy(self.loss).to(where) if isinstance(self.loss, nn.Module) else self.loss
+        return GradientMap(copy.deepcopy(self.model).to(where), y, loss)
 
     def relabel(self, y: Tensor | None) -> "GradientMap":
         """The same map for other labels; the model is shared, not copied."""
@@ -74,7 +75,7 @@ class GradientMap:
         try:
             with torch.no_grad():
                 output = self.output(self.parameters, x)
-        except (RuntimeError, IndexError) as error:
+        except (RuntimeError, IndexError, AssertionError) as error:
             raise ValueError(f"{what} does not fit the model: {error}") from error
         if self.y is not None:
             checks.classes_in_range(self.y, output)
@@ -194,15 +195,20 @@ class Recomputation:
         self.gmap, self.x = gmap, x.detach()
         n = len(x)
         self.groups = [slice(first, min(first + group, n)) for first in range(0, n, group)]
-        gradients = [self._map(some)(self.x[some]) for some in self.groups]
         self.gradient = gmap(self.x)
-        for weights in ([(some.stop - some.start) / n for some in self.groups], [1.0] * len(self.groups)):
-            total = sum(w * g for w, g in zip(weights, gradients, strict=True))
+        choices = [(some.stop - some.start) / n for some in self.groups], [1.0] * len(self.groups)
+        totals = [torch.zeros_like(self.gradient) for _ in choices]
+        for number, some in enumerate(self.groups):
+            own = self._map(some)(self.x[some])
+            for total, weights in zip(totals, choices, strict=True):
+                total += weights[number] * own
+        for total, weights in zip(totals, choices, strict=True):
             if float((total - self.gradient).norm()) <= SAME * float(self.gradient.norm()):
                 self.weights = weights
                 return
-        raise ValueError("the images cannot be taken one after another: their gradients do not add up to that of all, "
-                         "so that a layer mixes them (BatchNorm by the batch's own statistics?)")  # fmt: skip
+        raise ValueError("the images cannot be taken one after another: their gradients, neither their mean nor their "
+                         "sum, make that of all. A layer may mix them (BatchNorm by the batch's own statistics), or "
+                         "the loss weigh them")  # fmt: skip
 
     def checked(self) -> "Recomputation":
         """Itself; the first group is looked at."""

@@ -79,7 +79,9 @@ def lower_bound(J: GradientJacobian, delta: Tensor, damping: float = 0.0, tol: f
     Args:
         J, delta, damping: as for `influence`. tol: relative, on λ_max (see `spectrum.lambda_max`).
 
-    Never forms J. Raises: ValueError for bad input, or where J = 0 (the bound is then 0/0).
+    λ_max is approached from below, so that the value may exceed the bound itself by the share `tol`. Never forms J.
+
+    Raises: ValueError for bad input, or where J = 0 (the bound is then 0/0).
     """
     checks.at_least("damping", damping, 0.0)
     checks.flat("delta", delta, J.shape[1], "parameter space", batch=False)

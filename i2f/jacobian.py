@@ -29,8 +29,8 @@ class GradientJacobian:
         model: any module in evaluation mode. x: (n, ...) in [0, 1], cast to the model's dtype.
         y: (n,) labels, or what `loss` takes. loss: (output, y) -> scalar.
         method: "dense" and "matrix-free" say how exact solvers should work; "auto" is dense where J takes at
-            most `DENSE_BYTES` (2 GiB). "recompute" is matrix-free without kept graphs, as few images at
-            a time as the memory asks for.
+            most `DENSE_BYTES` (2 GiB). "recompute" is matrix-free without kept graphs, as many images at
+            a time as fit.
         memory: bytes that products, and a formed J, may take; None: what is free on the device, 90% of it. How they
             are counted: `i2f.memory`.
 
@@ -74,7 +74,7 @@ class GradientJacobian:
         try:
             kept = Recomputation(self.map, self.x, group) if group else Linearization(self.map, self.x)
             self._at_x = kept.checked()
-        except (RuntimeError, NotImplementedError) as error:
+        except RuntimeError as error:
             raise checks.not_differentiable(model, error) from error
         self.gradient = checks.finite("gradient", self._at_x.gradient)
 
@@ -154,6 +154,8 @@ class GradientJacobian:
         unless J is there already."""
         if self._gram is None:
             self._may_form("J Jᵀ", self.shape[0] ** 2, torch.float64)
+            if self._dense is None:
+                self._may_form("J, which J Jᵀ is made of,", self.shape[0] * self.shape[1], self.dtype)
         if self._gram is None and self._dense is not None:
             self._gram = outer_gram(self._dense.double())
         elif self._gram is None:

@@ -8,7 +8,7 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
-BREAKDOWN = 1e-10  # an off-diagonal entry below this share of the largest entry: the Krylov space is exhausted
+BREAKDOWN = 0.75  # an off-diagonal entry below this power of the rounding unit, of the largest, ends the Krylov space
 GROWTH = 32  # rows by which the basis grows
 
 
@@ -20,17 +20,20 @@ class Lanczos:
 
     Args:
         A: v -> A v, symmetric, (n,) -> (n,). b: (n,), not zero.
+        semidefinite: A is known to be, so that a negative Ritz value is rounding, and counts as zero in `solve`.
+
+    exhausted: no further step is possible; broken: since a product was not finite (the last step is left out).
 
     Source: Golub and Van Loan, Matrix Computations, chapter 10; Paige and Saunders 1975 for `solve`.
     """
 
-    def __init__(self, A: Callable[[Tensor], Tensor], b: Tensor):
-        self.A, self.size = A, float(b.norm())
+    def __init__(self, A: Callable[[Tensor], Tensor], b: Tensor, semidefinite: bool = False):
+        self.A, self.norm, self.semidefinite = A, float(b.norm()), semidefinite
         self._basis = b.new_empty(GROWTH, len(b))
-        self._basis[0] = b / self.size
+        self._basis[0] = b / self.norm
         self.diagonal: list[float] = []
         self.beside: list[float] = []
-        self.exhausted = False
+        self.exhausted = self.broken = False
 
     def __len__(self) -> int:
         return len(self.diagonal)
@@ -44,12 +47,16 @@ class Lanczos:
         """One application of A."""
         k = len(self)
         w = self.A(self._basis[k])
+        if not torch.isfinite(w).all():
+            self.exhausted = self.broken = True
+            return
         self.diagonal.append(float(w @ self._basis[k]))
         for _ in range(2):  # once leaves rounding that the second pass takes away
             w = w - self.basis.T @ (self.basis @ w)
         beta = float(w.norm())
         self.beside.append(beta)
-        self.exhausted = beta <= BREAKDOWN * max(*map(abs, self.diagonal), *self.beside) or k + 1 == len(w)
+        rounding = torch.finfo(w.dtype).eps ** BREAKDOWN * max(*map(abs, self.diagonal), *self.beside)
+        self.exhausted = beta <= rounding or k + 1 == len(w)
         if self.exhausted:
             return
         if k + 1 == len(self._basis):
@@ -67,11 +74,13 @@ class Lanczos:
     def solve(self, shift: float) -> tuple[Tensor, float, bool]:
         """u = Qᵀ (T + εI)⁻¹ ‖b‖ e₁, the residual ‖(A + εI)u − b‖/‖b‖, and whether T + εI is positive definite.
 
-        Where it is not, u is zero and the residual infinite.
+        Where it is not, or where no step could be taken, u is zero and the residual infinite.
         """
-        values, vectors = self.ritz()
+        values, vectors = self.ritz() if len(self) else (np.array([-math.inf]), None)
+        if self.semidefinite and len(self):
+            values = values.clip(min=0)
         if values[0] + shift <= 0:
             return torch.zeros_like(self._basis[0]), math.inf, False
-        y = vectors @ (self.size * vectors[0] / (values + shift))
-        left = 0.0 if self.exhausted else self.beside[-1] * abs(y[-1]) / self.size
+        y = vectors @ (self.norm * vectors[0] / (values + shift))
+        left = 0.0 if self.exhausted else self.beside[-1] * abs(y[-1]) / self.norm
         return self.basis.T @ torch.from_numpy(y).to(self._basis), left, True

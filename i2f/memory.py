@@ -7,7 +7,8 @@ With both gradients' graphs kept (`gradient.Linearization`), k vectors at a time
                                       A: what the graph of L holds, as much as one backward pass has in hand
 
 G and A grow with the images behind one gradient. Where they do not fit, groups of m of the n images take turns
-(`gradient.Recomputation`): peak ≈ (G + A)·m/n + 6·P, for three times the time.
+(`gradient.Recomputation`): peak ≈ max((G + A)·m/n, A) + 6·P, for three times the time; A, since the gradient of all is
+taken once.
 """
 
 import math
@@ -36,7 +37,7 @@ class Footprint(NamedTuple):
 
     def recomputed(self, share: float) -> int:
         """The peak of a product that takes this share of the images at a time."""
-        return math.ceil(share * (self.graphs + self.activations)) + 6 * self.parameters
+        return max(math.ceil(share * (self.graphs + self.activations)), self.activations) + 6 * self.parameters
 
     def vectors(self, budget: int) -> int:
         """How many vectors go through the kept graphs at once; 0 where not even the graphs fit."""
@@ -56,7 +57,7 @@ def footprint(gmap: GradientMap, x: Tensor) -> Footprint | None:
         with both:
             at_x = Linearization(meta, x)
         del value, at_x
-    except (NotImplementedError, RuntimeError, ValueError, TypeError):
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
         return None
     return Footprint(both.bytes, first.bytes, parameters)
 
@@ -64,7 +65,8 @@ def footprint(gmap: GradientMap, x: Tensor) -> Footprint | None:
 def available(device: torch.device) -> int:
     """The bytes that a computation on the device may take now."""
     if device.type == "cuda":
-        return int(SHARE * torch.cuda.mem_get_info(device)[0])
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch's, to be used again
+        return int(SHARE * (torch.cuda.mem_get_info(device)[0] + cached))
     if device.type == "mps":
         return int(SHARE * (torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()))
     return int(SHARE * psutil.virtual_memory().available)

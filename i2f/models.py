@@ -128,14 +128,14 @@ def build(
         torch.manual_seed(seed)
         layers = nn.Sequential(*network.layers(spec.shape, spec.classes))
         _draw(layers, *INITS[init])
+    first = [Normalize(spec.mean, spec.std)] if normalize else []
     if weights is not None:
         if init != "default":
             raise ValueError(f"init={init!r} would overwrite weights={str(weights)!r}: give one of them")
-        _load(layers, name, dataset, weights)
-        if weights == "imagenet":
-            spec = spec._replace(mean=(LITE0_MEAN,) * 3, std=(LITE0_STD,) * 3)
+        _load(layers, nn.Sequential(*first, *layers), name, dataset, weights)
+        if weights == "imagenet" and normalize:
+            first = [Normalize((LITE0_MEAN,) * 3, (LITE0_STD,) * 3)]
     _activate(layers, activation)
-    first = [Normalize(spec.mean, spec.std)] if normalize else []
     return nn.Sequential(*first, *layers).eval()
 
 
@@ -165,8 +165,9 @@ def _activate(net: nn.Module, activation: Callable[[], nn.Module] | None) -> Non
 REPLACED = (nn.ReLU, nn.ReLU6, nn.GELU, nn.Sigmoid)
 
 
-def _load(net: nn.Sequential, name: str, dataset: str, weights: str | Path) -> None:
-    """Weights into the network; what they were trained for must be what it is built for."""
+def _load(net: nn.Sequential, whole: nn.Sequential, name: str, dataset: str, weights: str | Path) -> None:
+    """Weights into the network `net`, or into the `whole` of it and its first layer, as a file has them; what they were
+    trained for must be what it is built for."""
     source = NETWORKS[name].pretrained
     if weights == "imagenet" and source == "imagenet":
         stored = networks.stored_lite0()
@@ -182,6 +183,6 @@ def _load(net: nn.Sequential, name: str, dataset: str, weights: str | Path) -> N
         ships = f"; {name} has its own for imagenet" if source and dataset != "imagenet" else ""
         raise FileNotFoundError(f"weights={str(weights)!r} is no file, and no pretrained weights of {name}{ships}")
     try:
-        net.load_state_dict(stored)
+        (whole if stored.keys() == whole.state_dict().keys() else net).load_state_dict(stored)
     except RuntimeError as error:
         raise ValueError(f"weights={str(weights)!r} do not fit {name} for {dataset}: {error}") from error

@@ -14,12 +14,12 @@ from i2f.lanczos import Lanczos
 
 
 class LambdaMax(NamedTuple):
-    """λ_max(J Jᵀ), the products spent on it, whether the tolerance was met, and the relative residual."""
+    """λ_max(J Jᵀ), the products spent on it, whether the tolerance was met, and the residual over the value."""
 
     value: float
     products: int
     converged: bool
-    error: float
+    residual: float
 
 
 class Spectrum(NamedTuple):
@@ -38,13 +38,13 @@ def lambda_max(J: GradientJacobian, tol: float = 1e-3, max_steps: int = 300) -> 
     largest no finite number of products can prove; Lanczos from a random start finds the top of a spectrum first.
     """
     spent, process = J.products, Lanczos(lambda v: J.matvec(J.rmatvec(v)), random_start(J))
-    top, error = 0.0, math.inf
-    while not process.exhausted and len(process) < max_steps and error > tol:
+    top, residual = 0.0, math.inf
+    while not process.exhausted and len(process) < max_steps and residual > tol:
         process.step()
         values, vectors = process.ritz()
         top = max(float(values[-1]), 0.0)
-        error = float(process.residuals(vectors)[-1]) / top if top > 0 else 0.0
-    return LambdaMax(top, J.products - spent, error <= tol, error)
+        residual = float(process.residuals(vectors)[-1]) / top if top > 0 else 0.0
+    return LambdaMax(top, J.products - spent, residual <= tol, residual)
 
 
 def random_start(J: GradientJacobian) -> Tensor:
@@ -104,9 +104,9 @@ def _arpack(J: GradientJacobian, k: int, which: str, tol: float) -> tuple[np.nda
 
     def gram_times(v: np.ndarray) -> np.ndarray:
         vector = torch.from_numpy(np.ascontiguousarray(v.reshape(-1))).to(J.x)
-        return J.matvec(J.rmatvec(vector)).double().cpu().numpy()
+        return J.matvec(J.rmatvec(vector)).cpu().double().numpy()
 
-    start = random_start(J).double().cpu().numpy()
+    start = random_start(J).cpu().double().numpy()
     operator = LinearOperator((n, n), matvec=gram_times, dtype=np.float64)
     try:
         values, vectors = eigsh(operator, k=k, which=which, tol=tol, v0=start)

@@ -107,6 +107,7 @@ def _in_processes(jobs: int | None, solve: Solve, todo: dict[str, list[Problem]]
 def _on_cluster(client: "Client", solve: Solve, todo: dict[str, list[Problem]]) -> Iterator[tuple[str, list[Row]]]:
     """The chunks' rows as they come, from a Dask cluster's workers."""
     from distributed import as_completed
+    from distributed.scheduler import KilledWorker
 
     device = os.environ.get(devices.VARIABLE, "cpu")  # by its name: a worker's "auto" is its own
     futures = client.map(_solve, todo.keys(), todo.values(), solve=solve, device=device, pure=False)
@@ -115,7 +116,7 @@ def _on_cluster(client: "Client", solve: Solve, todo: dict[str, list[Problem]]) 
         for future in as_completed(futures):
             try:
                 yield future.result()  # computed anew where the worker died with it
-            except Exception as error:  # its workers died again and again
+            except KilledWorker as error:  # its workers died again and again
                 yield keys[future], _raised(error, todo[keys[future]])
     finally:
         client.cancel(futures)

@@ -151,3 +151,78 @@ def test_readme_shows_the_committed_tables(attacks):
     assert f"{table}\n\n{rivals}" in (FOLDER.parent / "README.md").read_text()
     assert all(f"`{method}`" in table for method in attacks.METHODS)
     assert len(rivals.splitlines()) == 2 + 3 + 2 * 2
+
+
+@pytest.fixture
+def deep(monkeypatch, tmp_path):
+    """The benchmark of deep networks, on one small network, writing into a folder of the test's own."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    for name in ("deep", "common"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import common
+    import deep
+
+    monkeypatch.setattr(common, "HERE", tmp_path)
+    monkeypatch.setattr(deep, "HERE", tmp_path)
+    monkeypatch.setattr(deep, "REPETITIONS", 1)
+    monkeypatch.setitem(
+        deep.NETWORKS, "small", ("mnist", {"name": "cnn2x8", "activation": "softplus", "init": "kaiming"})
+    )
+    return deep
+
+
+def test_both_sides_find_the_same_eigenvalue(deep):
+    ours, theirs = deep.bound("small"), deep.arpack("small")
+    assert ours["lambda_max"] == pytest.approx(theirs["lambda_max"], rel=2e-2)
+    assert (ours["d_x"], ours["d_theta"]) == (theirs["d_x"], theirs["d_theta"])
+    assert 0 < ours["products"] < theirs["products"]
+
+
+def test_products_are_timed_and_weighed(deep):
+    row = deep.products("small")
+    assert row["pair / gradient"] == pytest.approx((row["J v, s"] + row["Jᵀ v, s"]) / row["gradient, s"])
+    assert row["foreseen, GB"] > 0
+
+
+@pytest.mark.parametrize("way", ["plain", "homotopy", "adam first", "tv"])
+def test_inversions_are_rows(deep, monkeypatch, way):
+    invert = deep.i2f.invert
+    monkeypatch.setattr(
+        deep.i2f, "invert", lambda *args, **more: invert(*args, **(more | {"steps": min(more["steps"], 3)}))
+    )
+    row = deep.inversion("small", 0, way, 4)
+    assert row["mse"] >= 0
+    assert row["evaluations"] > 3
+    assert 0 < row["relative_residual"] < 1
+
+
+def test_a_part_goes_on_where_it_was(deep, monkeypatch, tmp_path):
+    monkeypatch.setitem(deep.TASKS, "inversion", [("small", 0, "plain", 1), ("small", 1, "plain", 1)])
+    partial = deep.Partial("deep_inversion", False)
+    partial.keep(("small", 0, "plain", 1), [{"mse": -1.0}])
+    table = deep.run("inversion", 1, resume=True)
+    assert list(table.image) == [0, 1]
+    assert table.mse[0] == -1
+    assert table.mse[1] > 0
+    assert (tmp_path / "deep_inversion.csv").exists()
+    assert not partial.path.exists()
+
+
+def test_pages_show_the_committed_tables(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    for name in ("pages", "common"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import pages
+    import pandas as pd
+
+    products, bound = (pd.read_csv(FOLDER / f"deep_{part}.csv") for part in ("products", "bound"))
+    table = pages.deep_table(products, bound)
+    assert f"{pages.README}\n\n{table}\n\n{pages.CLOSE}" in (FOLDER.parent / "README.md").read_text()
+    million = pages.million_table()
+    assert f"{pages.DOCS}\n\n{million}\n\n{pages.CLOSE}" in (FOLDER.parent / "docs" / "scaling.md").read_text()
+    assert "{{" not in (FOLDER.parent / "docs" / "scaling.md").read_text()
+    for row in million.splitlines()[2:]:
+        *_, cores, seconds, days, hours = (cell.strip() for cell in row.strip("|").split("|"))
+        work = float(seconds.replace(",", "")) * int(cores) * 1e6
+        assert float(days.replace(",", "")) == pytest.approx(work / 86_400, rel=0.1)
+        assert float(hours.replace(",", "")) == pytest.approx(work / 3.6e6, rel=0.1)

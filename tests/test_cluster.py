@@ -96,7 +96,6 @@ def test_a_killed_worker_loses_nothing(client, tmp_path):
     )
     table = sweep.run(partial(measured, str(begun), 0.25), PROBLEMS, client=client, store=store)
     assert watcher.communicate(timeout=60)[0].strip() == "killed"
-    assert not psutil.pid_exists(victim) or victim not in client.run(os.getpid).values()
     pd.testing.assert_frame_equal(table, sweep.run(partial(measured, str(begun), 0.0), PROBLEMS, jobs=1))
     assert len(list(store.rglob("*.pickle"))) == len(PROBLEMS)
 

@@ -87,6 +87,19 @@ def test_a_large_network_is_asked_for_less():
     assert row["evaluations"] <= 52
 
 
+def test_a_network_without_exact_prediction_leaves_the_others_claims_alone():
+    table = fake(2100)
+    deep = table[table.method.isin(efficiency.DEEP)].assign(network="resnet20 default gelu", evaluations=50)
+    both = pd.concat([deep, table], ignore_index=True)
+    alone, beside = (
+        {c.id: c for c in efficiency.judge(t, "mnist", 10.0, 100.0)} for t in (table, both)
+    )  # fmt: skip
+    exact = [name for name in alone if "-exact-" in name]
+    assert exact
+    assert all((beside[name].value, beside[name].verdict) == (alone[name].value, alone[name].verdict) for name in exact)
+    assert beside["efficiency-mnist-bound-dgl"].value <= alone["efficiency-mnist-bound-dgl"].value
+
+
 def test_figure_draws_every_row():
     table = fake(2100)
     table.loc[table.method == "dgl", "reached"] = False

@@ -121,6 +121,26 @@ def test_the_prediction_may_hold_in_its_regime_alone():
     assert found["bound-unbounded"] == found["order-dgl"] == "holds"
 
 
+def test_a_deep_network_has_a_claim_of_its_own():
+    def judged(law):
+        table = fake(law)
+        deep = table[table.attacker == "gauss-newton"].assign(model="cnn8x16")
+        found = experiment.judge(fake(), "mnist", **THRESHOLDS, further=deep)
+        return next(c for c in found if c.id == "influence_vs_attack-mnist-accuracy-deep")
+
+    assert judged(lambda predicted: predicted).verdict == "holds"
+    assert judged(lambda predicted: 3 * predicted).verdict == "fails"
+    assert judged(lambda predicted: predicted).note.startswith("cnn8x16")
+
+
+def test_deep_problems_are_of_the_network_named():
+    tasks = experiment.deep({"dataset": "mnist", "init": "uniform"}, "cnn8x16 kaiming softplus", 2, [1e-12, 1e-10])
+    assert len(tasks) == 4
+    assert {(t["model"], t["init"], t["activation"], t["normalize"]) for t in tasks} == {
+        ("cnn8x16", "kaiming", "softplus", True)
+    }
+
+
 @pytest.mark.parametrize("rmse", [np.nan, 1e-3], ids=["no image", "a best image"])
 def test_failed_attacks_recovered_nothing(rmse):
     spoiled = fake()

@@ -46,7 +46,7 @@ def test_lambda_max_is_within_its_tolerance(name, tol):
     found = spectrum.lambda_max(J, tol)
     truth = SPECTRA[name].max()
     assert found.converged
-    assert found.error <= tol
+    assert found.residual <= tol
     assert truth * (1 - tol) <= found.value <= truth * (1 + 1e-12)
     assert found.products == J.products
 
@@ -71,7 +71,7 @@ def test_lambda_max_stops_no_later_than_it_must():
 def test_lambda_max_says_when_its_steps_ended():
     found = spectrum.lambda_max(Prescribed(SPECTRA["crowded at the top"]), 1e-12, max_steps=5)
     assert not found.converged
-    assert found.error > 1e-12
+    assert found.residual > 1e-12
     assert found.products == 10
 
 

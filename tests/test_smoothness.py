@@ -51,7 +51,7 @@ def made_up(**replaced):
     tasks = smoothness.problems(SETTING, [2, 4, 8], [8, 16], ["softplus", "relu"], 5)
     rows = [
         {**t, "mse": 1e-20 if t["activation"] == "softplus" else 0.1, "rmse": 1e-10, "relative_residual": 1e-12,
-         "steps": 5, "condition": 1e4, "converged": True, "failed": False, "reason": "",
+         "steps": 5, "condition": 1e4, "rank": 784, "converged": True, "failed": False, "reason": "",
          "expected_rmse": 3.0 ** np.log2(t["depth"]) * (1 + t["image"])}
         for t in tasks
     ]  # fmt: skip
@@ -65,7 +65,7 @@ def verdicts(table):
 def test_claims():
     found = verdicts(made_up())
     assert {name: c.verdict for name, c in found.items()} == {
-        "smooth-softplus": "holds", "kinks": "fails", "narrow": "holds", "depth": "holds",
+        "smooth-softplus": "holds", "kinks": "fails", "rank": "holds", "narrow": "holds", "depth": "holds",
     }  # fmt: skip
     assert found["depth"].value == pytest.approx(3.0)
 
@@ -75,6 +75,14 @@ def test_one_bad_depth_is_enough():
     table.loc[(table.depth == 4) & (table.width == 16), "mse"] = 0.1
     assert verdicts(table)["smooth-softplus"].verdict == "fails"
     assert verdicts(table)["smooth-softplus"].value == 0
+
+
+def test_a_singular_network_has_no_slope():
+    table = made_up()
+    table.loc[(table.activation == "relu") & (table.image == 2), ["rank", "expected_rmse"]] = [700, np.inf]
+    found = verdicts(table)
+    assert found["depth"].value == pytest.approx(3.0)
+    assert found["rank"].value == pytest.approx(1 - 0.5 / 5)
 
 
 def test_a_failed_attack_recovered_nothing():

@@ -89,12 +89,12 @@ class _Attack:
             s, newton = self.solver.solve(point, -slope, self.mu, self.newton)
             candidate = point.at(s)
             linear, quadratic = point.promise(s)
-            promised = quadratic if newton else linear
+            promised = (quadratic if newton else linear) if s.any() else -math.inf
             actual = point.objective - candidate.objective
             self.newton = abs(actual - quadratic) < abs(actual - linear)
             self.evaluations += 3
             gain = actual / promised if promised > 0 else -math.inf
-            if promised > 0 and isinstance(self.solver, KrylovSolver):
+            if promised > 0 and self.solver.corrects:
                 gain, candidate = self.corrected(s, newton, promised, gain, candidate)
             if 0 <= promised <= STATIONARY * point.objective:
                 self.reason = "stationary: the model promises no further decrease"
@@ -118,11 +118,12 @@ class _Attack:
             if gain >= STRAIGHT or not math.isfinite(candidate.objective):
                 break
             correction = self.solver.correct(self.point.chord(candidate, s, newton), s, self.mu, newton)
+            self.evaluations += 1 + newton
             if not float(correction.norm()) <= size:
                 break
             s = s + correction
             corrected = self.point.at(s)
-            self.evaluations += 2
+            self.evaluations += 1
             if not corrected.objective < candidate.objective:
                 break
             candidate, gain = corrected, (self.point.objective - corrected.objective) / promised
@@ -184,7 +185,7 @@ class Point(Linearization):
         What is left of it at a step that solves the model is due to r's curvature along s."""
         out = self.matvec(self.match.adjoint(candidate.residual, self.gradient.numel()))
         if self.prior.active:
-            out = out + candidate._pull().detach().reshape(-1)
+            out = out + self._half_pull + self.belief(s)  # as the model has it: `bend` adds what it lacks
         return out + self.bend(s) if newton else out
 
     def rmatvec(self, v: Tensor) -> Tensor:

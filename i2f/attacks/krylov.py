@@ -19,9 +19,12 @@ MOST_STEPS = 100  # of Lanczos a point
 class KrylovSolver:
     """(J Jᵀ [+ S] + μI) s = b in the Krylov space of b.
 
-    One space serves every μ that is tried at a point: a step that is refused costs no product. And it serves to
-    `correct` a step: what bends the objective is what the space found first, the directions of largest curvature.
+    One space serves every μ that is tried at a point: a larger one costs no product. And it serves to `correct` a step:
+    what bends the objective is what the space found first, the directions of largest curvature. Where there is no step
+    (a product that is not finite), s is zero.
     """
+
+    corrects = True
 
     def __init__(self) -> None:
         self.point: Point | None = None
@@ -44,13 +47,13 @@ class KrylovSolver:
         derivative."""
         process = self.processes[newton]
         values, vectors = process.ritz()
-        along = vectors.T @ (process.basis @ (chord + mu * s)).double().cpu().numpy()
-        c = vectors @ (along / (values + mu))
+        along = vectors.T @ (process.basis @ (chord + mu * s)).cpu().double().numpy()
+        c = vectors @ (along / ((values if newton else values.clip(min=0)) + mu))
         return -process.basis.T @ process.basis.new_tensor(c)
 
     def _solve(self, b: Tensor, mu: float, newton: bool) -> tuple[Tensor, bool]:
         if newton not in self.processes:
-            self.processes[newton] = Lanczos(self._matrix(newton), b)
+            self.processes[newton] = Lanczos(self._matrix(newton), b, semidefinite=not newton)
         process = self.processes[newton]
         if not len(process):
             process.step()

@@ -53,6 +53,8 @@ class StepSolver:
     where J would not fit. With a box, the step is the model's minimiser inside it.
     """
 
+    corrects = False
+
     def __init__(self, problem: Problem, first: FirstGram):
         self.problem, self.first = problem, first
         self.exact, self.rough = problem.gmap, problem.gmap.cast(torch.float32)

@@ -128,13 +128,15 @@ def judge(table: pd.DataFrame, dataset: str, cheaper: float, products: float) ->
     ]  # fmt: skip
     for method, rows in ratios.groupby("method", sort=False):
         knows = "reads no label, optimises it" if method == "dlg" else "knows the label"
-        arrived = rows.groupby("network", sort=False).reached.mean()
-        note = "arrived: " + ", ".join(f"{name} {share:.0%}" for name, share in arrived.items())
         for name, column, least, statement, over in (
             ("bound", "over_bound", cheaper, f"I_lb costs at most 1/{cheaper:g} of the attack: {method}.", "I_lb"),
             ("exact", "over_exact", 1.0, f"Exact I²F costs less than the attack: {method}.", "exact I²F"),
         ):
-            inverse = rows.assign(inverse=1 / rows[column])[["image", "network", "inverse", "reached"]]
+            inverse = rows.assign(inverse=1 / rows[column])[["image", "network", "inverse", "reached"]].dropna()
+            if not len(inverse):
+                continue  # exact I²F was asked of no network
+            arrived = inverse.groupby("network", sort=False).reached.mean()
+            note = "arrived: " + ", ".join(f"{name} {share:.0%}" for name, share in arrived.items())
             measured = partial(
                 claims.judge, measure=_least, at_least=least, **common,
                 id=f"efficiency-{dataset}-{name}-{method}", statement=statement,

@@ -61,25 +61,30 @@ def value(problem: Problem, name: str) -> Any:
 
 def jacobian(problem: Problem) -> GradientJacobian:
     """J at the problem's images, in float64; the last one asked for is kept, with what it has formed."""
-    return _jacobian(*(value(problem, name) for name in SETTING))
+    return _jacobian(devices.current(), *(value(problem, name) for name in SETTING))
 
 
 @lru_cache(maxsize=1)
 def _jacobian(
-    dataset: str, split: str, image: int, batch: int, root: str | None,
+    device: torch.device, dataset: str, split: str, image: int, batch: int, root: str | None,
     *network_of: Any,
 ) -> GradientJacobian:  # fmt: skip
     x, y = data.load(dataset, n=batch, offset=image, split=split, root=root)
-    device = devices.current()
     return GradientJacobian(network(dataset, *network_of), x.to(device), y.to(device))
 
 
-@lru_cache(maxsize=2)
 def network(
     dataset: str, model: str, init: str, weight_seed: int, normalize: bool, activation: str | None, weights: str | None
 ) -> torch.nn.Module:  # fmt: skip
-    net = models.build(model, dataset, init, weight_seed, normalize, activation, weights)
-    return net.to(devices.current(), devices.double(devices.current()))
+    """The network, float64, on the current device; the last two are kept: copy what you change."""
+    return _network(devices.current(), model, dataset, init, weight_seed, normalize, activation, weights)
+
+
+@lru_cache(maxsize=2)
+def _network(device: torch.device, *named: Any) -> torch.nn.Module:
+    if device.type == "mps":
+        raise ValueError("device='mps' has no float64, which the experiments work in: choose 'cpu' or 'cuda'")
+    return models.build(*named).double().to(device)
 
 
 def perturbation(J: GradientJacobian, problem: Problem) -> Tensor:

@@ -114,7 +114,7 @@ def _solve(
     model.load_state_dict(weights[epoch])
     device = devices.current()
     x, y = (t.to(device) for t in data.load(setting["dataset"], 1, offset=image, root=setting.get("root")))
-    model = model.to(device, devices.double(device)).eval()
+    model = model.double().to(device).eval()
     J = GradientJacobian(model, x, y)
     facts = _facts(J)
     relative = facts["gradient_norm"] ** 2 / J.shape[1]

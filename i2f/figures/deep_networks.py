@@ -1,5 +1,6 @@
 """Deep networks: what each question costs, the bound beside damped I²F, the head of the spectrum."""
 
+import itertools
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -42,9 +43,8 @@ def cost(ax: Axes, table: pd.DataFrame) -> Axes:
             ax.scatter(rows[column], [names.index(n) for n in rows.network], s=28, marker=marker, color=colour,
                        label=label, zorder=3)  # fmt: skip
     sizes = table.groupby("network").d_x.first()
-    ax.axvline(sizes.min(), color=LINE, lw=1.2, ls="--")
-    ax.text(sizes.min(), -0.62, " to form J", color=INK, fontsize="small", va="center", ha="left")
-    ax.set(xscale="log", xlabel="products with J and Jᵀ", xlim=(3, 8 * sizes.min()))
+    ax.scatter(sizes, [names.index(n) for n in sizes.index], s=120, marker="|", color=LINE, label="to form J")
+    ax.set(xscale="log", xlabel="products with J and Jᵀ", xlim=(3, 3 * sizes.max()))
     ax.set_yticks(range(len(names)), names, color=INK)
     ax.set_ylim(len(names) - 0.3, -1)
     ax.set_title("What an answer costs")
@@ -78,7 +78,9 @@ def bound_against_damped(ax: Axes, table: pd.DataFrame) -> Axes:
     """A mark an image: does the bound put images in the order of damped I²F?"""
     rows = table[table.damped_rmse.notna()] if "damped_rmse" in table else table.iloc[:0]
     names = list(dict.fromkeys(rows.network))
-    for name, colour, marker in zip(names, sns.color_palette("colorblind", len(names)), MARKERS, strict=False):
+    for name, colour, marker in zip(
+        names, sns.color_palette("colorblind", len(names)), itertools.cycle(MARKERS), strict=False
+    ):
         mine = rows[rows.network == name]
         ax.scatter(mine.bound_rmse, mine.damped_rmse, s=30, marker=marker, color=colour, label=name, zorder=3)
     ax.set(xscale="log", yscale="log", xlabel="I$_{lb}$, RMSE per pixel", ylabel="damped I²F, RMSE per pixel")
