@@ -16,11 +16,13 @@ On another device than the CPU the tables are deep_products-cuda.csv and so on; 
 import argparse
 import functools
 import json
+import re
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -114,6 +116,9 @@ def _peak() -> float:
     """The most memory that this process ever held, in bytes; on CUDA, the device's."""
     if devices.current().type == "cuda":
         return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():  # this process alone: ru_maxrss starts at what its parent held
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+)", status.read_text()).group(1))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
