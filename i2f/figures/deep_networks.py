@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from i2f.figures.style import INK, LINE, readable_ticks, style
+from i2f.figures.style import INK, LINE, style
 
 MARKERS = "os^DvP"
 
@@ -46,9 +46,9 @@ def cost(ax: Axes, table: pd.DataFrame) -> Axes:
     ax.scatter(sizes, [names.index(n) for n in sizes.index], s=120, marker="|", color=LINE, label="to form J")
     ax.set(xscale="log", xlabel="products with J and Jᵀ", xlim=(3, 3 * sizes.max()))
     ax.set_yticks(range(len(names)), names, color=INK)
-    ax.set_ylim(len(names) - 0.3, -1)
+    ax.set_ylim(len(names) + 1.2, -1)  # room for the legend
     ax.set_title("What an answer costs")
-    ax.legend(fontsize="small", loc="lower right")
+    ax.legend(fontsize="small", loc="lower right", ncols=2)
     return ax
 
 
@@ -68,7 +68,7 @@ def estimates(ax: Axes, table: pd.DataFrame) -> Axes:
     ax.text(table.prior_rmse.iloc[0], -0.62, "prior ", color=INK, fontsize="small", va="center", ha="right")
     ax.set(xscale="log", xlabel="RMSE per pixel")
     ax.set_yticks(range(len(names)), names, color=INK)
-    ax.set_ylim(len(names) - 0.3, -1)
+    ax.set_ylim(len(names) + 1.2, -1)  # room for the legend
     ax.set_title("What the noise hides")
     ax.legend(fontsize="small", loc="lower left")
     return ax
@@ -85,7 +85,6 @@ def bound_against_damped(ax: Axes, table: pd.DataFrame) -> Axes:
         ax.scatter(mine.bound_rmse, mine.damped_rmse, s=30, marker=marker, color=colour, label=name, zorder=3)
     ax.set(xscale="log", yscale="log", xlabel="I$_{lb}$, RMSE per pixel", ylabel="damped I²F, RMSE per pixel")
     if len(rows):
-        readable_ticks(ax)
         ax.legend(fontsize="small")
     ax.set_title("Does the bound rank images?")
     return ax
