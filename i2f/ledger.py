@@ -60,7 +60,7 @@ PAPER = {
     ),
     "ResNet152 on ImageNet: the lower bound of networks too large for I²F": (
         "deep_networks",
-        "damped I²F and its average, by products alone; twenty photographs in the benchmark",
+        "damped I²F and its average, by products alone; a ResNet152 of drawn weights in the benchmark",
     ),
     "No counterpart: depth, width and smoothness of the network": (
         "smoothness",
