@@ -192,10 +192,12 @@ class Point(Linearization):
         """W Jᵀ v, (d_x,) -> (|K|,)."""
         return self.match(super().rmatvec(v))
 
-    def curve(self, v: Tensor) -> Tensor:
-        """J WᵀW Jᵀ v and the prior's curvature, Gauss–Newton's half of the Hessian; two products."""
+    def curve(self, v: Tensor, newton: bool = False) -> Tensor:
+        """J WᵀW Jᵀ v and the prior's curvature, Gauss–Newton's half of the Hessian, in two products; with S v, the rest
+        of it (`bend`), in three."""
         out = self.matvec(self.match.adjoint(self.rmatvec(v), self.gradient.numel()))
-        return out if self.belief is None else out + self.belief(v)
+        out = out if self.belief is None else out + self.belief(v)
+        return out + self.bend(v) if newton else out
 
     def bend(self, v: Tensor) -> Tensor:
         """What `curve` leaves out of half the objective's Hessian: S v, and what the prior's stand-in lacks."""

@@ -66,12 +66,8 @@ class KrylovSolver:
     def _matrix(self, newton: bool) -> Callable[[Tensor], Tensor]:
         point = self.point
 
-        def curve(v: Tensor) -> Tensor:
-            self.products += 2
-            return point.curve(v)
+        def matrix(v: Tensor) -> Tensor:
+            self.products += 2 + newton
+            return point.curve(v, newton)
 
-        def full(v: Tensor) -> Tensor:
-            self.products += 1
-            return curve(v) + point.bend(v)
-
-        return full if newton else curve
+        return matrix

@@ -80,19 +80,15 @@ class StepSolver:
         return solution.u, newton
 
     def _model_step(self, point: Point, b: Tensor, mu: float, newton: bool, steps: int) -> tuple[Solution, bool]:
-        def curve(v: Tensor) -> Tensor:
-            self.products += 2
-            return point.curve(v)
-
-        def full(v: Tensor) -> Tensor:
-            self.products += 1
-            return curve(v) + point.bend(v)
+        def matrix(with_bend: bool, v: Tensor) -> Tensor:
+            self.products += 2 + with_bend
+            return point.curve(v, with_bend)
 
         if newton:
-            solution = self._minimize(full, point, b, mu, steps)
+            solution = self._minimize(partial(matrix, True), point, b, mu, steps)
             if not solution.indefinite:
                 return solution, True
-        return self._minimize(curve, point, b, mu, steps), False
+        return self._minimize(partial(matrix, False), point, b, mu, steps), False
 
     def _minimize(self, A: Callable[[Tensor], Tensor], point: Point, b: Tensor, mu: float, steps: int) -> Solution:
         if not self.box:
