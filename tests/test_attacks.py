@@ -219,6 +219,20 @@ def test_dgl_finds_the_image(mlp, backward):
     assert found.evaluations == 2 * 300 + 1
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_tags_loss(mlp, backward, masked):
+    model, x, y = mlp
+    target, trace = backward(model, x, y), Trace()
+    mask = torch.arange(len(target)) % 2 == 0 if masked else torch.ones_like(target, dtype=torch.bool)
+    found = i2f.invert(model, target, y, x.shape, method="dgl", l1=0.01, mask=mask, steps=5, callback=trace)
+    for loss, image in zip(trace.losses, trace.images, strict=True):
+        residual = (backward(model, image, y) - target)[mask]
+        assert loss == pytest.approx(squared(residual) + 0.01 * float(residual.abs().sum()))
+    assert found.loss == min(trace.losses)
+    with pytest.raises(ValueError, match="l1"):
+        i2f.invert(model, target, y, x.shape, method="dgl", l1=-1.0)
+
+
 def test_gauss_newton_ends_at_a_stationary_point(mlp, backward):
     """With noise a residual r stays; the objective's gradient J r vanishes all the same."""
     model, x, y = mlp

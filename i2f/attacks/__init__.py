@@ -93,7 +93,7 @@ def invert(
         tolerance: the relative residual at which the gradient counts as matched; None: 64 units of rounding.
         progress: show a bar. callback: called with an `Iterate` at every iterate.
         options: of the method. "dgl", "idlg", "gs", "dlg": lr, optimizer (a torch class, or any function of
-            (parameters, lr=...)); "gs": signed.
+            (parameters, lr=...)); "gs": signed; "dgl", "idlg": l1, the weight of TAG's ‖·‖₁.
 
     Returns: a `Reconstruction`; after Ctrl-C the best so far. Raises: ValueError or TypeError for bad input, before
     any work.

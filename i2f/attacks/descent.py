@@ -22,6 +22,7 @@ class Recipe(NamedTuple):
 
     optimizer: called as optimizer(parameters, lr=lr). cosine: match the gradient's direction instead of its value.
     signed: step along the sign of the objective's gradient. drops: at these shares of the budget lr falls tenfold.
+    l1: weight of the sum of absolute differences beside the distance.
     """
 
     optimizer: MakeOptimizer
@@ -29,12 +30,13 @@ class Recipe(NamedTuple):
     cosine: bool = False
     signed: bool = False
     drops: tuple[float, ...] = ()
+    l1: float = 0.0
 
 
 def descend(problems: Sequence[Problem], recipe: Recipe) -> list[Reconstruction]:
     """Minimise every problem's own objective, D(W ∇L(x), W g) + penalty(x), with D one of
 
-        squared  ‖a − b‖²        cosine  1 − ⟨a, b⟩ / ‖a‖‖b‖,
+        squared  ‖a − b‖² [+ l1 ‖a − b‖₁]        cosine  1 − ⟨a, b⟩ / ‖a‖‖b‖,
 
     by any torch optimiser. Problems share the model, not their fate: each has its own leaf tensor, stops by itself,
     and keeps its own best iterate. The problems of one call have the same shape, steps and prior.
@@ -109,14 +111,15 @@ class _Descent:
         gradients = self.gradients(xs, ys)
         distance = _cosine if self.recipe.cosine else _squared
         if all(self.problems[i].match.plain for i in chosen):
-            misfits = distance(gradients, torch.stack([self.targets[i] for i in chosen]))
+            targets = torch.stack([self.targets[i] for i in chosen])
+            misfits, absolute = distance(gradients, targets), _absolute(gradients, targets)
         else:
-            matched = [self.problems[i].match(g) for i, g in zip(chosen, gradients, strict=True)]
-            misfits = torch.stack([distance(g, self.targets[i]) for i, g in zip(chosen, matched, strict=True)])
-        losses = misfits
+            pairs = [(self.problems[i].match(g), self.targets[i]) for i, g in zip(chosen, gradients, strict=True)]
+            misfits, absolute = (torch.stack([norm(*pair) for pair in pairs]) for norm in (distance, _absolute))
+        losses = misfits + self.recipe.l1 * absolute if self.recipe.l1 else misfits
         prior = self.problems[0].prior
         if prior.active:
-            losses = misfits + torch.stack([prior.penalty(x) for x in xs])
+            losses = losses + torch.stack([prior.penalty(x) for x in xs])
         self.evaluations += 1
         self.misfits = dict(zip(chosen, misfits.tolist(), strict=True))
         for i, loss in zip(chosen, losses.tolist(), strict=True):
@@ -188,6 +191,10 @@ class _Descent:
 
 def _squared(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).square().sum(-1)
+
+
+def _absolute(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).abs().sum(-1)
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -4,18 +4,20 @@ from collections.abc import Sequence
 
 import torch
 
+from i2f import checks
 from i2f.attacks.descent import MakeOptimizer, Recipe, descend
 from i2f.attacks.problem import Problem, Reconstruction
 
 
 def dgl(
-    problems: Sequence[Problem], lr: float = 0.1, optimizer: MakeOptimizer = torch.optim.Adam
+    problems: Sequence[Problem], lr: float = 0.1, optimizer: MakeOptimizer = torch.optim.Adam, l1: float = 0.0
 ) -> list[Reconstruction]:
     """Adam on ‖∇_θ L(x) − g‖²: deep gradient leakage as the I²F paper runs it (24,000 steps, lr 0.1, start N(0, 1)).
 
-    With the label read off the last layer's gradient instead of given, this is iDLG (Zhao et al. 2020).
+    With the label read off the last layer's gradient instead of given, this is iDLG (Zhao et al. 2020). With
+    l1 · ‖∇_θ L(x) − g‖₁ beside the square it is TAG, the attack on texts (Deng et al. 2021), one weight for all layers.
     """
-    return descend(problems, Recipe(optimizer, lr))
+    return descend(problems, Recipe(optimizer, lr, l1=checks.at_least("l1", l1, 0.0)))
 
 
 def dlg(
