@@ -86,7 +86,8 @@ def ratio(ax: Axes, table: pd.DataFrame, cut: float, tolerance: float) -> Axes:
     ax.annotate("cut", (cut, 1), (3, -4), xycoords=("data", "axes fraction"), textcoords="offset points", va="top",
                 fontsize="small", color=INK)  # fmt: skip
     readable_ticks(ax)
-    ax.legend(fontsize="small")
+    if named:
+        ax.legend(fontsize="small")
     return ax
 
 
