@@ -120,15 +120,17 @@ def _from_bundle(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _verified(key: str, folder: Path) -> Path:
-    path = folder / f"{key}.npz"
+    return verified(folder / f"{key}.npz", CHECKSUMS[key])
+
+
+def verified(path: Path, checksum: str) -> Path:
+    """The path, if the file there is what it was (SHA-256); FileNotFoundError or OSError otherwise, with the cure."""
     cure = "`dvc checkout --force data.dvc` (after `dvc pull data.dvc`) brings it back, or `make repro` does"
     if not path.exists():
         raise FileNotFoundError(f"data file {path} is missing: `dvc pull data.dvc` brings it, and `make repro` does so")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != CHECKSUMS[key]:
-        raise OSError(
-            f"data file {path} is truncated or altered (SHA-256 {found[:12]}…, not {CHECKSUMS[key][:12]}…): {cure}"
-        )
+    if found != checksum:
+        raise OSError(f"data file {path} is truncated or altered (SHA-256 {found[:12]}…, not {checksum[:12]}…): {cure}")
     return path
 
 
