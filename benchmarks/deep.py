@@ -164,9 +164,8 @@ TASKS: dict[str, list[tuple]] = {
     "bound": [(network,) for network in NETWORKS],
     "inversion": [
         ("resnet18 gelu", 1, "plain", 36), ("resnet18 gelu", 0, "plain", 36), ("resnet18 gelu", 2, "plain", 36),
-        ("resnet18 relu", 0, "plain", 20), ("resnet18 relu", 0, "homotopy", 24), ("resnet18 relu", 0, "adam first", 10),
-        ("resnet18 relu", 0, "tv", 15), ("resnet18 softplus", 0, "plain", 24), ("vit", 0, "plain", 30),
-        ("resnet20 gelu", 0, "plain", 40),
+        ("resnet18 softplus", 0, "plain", 24), ("vit", 0, "plain", 36), ("resnet20 gelu", 0, "plain", 36),
+        *(("resnet18 relu", 0, way, 24) for way in ("plain", "homotopy", "adam first", "tv")),
     ],
     "photos": [(image,) for image in range(20)],
 }  # fmt: skip
