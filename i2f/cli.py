@@ -17,13 +17,13 @@ def parser() -> argparse.ArgumentParser:
     fetch = data.add_parser("fetch", help="download a full data set through torchvision")
     fetch.add_argument("name", help="mnist, fashion-mnist, cifar10 or cifar100")
     fetch.add_argument("--root", type=Path, required=True, help="folder to put it in; data.load(..., root=) reads it")
-    data.add_parser("verify", help="compare the bundled images with their checksums")
+    data.add_parser("verify", help="compare the bundled images and texts with their checksums")
     return main_parser
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    from i2f import data  # PyTorch loads here, so that --help does not wait for it
+    from i2f import data, text  # PyTorch loads here, so that --help does not wait for it
 
     try:
         if arguments.action == "bundle":
@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
             )
         else:
             data.verify()
+            text.verify()
             print("the bundle is complete and unaltered")
     except (ValueError, OSError, ImportError) as error:
         print(f"i2f: {error}", file=sys.stderr)

@@ -23,7 +23,6 @@ from i2f.gradient import Loss
 from i2f.text import extra
 
 TASKS = ("classification", "causal")
-EMBEDDING_GRADIENT = ("withheld", "shared")
 
 
 class Size(NamedTuple):
@@ -46,15 +45,15 @@ class LanguageModel(nn.Module):
     Args:
         net: a model for sequence classification or causal language modelling that takes `inputs_embeds`. Its attention
             is switched to the eager implementation, since fused kernels have no second derivative.
-        embedding_gradient: "withheld": the embedding matrix (and a head tied to it) is no part of θ. "shared": it is
-            sent too; see `embedding_gradient`. As a function of x, θ is the same in both.
+
+    The embedding matrix (and a head tied to it) is no part of θ, since its gradient is no function of x. A client may
+    withhold or share it all the same: `embedding_gradient`.
 
     Raises: ValueError for a network that takes no embeddings, or none of whose attention is eager.
     """
 
-    def __init__(self, net: nn.Module, embedding_gradient: str = "withheld"):
+    def __init__(self, net: nn.Module):
         super().__init__()
-        self.embedding_gradient = checks.one_of("embedding_gradient", embedding_gradient, EMBEDDING_GRADIENT)
         try:
             net.set_attn_implementation("eager")
             net.get_input_embeddings().weight.requires_grad_(False)
@@ -171,10 +170,7 @@ def next_token(logits: Tensor, tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
 
-def build(
-    name: str, task: str = "classification", seed: int = 0, embedding_gradient: str = "withheld",
-    activation: str | None = None,
-) -> LanguageModel:  # fmt: skip
+def build(name: str, task: str = "classification", seed: int = 0, activation: str | None = None) -> LanguageModel:
     """A network of texts, in evaluation mode.
 
     Args:
@@ -183,7 +179,7 @@ def build(
             "minilm": the pretrained encoder all-MiniLM-L6-v2, shipped by a package, under a head that is drawn. Any
             other name or folder goes to `from_pretrained`.
         task: "classification", two classes, or "causal": the next token (GPT-2-type).
-        embedding_gradient: see `LanguageModel`. activation: of the network, by `transformers`' name; None: its own.
+        activation: of the network, by `transformers`' name; None: its own.
 
     The caller's random state is left as it was. Raises: ValueError for what does not go together;
     ModuleNotFoundError without the extra `text`; FileNotFoundError for a name that is neither here nor to be had.
@@ -200,7 +196,7 @@ def build(
             net = _drawn(transformers, name, task, activation)
         else:
             net = _pretrained(transformers, name, task, activation)
-    return LanguageModel(net, embedding_gradient)
+    return LanguageModel(net)
 
 
 def _drawn(transformers: Any, name: str, task: str, activation: str | None) -> nn.Module:

@@ -40,7 +40,7 @@ PAPER = {
     ),
     "Unequal protection of samples and classes": (
         "fairness",
-        "200 digits; the law's own regime as well as the paper's variance",
+        "digits by the hundred; the law's own regime as well as the paper's variance",
     ),
     "Initialisation (Fig. 7)": (
         "initialization",
@@ -65,6 +65,10 @@ PAPER = {
     "No counterpart: depth, width and smoothness of the network": (
         "smoothness",
         "one family, four activations, the attack that converges",
+    ),
+    "Language: ROUGE, BLEU and feature MSE against the lower bound (BERT, GPT-2)": (
+        "language",
+        "tokens read without a search, and a second-order attacker; exact I²F on small networks, a pretrained encoder",
     ),
     "The assumption that the noiseless attack is perfect (section 3)": (
         "leakage",
@@ -91,6 +95,9 @@ HEADLINES = (
     "smoothness-mnist-smooth-softplus",
     "smoothness-mnist-kinks",
     "smoothness-mnist-depth",
+    "language-minilm-read",
+    "language-bert-tiny-accuracy",
+    "language-bert-tiny-flat",
 )
 
 

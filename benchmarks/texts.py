@@ -1,0 +1,71 @@
+"""How many texts come back whole from their gradient, without noise: `python benchmarks/texts.py [--resume]`.
+
+texts.csv: a row a network and attacker, over the first fifty texts of the bundle (twenty for MiniLM).
+"""
+
+import argparse
+import time
+
+import joblib
+import pandas as pd
+import torch
+from common import HERE, Partial, machine
+
+from i2f.experiments import language
+from i2f.progress import bar
+
+SEED, SEARCHING_STEPS, TAG_STEPS = 1, 40, 1000
+PARTS = [  # network and task, attacker, texts
+    ("bert-tiny", language.READING, 50), ("bert-tiny", language.SEARCH, 50), ("bert-tiny", language.TAG, 20),
+    ("gpt2-tiny", language.READING, 50), ("gpt2-tiny", language.SEARCH, 50), ("gpt2-tiny", language.TAG, 20),
+    ("gpt2-tiny causal", language.READING, 50), ("minilm", language.READING, 20),
+]  # fmt: skip
+
+
+def attack(network: str, attacker: str, text: int) -> dict:
+    """One text's row, and the seconds of one thread."""
+    (task,) = [p for p in language.problems({network: text + 1}, {attacker: [0.0]}, {}, SEED) if p["text"] == text]
+    began = time.perf_counter()
+    (row,) = language._solve({language.SEARCH: SEARCHING_STEPS, language.TAG: TAG_STEPS}, [task])
+    row["seconds"] = time.perf_counter() - began
+    return {
+        name: row.get(name) for name in ("accuracy", "rougeL", "all_found", "rmse", "steps", "evaluations", "seconds")
+    }
+
+
+def _one(task: tuple[str, str, int]) -> tuple[tuple[str, str, int], dict]:
+    torch.set_num_threads(1)
+    return task, attack(*task)
+
+
+def run(processes: int, resume: bool, parts: list[tuple[str, str, int]] = PARTS) -> pd.DataFrame:
+    partial = Partial("texts", resume)
+    tasks = [(network, attacker, text) for network, attacker, texts in parts for text in range(texts)]
+    calls = [joblib.delayed(_one)(task) for task in tasks if task not in partial.found]
+    with joblib.parallel_config("loky", n_jobs=processes, inner_max_num_threads=1):
+        found = joblib.Parallel(return_as="generator_unordered", batch_size=1)(calls)
+        for task, row in bar(found, total=len(calls), description="texts"):
+            partial.keep(task, row)
+    rows = pd.DataFrame([{"network": n, "attacker": a, "text": t, **partial.found[n, a, t]} for n, a, t in tasks])
+    groups = rows.groupby(["network", "attacker"], sort=False)
+    table = groups.agg(**{
+        "texts": ("text", "size"), "found whole": ("all_found", "sum"), "tokens": ("accuracy", "mean"),
+        "least of a text": ("accuracy", "min"), "ROUGE-L": ("rougeL", "mean"), "steps": ("steps", "median"),
+        "evaluations": ("evaluations", "median"), "seconds": ("seconds", "median"),
+    }).reset_index()  # fmt: skip
+    table.to_csv(HERE / "texts.csv", index=False, float_format="%.4g")
+    (HERE / "texts_machine.txt").write_text(machine(1))
+    partial.path.unlink(missing_ok=True)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=joblib.cpu_count(only_physical_cores=True))
+    parser.add_argument("--resume", action="store_true", help="go on with what was cut off")
+    arguments = parser.parse_args()
+    print(run(arguments.processes, arguments.resume).to_string())
+
+
+if __name__ == "__main__":
+    main()
