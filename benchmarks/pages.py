@@ -8,6 +8,7 @@ from common import HERE, show_in_readme
 
 ROOT = HERE.parent
 README = "<!-- benchmarks/deep_bound.csv -->"
+TEXTS = "<!-- benchmarks/texts.csv -->"
 DOCS = "<!-- a million images -->"
 CLOSE = "<!-- end -->"
 DAY, HOUR, MILLION, CORES = 86_400, 3_600, 1e6, 1_000
@@ -32,6 +33,17 @@ def deep_table(products: pd.DataFrame, bound: pd.DataFrame) -> str:
         cells = [network, f"{ours.d_x:,}", f"{ours.d_theta:,}", _number(pair), f"{ours.products:,}",
                  _number(ours.seconds), _number(ours["peak, GB"]), *map(_number, other)]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def texts_table(texts: pd.DataFrame) -> str:
+    """A row a network and attacker: how many texts came back whole, and what it took."""
+    lines = ["| network | attacker | found whole | tokens | evaluations | seconds |", "|---|---|---|---|---|---|"]
+    for row in texts.to_dict("records"):
+        lines.append(
+            f"| {row['network']} | `{row['attacker']}` | {row['found whole']:.0f} of {row['texts']} | "
+            f"{row['tokens']:.1%} | {_number(row['evaluations'], 3)} | {_number(row['seconds'])} |"
+        )
     return "\n".join(lines)
 
 
@@ -77,6 +89,7 @@ def main() -> None:
     show_in_readme()
     products, bound = (pd.read_csv(HERE / f"deep_{part}.csv") for part in ("products", "bound"))
     put(ROOT / "README.md", README, deep_table(products, bound))
+    put(ROOT / "README.md", TEXTS, texts_table(pd.read_csv(HERE / "texts.csv")))
     put(ROOT / "docs" / "scaling.md", DOCS, million_table())
 
 

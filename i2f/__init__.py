@@ -13,8 +13,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _MODULES = (
-    "attacks", "batchnorm", "claims", "data", "devices", "figures", "memory", "metrics", "models", "perturb",
-    "pipeline", "spectrum", "sweep", "trace",
+    "attacks", "batchnorm", "claims", "data", "devices", "figures", "language", "memory", "metrics", "models",
+    "perturb", "pipeline", "spectrum", "sweep", "text", "trace",
 )  # fmt: skip
 _NAMES = {
     "GradientJacobian": "jacobian",

@@ -15,7 +15,7 @@ from scipy.special import gammaln, ndtr, stdtrit
 from i2f import checks
 
 if TYPE_CHECKING:
-    from pandas.io.formats.style import Styler
+    from IPython.display import HTML
 
 LEAST_UNITS = 4  # fewer images or seeds say nothing about others: no interval
 LEAST_RANKED = 8  # the same for a rank correlation over them: four stand in perfect order once in 24 times, by chance
@@ -208,10 +208,17 @@ def to_frame(claims: Sequence[Claim]) -> pd.DataFrame:
     )
 
 
-def show(claims: Sequence[Claim]) -> "Styler":
-    """`to_frame` as a notebook shows it: sentences read from the left, and need no row numbers."""
+def show(claims: Sequence[Claim]) -> "HTML":
+    """`to_frame` as a notebook shows it."""
+    return page(to_frame(claims), "claims")
+
+
+def page(table: pd.DataFrame, name: str = "page") -> "HTML":
+    """A table as a notebook shows it, the same at every run: sentences whole, read from the left, no row numbers."""
+    from IPython.display import HTML
+
     left = [{"selector": "th, td", "props": "text-align: left; vertical-align: top"}]
-    return to_frame(claims).style.hide(axis="index").set_table_styles(left)
+    return HTML(table.style.hide(axis="index").set_table_styles(left).set_uuid(name).to_html())
 
 
 def interval(numbers: tuple[float, float, float]) -> str:

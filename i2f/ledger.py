@@ -3,16 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import yaml
 
 from i2f import claims
 from i2f.claims import Claim
-
-if TYPE_CHECKING:
-    from IPython.display import HTML
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -127,14 +123,6 @@ def contents() -> pd.DataFrame:
         said = ", ".join(f"{verdicts[v]} {v}" for v in claims.VERDICTS if verdicts[v])
         rows.append({"notebook": name, "question": title, "claims": said or "–"})
     return pd.DataFrame(rows)
-
-
-def page(table: pd.DataFrame) -> "HTML":
-    """A table as a notebook shows it, the same at every run: sentences whole, read from the left, no row numbers."""
-    from IPython.display import HTML
-
-    left = [{"selector": "th, td", "props": "text-align: left; vertical-align: top"}]
-    return HTML(table.style.hide(axis="index").set_table_styles(left).set_uuid("page").to_html())
 
 
 def _claims(key: str) -> list[Claim]:

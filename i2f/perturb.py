@@ -37,6 +37,39 @@ def prune(gradient: Tensor, ratio: float) -> Tensor:
     return delta
 
 
+def clip(gradient: Tensor, norm: float) -> Tensor:
+    """Scaling to the length C = `norm` of what is longer:  δ = (min(1, C/‖g‖) − 1)·g."""
+    _check(gradient)
+    if not 0 < norm < math.inf:
+        raise ValueError(f"norm={norm} is out of range: the clipping norm must be positive and finite")
+    return (min(1.0, norm / (float(gradient.norm()) or 1.0)) - 1) * gradient
+
+
+def dp(gradient: Tensor, norm: float, multiplier: float, seed: int | None = None) -> Tensor:
+    """DP-SGD's perturbation of one sample's gradient: clipped to C = `norm`, then noise of deviation `multiplier`·C in
+    every coordinate (Abadi et al. 2016)."""
+    checks.at_least("multiplier", multiplier, 0.0)
+    return clip(gradient, norm) + gaussian(gradient, (multiplier * norm) ** 2, seed)
+
+
+def quantize(gradient: Tensor, bits: int, seed: int | None = None) -> Tensor:
+    """Rounding to 2^`bits` levels, evenly spread over [−max|g|, max|g|]: to the nearest; with a seed to one of the two
+    neighbours at random, so that the mean is g (QSGD's rounding; Alistarh et al. 2017)."""
+    _check(gradient)
+    if not 1 <= bits <= 32:
+        raise ValueError(f"bits={bits} is out of range: give 1 to 32")
+    top = float(gradient.abs().max())
+    if top == 0:
+        return torch.zeros_like(gradient)
+    step = 2 * top / (2**bits - 1)
+    place = (gradient.double() + top) / step
+    if seed is None:
+        place = place.round()
+    else:
+        place = (place + torch.rand(gradient.shape, generator=_generator(seed), dtype=torch.float64).to(place)).floor()
+    return (place.clamp(0, 2**bits - 1) * step - top - gradient.double()).to(gradient)
+
+
 def eigenvector(
     J: GradientJacobian, index: int | None = None, norm: float = 1.0, eigenvalue: float | None = None
 ) -> Tensor:

@@ -74,7 +74,7 @@ def test_an_infinite_error_is_compared_and_not_lost():
 
 def test_a_table_of_claims_reads_from_the_left():
     claim = claims.judge(noisy(10, 2, 0.1), mean, "image", at_least=-1.0, **WORDS)
-    page = claims.show([claim]).to_html()
+    page = claims.show([claim]).data
     assert "text-align: left" in page
     assert "10 images" in page
 

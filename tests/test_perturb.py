@@ -101,3 +101,37 @@ def test_eigenvalue_outside_the_spectrum(blind, eigenvalue, index):
 
 def test_prune_counts_in_decimal():
     assert int((perturb.prune(torch.ones(100), 0.29) != 0).sum()) == 29
+
+
+def test_clip_shortens_what_is_long_and_nothing_else(gradient):
+    length = float(gradient.norm())
+    clipped = gradient + perturb.clip(gradient, length / 3)
+    assert float(clipped.norm()) == pytest.approx(length / 3)
+    torch.testing.assert_close(clipped, gradient / 3)
+    assert not perturb.clip(gradient, 2 * length).any()
+    assert not perturb.clip(torch.zeros(4), 1.0).any()
+    with pytest.raises(ValueError, match="norm=0"):
+        perturb.clip(gradient, 0)
+
+
+def test_dp_is_clipping_and_noise_of_the_clipped_size():
+    gradient = torch.full((40_000,), 0.1)
+    delta = perturb.dp(gradient, norm=2.0, multiplier=0.5, seed=0)
+    noise = delta - perturb.clip(gradient, 2.0)
+    assert float(noise.std()) == pytest.approx(1.0, rel=0.02)
+    assert torch.equal(perturb.dp(gradient, 2.0, 0.0), perturb.clip(gradient, 2.0))
+
+
+def test_quantize_keeps_so_many_levels():
+    gradient = torch.linspace(-1, 0.9, 1001, dtype=torch.float64)
+    rounded = gradient + perturb.quantize(gradient, 2)
+    torch.testing.assert_close(rounded.unique(), torch.tensor([-1, -1 / 3, 1 / 3, 1], dtype=torch.float64))
+    assert float(perturb.quantize(gradient, 2).abs().max()) <= 1 / 3 + 1e-12
+    many = torch.full((20_000,), 0.1, dtype=torch.float64)
+    many[0] = 1.0
+    drawn = many + perturb.quantize(many, 2, seed=0)
+    assert drawn[1:].unique().tolist() == [pytest.approx(-1 / 3), pytest.approx(1 / 3)]
+    assert float(drawn[1:].mean()) == pytest.approx(0.1, abs=0.01)  # to the nearest, it would be 1/3
+    assert not perturb.quantize(torch.zeros(3), 8).any()
+    with pytest.raises(ValueError, match="bits=0"):
+        perturb.quantize(gradient, 0)

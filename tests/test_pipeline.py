@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
@@ -264,11 +265,16 @@ def test_analytics_are_off():
 def test_readme_blocks_run(capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert blocks
+    scopes: list[dict] = []
     for block in blocks:
-        scope: dict = {}
-        exec(block, scope)
-    assert scope["error"] == pytest.approx(scope["predicted"].rmse, rel=0.02)
-    assert "predicted" in capsys.readouterr().out
+        if "language" in block and find_spec("transformers") is None:
+            continue
+        scopes.append({})
+        exec(block, scopes[-1])
+    assert scopes[0]["error"] == pytest.approx(scopes[0]["predicted"].rmse, rel=0.02)
+    said = capsys.readouterr().out
+    assert "predicted" in said
+    assert len(scopes) < len(blocks) or "a nurse reads the old letter someone is reading" in said
 
 
 def test_readme_and_notebook_say_the_same_of_every_attacker():

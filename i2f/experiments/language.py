@@ -99,15 +99,17 @@ def _solve(steps: dict[str, int], chunk: list[Problem]) -> list[Row]:
     sent = _sent(chunk[0])
     sizes = list(dict.fromkeys(p["relative"] for p in chunk))
     variances = [(size * float(sent.J.gradient.norm())) ** 2 / sent.J.shape[1] for size in sizes]
-    deltas = [perturb.gaussian(sent.J.gradient, v, seed=chunk[0]["text"]) for v in variances]
+    unit = perturb.gaussian(sent.J.gradient, 1.0, seed=chunk[0]["text"])
+    deltas = [variance**0.5 * unit for variance in variances]
     gradients = torch.stack([sent.J.gradient + delta for delta in deltas])
+    said = [_predicted(sent, delta, variance) for delta, variance in zip(deltas, variances, strict=True)]
     read = _read(sent, gradients)
     rows = []
     for p in chunk:
         at = sizes.index(p["relative"])
         attacker = p["attacker"]
         row = {"embedding_gradient": "shared" if attacker == SHARED else "withheld", "variance": variances[at]}
-        row |= _predicted(sent, deltas[at], variances[at])
+        row |= said[at]
         if attacker == READING:
             row |= _scored(sent, read[at], sent.model.embed(read[at]))
         elif attacker == SHARED:
