@@ -1,0 +1,156 @@
+"""Defences by name: what is done to a gradient before it leaves, and what noise a knowing attacker is left with."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from i2f import checks, perturb
+from i2f.jacobian import GradientJacobian
+
+
+class Kind(NamedTuple):
+    """values: what a defence of this kind is told, in words. delta: (J, values, seed) -> δ, (d_θ,).
+
+    variance: (gradient, values) -> σ² of its isotropic noise, once what the attacker can undo (a scale) is undone; None
+    where it is not isotropic noise.
+    """
+
+    values: tuple[str, ...]
+    delta: Callable[[GradientJacobian, tuple[float, ...], int], Tensor]
+    variance: Callable[[Tensor, tuple[float, ...]], float] | None = None
+
+
+def _scaled(gradient: Tensor, values: tuple[float, ...]) -> float:
+    """DP-SGD's noise, seen on a gradient that is scaled back to its own length: an attacker may know or guess it."""
+    norm, multiplier = values
+    return (multiplier * max(norm, float(gradient.norm()))) ** 2
+
+
+KINDS = {
+    "none": Kind((), lambda J, v, seed: torch.zeros_like(J.gradient), lambda g, v: 0.0),
+    "gaussian": Kind(("variance",), lambda J, v, seed: perturb.gaussian(J.gradient, *v, seed), lambda g, v: v[0]),
+    "laplace": Kind(("variance",), lambda J, v, seed: perturb.laplace(J.gradient, *v, seed), lambda g, v: v[0]),
+    "relative": Kind(
+        ("noise norm / gradient norm",),
+        lambda J, v, seed: perturb.gaussian(J.gradient, _relative(J.gradient, v), seed),
+        lambda g, v: _relative(g, v),
+    ),
+    "dp": Kind(("clipping norm", "noise multiplier"), lambda J, v, seed: perturb.dp(J.gradient, *v, seed), _scaled),
+    "clip": Kind(("clipping norm",), lambda J, v, seed: perturb.clip(J.gradient, *v), lambda g, v: 0.0),
+    "prune": Kind(("ratio",), lambda J, v, seed: perturb.prune(J.gradient, *v)),
+    "quantize": Kind(("bits",), lambda J, v, seed: perturb.quantize(J.gradient, int(v[0]))),
+    "designed": Kind(
+        ("noise norm / gradient norm",), lambda J, v, seed: designed(J, (v[0] * float(J.gradient.norm())) ** 2, seed)
+    ),
+}
+
+
+def _relative(gradient: Tensor, values: tuple[float, ...]) -> float:
+    return (values[0] * float(gradient.norm())) ** 2 / gradient.numel()
+
+
+@dataclass(frozen=True)
+class Defense:
+    """A defence and its values. `parse` makes one from its text."""
+
+    name: str
+    values: tuple[float, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name + "".join(f":{value:g}" for value in self.values)
+
+    def delta(self, J: GradientJacobian, seed: int = 0) -> Tensor:
+        """What it adds to the gradient, (d_θ,)."""
+        return KINDS[self.name].delta(J, self.values, seed)
+
+    def undone(self, J: GradientJacobian, delta: Tensor) -> Tensor:
+        """δ as a knowing attacker sees it, who scales a clipped gradient back to its own length; else δ itself."""
+        if self.name not in ("dp", "clip"):
+            return delta
+        scale = max(1.0, float(J.gradient.norm()) / self.values[0])
+        return scale * (J.gradient + delta) - J.gradient
+
+    def variance(self, J: GradientJacobian) -> float | None:
+        """σ² of isotropic noise as a knowing attacker sees it; None where it is of another kind."""
+        rule = KINDS[self.name].variance
+        return None if rule is None else rule(J.gradient, self.values)
+
+
+def parse(text: str) -> Defense:
+    """A defence from "name:value[:value]": "none", "gaussian:1e-3", "relative:0.1", "dp:1.0:0.5", "prune:0.9", ….
+
+    Raises: ValueError for an unknown name, or values that are missing, too many, or no numbers.
+    """
+    name, *words = text.split(":")
+    kind = KINDS[checks.one_of("defense", name, KINDS)]
+    form = ":".join([name, *(f"<{value}>" for value in kind.values)])
+    if len(words) != len(kind.values):
+        raise ValueError(f"defense={text!r} has {len(words)} values: give {form}")
+    try:
+        values = tuple(float(word) for word in words)
+    except ValueError:
+        raise ValueError(f"defense={text!r} has a value that is no number: give {form}") from None
+    for value in values:
+        checks.at_least(f"a value of defense={text!r}", value, 0.0)
+    return Defense(name, values)
+
+
+def designed(J: GradientJacobian, energy: float, seed: int = 0) -> Tensor:
+    """Noise of expected energy E‖δ‖² = `energy` that protects best, against the best informed attacker, in the
+    direction that it protects least:  δ = √c Jᵀz, z ~ N(0, I), c = energy/tr(J Jᵀ).
+
+    Noise of covariance Σ = V S Vᵀ in the row space of J = U Λ^½ Vᵀ leaves an attacker who whitens by it the error
+    covariance U Λ^-½ S Λ^-½ Uᵀ. Of all S with tr S = energy, its smallest eigenvalue is largest where all are equal, at
+    S = cΛ, so at Σ = c JᵀJ: one product with Jᵀ. Then every direction of the input has the error c. To first order this
+    is the gradient of the input with noise on it, g(x + √c z).
+    """
+    checks.at_least("energy", energy, 0.0)
+    z = torch.randn(J.shape[0], generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(J.x)
+    return math.sqrt(energy / trace(J)) * J.rmatvec(z)
+
+
+PROBES = 16
+
+
+def trace(J: GradientJacobian) -> float:
+    """tr(J Jᵀ) = ‖J‖²_F: of a formed J exactly, otherwise by random signs (Hutchinson 1989), one product each."""
+    if J.is_dense:
+        return float(J.gram().diagonal().sum())
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, (PROBES, J.shape[0]), generator=generator).to(J.x) * 2 - 1
+    return float(J.rmatvec(signs).double().square().sum()) / PROBES
+
+
+def averaged(values: Tensor, energy: float, spread: float) -> Tensor:
+    """The variances s_i along the right singular vectors, Σ s_i = `energy`, that leave the largest mean error to an
+    attacker who knows them and expects inputs of variance τ² = `spread`².
+
+    Its error is Σ s_i τ²/(λ_i τ² + s_i), concave in s; where it is largest, every s_i > 0 has the same derivative:
+
+        s_i = τ² max(0, √(λ_i/ν) − λ_i),  ν such that they sum to the energy: directions with λ_i ≥ 1/ν get none.
+
+    Args: values: λ > 0 of J Jᵀ. Found by bisection in ν.
+    """
+    values = values.double()
+    checks.at_least("spread", spread, 1e-300)
+    checks.at_least("energy", energy, 0.0)
+    if not (values > 0).all():
+        raise ValueError("values holds eigenvalues that are not positive: give those above rounding (spectrum.rank)")
+
+    def shares(log_nu: float) -> Tensor:
+        return spread**2 * ((values * math.exp(-log_nu)).sqrt() - values).clamp_min(0)
+
+    low, high = -80.0, 80.0  # of log ν: the sum falls as ν grows
+    for _ in range(200):
+        middle = (low + high) / 2
+        if float(shares(middle).sum()) > energy:
+            low = middle
+        else:
+            high = middle
+    found = shares(high)
+    total = float(found.sum())
+    return found * (energy / total) if total > 0 else found

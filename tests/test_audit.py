@@ -1,0 +1,259 @@
+"""An audit says what attacks then find, and what it does not know; the command is a gate; the report stands alone."""
+
+import json
+import math
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import i2f
+from i2f import cli, metrics, spectrum
+from i2f.audit import audit, clamped_square, variance_for
+from i2f.figures import audit as draw
+
+
+@pytest.fixture(scope="module")
+def found():
+    """Three digits under noise, with the attack."""
+    x, y = i2f.data.load("mnist", n=3)
+    model = i2f.models.build("lenet", "mnist", init="uniform", seed=1, normalize=False).double()
+    return audit(model, x, y, "gaussian:1e-6", attack=True)
+
+
+def test_predicted_psnr_is_the_attacks(found):
+    for sample in found:
+        assert sample.attacked_psnr == pytest.approx(sample.drawn_psnr, abs=0.2)
+        assert sample.attacked == pytest.approx(sample.drawn_rmse, rel=0.05)
+        assert sample.label is True
+        assert sample.verdict == "gives the input away"
+        assert not sample.reservations
+
+
+def test_needed_noise_leaves_the_target(lenet, digits):
+    """Closed form, asked of one audit, measured by an attack in another that knows the box."""
+    x, y = digits[0][:1], digits[1][:1]
+    (sample,) = audit(lenet, x, y, target_psnr=30.0)
+    (noisy,) = audit(lenet, x, y, f"gaussian:{sample.needed}", attack=True)
+    assert noisy.psnr == pytest.approx(30, abs=0.01)
+    assert noisy.attacked_psnr == pytest.approx(30, abs=1)
+
+
+def test_clamped_square_by_simulation():
+    x = torch.tensor([0.0, 0.1, 0.5, 1.0, 0.97], dtype=torch.float64)
+    s = torch.tensor([0.3, 0.05, 4.0, 0.2, 0.0], dtype=torch.float64)
+    z = torch.randn(200_000, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = ((x + s * z).clamp(0, 1) - x).square().mean(0)
+    torch.testing.assert_close(clamped_square(x, s), drawn, rtol=0.02, atol=1e-12)
+    torch.testing.assert_close(
+        clamped_square(x[:1], s[:1]), s[:1].square() / 2, rtol=0.01, atol=0
+    )  # black: half is cut
+
+
+def test_variance_for_without_and_with_the_box():
+    inverse = torch.tensor([2.0, 4.0], dtype=torch.float64)
+    truth = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert variance_for(0.03, truth, inverse, box=False) == pytest.approx(0.01)
+    boxed = variance_for(0.03, truth, inverse)
+    assert float(clamped_square(truth, (boxed * inverse).sqrt()).mean()) == pytest.approx(0.03)
+    assert boxed > 0.01
+    assert math.isinf(variance_for(0.9, truth, inverse))  # no noise leaves so much
+
+
+def test_unbounded_nonsense_is_not_taken_for_safety(digits):
+    """Kaiming's weights predict errors of whole images; pixels lie in [0, 1], and attackers know."""
+    model = i2f.models.build("lenet", "mnist", init="kaiming", seed=1, normalize=False).double()
+    (sample,) = audit(model, digits[0][:1], digits[1][:1], "gaussian:1e-3")
+    assert sample.predicted > 10
+    assert sample.judged <= sample.boxed < 1
+    assert any("beyond the first order" in words for words in sample.reservations)
+    assert "safe" not in sample.verdict
+
+
+def test_a_pruned_gradient_shows_its_mask(lenet, digits):
+    (half,) = audit(lenet, digits[0][:1], digits[1][:1], "prune:0.5")
+    assert half.predicted > 0.01
+    assert half.masked == half.judged == 0
+    (most,) = audit(lenet, digits[0][:1], digits[1][:1], "prune:0.98")
+    assert most.masked > 0
+    assert any("directions left" in words for words in most.reservations)
+
+
+def test_a_singular_j_is_judged_by_the_prior(blind):
+    model, x, y = blind
+    (sample,) = audit(model, x.clamp(0, 1), y, "gaussian:1e-6", spread=0.2)
+    lost = sample.d_x - sample.rank
+    assert lost > 0
+    assert sample.judged >= 0.2 * (lost / sample.d_x) ** 0.5 * 0.99
+    assert sample.needed is None
+    assert any(f"rank {sample.rank} of {sample.d_x}" in words for words in sample.reservations)
+    (pruned,) = audit(model, x.clamp(0, 1), y, "quantize:8")
+    assert math.isnan(pruned.judged)
+    assert pruned.verdict == "not known"
+
+
+def test_the_best_informed_attacker_of_designed_noise(lenet, digits):
+    """Its error is the same everywhere: √c, with the box the clamped one."""
+    (sample,) = audit(lenet, digits[0][:1], digits[1][:1], "designed:0.01")
+    J = i2f.GradientJacobian(lenet, digits[0][:1], digits[1][:1])
+    c = (0.01 * float(J.gradient.norm())) ** 2 / float(J.gram().diagonal().sum())
+    assert sample.predicted == pytest.approx(c**0.5)
+    assert any("covariance depends on the private input" in words for words in sample.reservations)
+
+
+def test_products_alone(lenet, digits):
+    exact = audit(lenet, digits[0][:2], digits[1][:2], "gaussian:1e-5")
+    cheap = audit(lenet, digits[0][:2], digits[1][:2], "gaussian:1e-5", exact=False)
+    assert not cheap.exact
+    for a, b in zip(exact, cheap, strict=True):
+        assert b.bound == pytest.approx(a.bound, rel=0.02)
+        assert b.rank is None
+        assert math.isnan(b.predicted)
+        assert b.judged == b.prior
+        assert any("not formed" in words for words in b.reservations)
+    assert cheap.html().count("<figure>") == 2  # the private images alone
+
+
+def test_one_gradient_of_all(lenet, digits):
+    x, y = digits[0][:2], digits[1][:2]
+    both, alone = audit(lenet, x, y, "gaussian:1e-6", together=True), audit(lenet, x, y, "gaussian:1e-6")
+    J = i2f.GradientJacobian(lenet, x, y)
+    inverse = torch.linalg.inv(J.gram()).diagonal().view(2, -1)
+    for k, (a, b) in enumerate(zip(both, alone, strict=True)):
+        assert a.predicted == pytest.approx(float((1e-6 * inverse[k].mean()).sqrt()), rel=1e-6)
+        assert a.predicted >= 2 * b.predicted  # a mean of two: half the share each, and mixed
+        assert a.d_x == b.d_x == 784
+
+
+def test_the_table_and_the_json(found):
+    table = found.table()
+    assert len(table) == 3
+    assert {"judged", "predicted", "bound", "psnr", "verdict", "reservations"} <= set(table)
+    record = json.loads(found.json())
+    assert record["defense"] == "gaussian:1e-06"
+    assert [s["judged"] for s in record["samples"]] == table.judged.tolist()
+    assert "image" not in record["samples"][0]
+    assert found.passes(0.0)
+    assert not found.passes(0.5)
+
+
+def test_the_report_stands_alone_and_escapes(found):
+    page = found.html("<script>alert(1)</script>")
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert not re.search(r"(src|href)=[\"'](?!data:image/png;base64,)", page)
+    assert page.count("<figure>") == 9  # private, predicted, attack
+    assert page.count("<tr>") == 4
+    assert "<svg" in page
+
+
+def test_the_attack_is_drawn_beside_the_prediction(found):
+    (points,) = draw.attacked(found.table()).axes[0].collections
+    assert len(points.get_offsets()) == 3
+
+
+def write_factory(folder, body):
+    (folder / "nets.py").write_text(f"import i2f\nfrom torch import nn\n\n\ndef make():\n{body}\n")
+
+
+LENET = "    return i2f.models.build('lenet', 'mnist', init='uniform', seed=1, normalize=False)"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where one stands: a factory of one's own beside the data."""
+    import sys
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "nets", raising=False)
+    write_factory(tmp_path, LENET)
+    x, y = i2f.data.load("mnist", n=2)
+    torch.save({"x": x, "y": y}, tmp_path / "batch.pt")
+    yield tmp_path
+    sys.modules.pop("nets", None)
+
+
+def test_the_command_is_a_gate(folder, capsys):
+    command = ["audit", "--model", "nets:make", "--data", "batch.pt", "--defense", "gaussian:1e-5"]
+    assert cli.main([*command, "--report", "out.html", "--json", "out.json", "--min-rmse", "0.01"]) == 0
+    said = capsys.readouterr().out
+    assert "gives the input away" in said
+    assert (folder / "out.html").read_text().startswith("<!doctype html>")
+    first = json.loads((folder / "out.json").read_text())["samples"][0]
+    assert first["index"] == 0
+    assert cli.main([*command, "--min-rmse", "0.1"]) == cli.GATE
+    assert "2 of 2 samples are judged below an RMSE of 0.1" in capsys.readouterr().err
+
+
+def test_a_bundled_network_and_its_checkpoint(folder, capsys):
+    model = i2f.models.build("lenet", "mnist", init="uniform", seed=7, normalize=False)
+    torch.save(model.state_dict(), folder / "weights.pt")
+    command = ["audit", "--model", "lenet", "--data", "mnist:1:3", "--bound", "--defense", "gaussian:1e-5"]
+    assert cli.main([*command, "--checkpoint", "weights.pt", "--json", "a.json"]) == 0
+    assert cli.main([*command, "--init", "uniform", "--seed", "7", "--json", "b.json"]) == 0
+    a, b = (json.loads((folder / name).read_text())["samples"][0] for name in ("a.json", "b.json"))
+    assert a["lambda_max"] == pytest.approx(b["lambda_max"])
+    assert a["y"] == int(i2f.data.load("mnist", n=1, offset=3)[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "lenett", "--data", "mnist:1"], "did you mean 'lenet'"),
+        (["--model", "lenet", "--data", "mnist:many"], "malformed: give NAME"),
+        (["--model", "lenet", "--data", "mnist:99"], "99 images"),
+        (["--model", "lenet", "--data", "nothing.npz"], "nothing.npz"),
+        (["--model", "lenet", "--data", "broken.pt"], "cannot be read as x and y"),
+        (["--model", "lenet", "--data", "batch.pt"], "give package.module:function"),
+        (["--model", "lenet", "--data", "mnist:1", "--defense", "noise:1"], "defense='noise' is unknown"),
+        (["--model", "lenet", "--data", "mnist:1", "--defense", "gaussian"], "give gaussian:<variance>"),
+        (["--model", "lenet", "--data", "mnist:1", "--checkpoint", "broken.pt"], "checkpoint='broken.pt' cannot be"),
+        (["--model", "lenet", "--data", "mnist:1", "--checkpoint", "absent.pt"], "absent.pt"),
+        (["--model", "lenet", "--data", "mnist:1", "--checkpoint", "batch.pt"], "cannot be loaded into this model"),
+        (["--model", "lenet", "--data", "mnist:1", "--report", "no/such/out.html"], "there is no folder"),
+        (["--model", "nets:other", "--data", "batch.pt"], "no function 'other'"),
+        (["--model", "nots:make", "--data", "batch.pt"], "no module 'nots'"),
+        (["--model", "nets:nn", "--data", "batch.pt"], "no function 'nn'"),
+        (["--model", "nets:make", "--data", "cifar10:1"], "does not fit the model"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_written(folder, capsys, arguments, words):
+    (folder / "broken.pt").write_bytes(b"not a checkpoint")
+    before = {path.name for path in folder.iterdir()} | {"__pycache__"}
+    assert cli.main(["audit", *arguments, *(["--json", "out.json"] if "--report" not in arguments else [])]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("i2f: ") or "Traceback" in error
+    assert words in error
+    assert {path.name for path in folder.iterdir()} | {"__pycache__"} == before
+
+
+@pytest.mark.parametrize(
+    ("body", "words"), [("    return 1 / 0", "ZeroDivisionError"), ("    return 3", "returned int, and no torch.nn")]
+)
+def test_a_factory_that_fails_shows_its_own_traceback_once(folder, capsys, body, words):
+    write_factory(folder, body)
+    assert cli.main(["audit", "--model", "nets:make", "--data", "batch.pt"]) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("Traceback") == ("1 / 0" in body)
+    assert error.rstrip().splitlines()[-1].startswith("i2f: model='nets:make'")
+
+
+def test_help_says_what_the_exit_status_means(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["audit", "--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert "3 where --min-rmse is not met" in said
+    assert "gaussian:VARIANCE" in said
+
+
+def test_kinks_and_other_inputs_are_said():
+    model = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 3)).double()
+    x = torch.tensor([[-1.0, 2.0, 0.3, 0.1]], dtype=torch.float64)  # no pixels: there is no box to know
+    (sample,) = audit(model, x, torch.tensor([1]), "gaussian:1e-6")
+    assert any("kinks" in words for words in sample.reservations)
+    assert sample.boxed == sample.predicted
+    assert float(metrics.mse(x, x)) == 0
+    assert sample.rank == spectrum.rank(i2f.GradientJacobian(model, x, torch.tensor([1])))

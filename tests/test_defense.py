@@ -1,0 +1,122 @@
+"""Defences by name, and noise that is designed: no other of its energy protects the worst direction more."""
+
+import math
+
+import pytest
+import torch
+
+import i2f
+from i2f import defense, spectrum
+from i2f.defense import Defense, averaged, designed, parse
+
+
+@pytest.fixture
+def J(tiny):
+    return i2f.GradientJacobian(*tiny)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [("none", ()), ("gaussian:1e-3", (1e-3,)), ("dp:1.0:0.5", (1.0, 0.5)), ("prune:0.9", (0.9,)), ("quantize:4", (4,))],
+)
+def test_a_defence_is_its_text(text, values, J):
+    found = parse(text)
+    assert found.values == values
+    assert parse(str(found)) == found
+    assert found.delta(J).shape == J.gradient.shape
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("gausian:1", "did you mean 'gaussian'"),
+        ("gaussian", "0 values: give gaussian:<variance>"),
+        ("dp:1", "give dp:<clipping norm>:<noise multiplier>"),
+        ("none:1", "1 values: give none"),
+        ("gaussian:much", "no number: give gaussian:<variance>"),
+        ("gaussian:-1", "at least 0"),
+        ("gaussian:nan", "out of range"),
+    ],
+)
+def test_a_malformed_defence_is_named(text, words):
+    with pytest.raises(ValueError, match=words):
+        parse(text)
+
+
+def test_a_clipped_gradient_is_scaled_back(J):
+    norm = float(J.gradient.norm())
+    clip, dp = Defense("clip", (norm / 4,)), Defense("dp", (norm / 4, 0.1))
+    torch.testing.assert_close(clip.undone(J, clip.delta(J)), torch.zeros_like(J.gradient), atol=1e-12, rtol=0)
+    assert clip.variance(J) == 0
+    assert dp.variance(J) == pytest.approx((0.1 * norm) ** 2)
+    noise = dp.undone(J, dp.delta(J, seed=3))
+    torch.testing.assert_close(noise, 4 * i2f.perturb.gaussian(J.gradient, (0.1 * norm / 4) ** 2, 3))
+    assert Defense("dp", (2 * norm, 0.1)).variance(J) == pytest.approx((0.2 * norm) ** 2)  # nothing was clipped
+    assert Defense("prune", (0.5,)).variance(J) is None
+
+
+def test_relative_noise_has_the_length_it_says(J):
+    found = parse("relative:0.3")
+    assert found.variance(J) * J.shape[1] == pytest.approx((0.3 * float(J.gradient.norm())) ** 2)
+
+
+def test_designed_noise_has_its_energy_and_the_same_error_in_every_direction(J):
+    energy, draws = 0.7, 4000
+    deltas = torch.stack([designed(J, energy, seed) for seed in range(draws)])
+    assert float(deltas.square().sum(1).mean()) == pytest.approx(energy, rel=0.1)
+    rank = spectrum.rank(J)
+    values, vectors = spectrum.decompose(J)
+    errors = (deltas @ J.dense().T) @ vectors[:, :rank] / values[:rank]  # Eq. 4 of each draw
+    c = energy / float(J.gram().diagonal().sum())
+    torch.testing.assert_close(errors.square().mean(0), torch.full((rank,), c, dtype=errors.dtype), rtol=0.12, atol=0)
+
+
+def test_no_other_shares_protect_the_worst_direction_more(J):
+    """The error in direction i under variances s along the singular vectors is s_i/λ_i."""
+    values = spectrum.decompose(J).values[: spectrum.rank(J)]
+    best = float((values / values.sum() / values).min())
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        shares = torch.rand(len(values), generator=generator, dtype=values.dtype)
+        assert float((shares / shares.sum() / values).min()) <= best * (1 + 1e-12)
+
+
+def test_the_gradient_of_a_noisy_input_is_designed_noise(tiny):
+    model, x, y = tiny
+    J = i2f.GradientJacobian(model, x, y)
+    c = 1e-10
+    delta = designed(J, c * defense.trace(J), seed=5)
+    z = torch.randn(J.shape[0], generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    noisy = J.map(x + math.sqrt(c) * z.view_as(x)) - J.gradient
+    assert float((noisy - delta).norm()) <= 1e-3 * float(delta.norm())
+
+
+def test_traces_agree(tiny):
+    exact = defense.trace(i2f.GradientJacobian(*tiny))
+    drawn = defense.trace(i2f.GradientJacobian(*tiny, method="matrix-free"))
+    assert drawn == pytest.approx(exact, rel=0.4)
+
+
+def test_averaged_shares_are_optimal():
+    """No small shift of energy between two directions gains; directions that are too sharp get none."""
+    values = torch.logspace(1, -4, 30, dtype=torch.float64)
+    spread, energy = 0.3, 0.2
+    shares = averaged(values, energy, spread)
+
+    def left(s):
+        return float((s * spread**2 / (values * spread**2 + s)).sum())
+
+    assert float(shares.sum()) == pytest.approx(energy)
+    assert float(shares.min()) == 0
+    assert float(shares[values.argmax()]) == 0
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        i, j = torch.randint(0, 30, (2,), generator=generator).tolist()
+        moved = shares.clone()
+        amount = min(1e-3 * energy, float(moved[i]))
+        moved[i] -= amount
+        moved[j] += amount
+        assert left(moved) <= left(shares) + 1e-12
+    assert left(shares) > left(torch.full_like(values, energy / 30))
+    with pytest.raises(ValueError, match="not positive"):
+        averaged(torch.tensor([1.0, 0.0]), 1.0, 1.0)
