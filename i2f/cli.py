@@ -116,8 +116,8 @@ def _audit(arguments: argparse.Namespace) -> int:
         arguments.json.write_text(found.json(), encoding="utf-8")
     if arguments.min_rmse is not None and not found.passes(arguments.min_rmse):
         below = sum(not sample.judged >= arguments.min_rmse for sample in found)
-        print(f"i2f: {below} of {len(found.samples)} samples are judged below an RMSE of {arguments.min_rmse:g}, or not "
-              "known", file=sys.stderr)  # fmt: skip
+        print(f"i2f: {below} of {len(found.samples)} samples are judged below an RMSE of {arguments.min_rmse:g}, or "
+              "not known", file=sys.stderr)  # fmt: skip
         return GATE
     return 0
 

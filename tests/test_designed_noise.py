@@ -1,0 +1,132 @@
+"""The experiment on designed noise: energies, errors by hand, claims on made-up tables."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from i2f import data, models, spectrum
+from i2f.experiments import designed_noise
+from i2f.experiments import problems as shared
+from i2f.figures import designed_noise as draw
+
+SETTING = {"dataset": "mnist", "model": "lenet", "init": "uniform", "weight_seed": 1, "normalize": False}
+
+
+@pytest.fixture(scope="module")
+def table():
+    tasks = designed_noise.problems(SETTING, 1, [0.001], draws=1, told=0)
+    return designed_noise.run(tasks, 10, 0, jobs=1)
+
+
+@pytest.mark.parametrize("kind", designed_noise.KINDS)
+def test_every_kind_has_the_energy(kind):
+    J = shared.jacobian({**SETTING, "image": 0})
+    values = spectrum.decompose(J).values
+    shares = designed_noise.variances(kind, values, 0.5, J.shape[1])
+    inside = 0.5 * J.shape[0] / J.shape[1] if kind == "isotropic" else 0.5
+    assert float(shares.sum()) == pytest.approx(inside)
+    deltas = torch.stack([designed_noise.drawn(J, kind, shares, 0.5, seed) for seed in range(6)])
+    few = 784 if kind in ("isotropic", "row-space") else 60  # so many directions share the energy, at least
+    assert float(deltas.square().sum(1).mean()) == pytest.approx(0.5, rel=4 / (6 * few / 2) ** 0.5)
+
+
+def test_the_measured_errors_are_the_expected(table):
+    rows = table.set_index("kind")
+    assert table.converged.all()
+    for kind in designed_noise.KINDS:
+        assert rows.mse[kind] == pytest.approx(rows.predicted_mse[kind], rel=0.3)
+    J = shared.jacobian({**SETTING, "image": 0})
+    c = rows.energy["designed"] / float(J.gram().diagonal().sum())
+    assert rows.predicted_mse["designed"] == rows.worst_predicted["designed"] == pytest.approx(c)
+    assert rows.worst_predicted["designed"] >= rows.worst_predicted.max()
+    assert rows.bayes["averaged"] >= rows.bayes.max()
+    assert float(designed_noise.gains(table).sharpest.iloc[0]) > 5
+
+
+def test_who_is_told_the_covariance_learns_more():
+    tasks = [p for p in designed_noise.problems(SETTING, 1, [0.01], 1, 1) if p["kind"] == "designed"]
+    table = designed_noise.run(tasks, 8, 0, jobs=1).set_index("told")
+    assert table.rmse[True] < 0.5 * table.rmse[False]
+
+
+@pytest.mark.parametrize("method", ["none", "isotropic", "designed", "dp", "prune"])
+def test_a_defended_mean_is_the_mean_and_noise(method):
+    """With a value of nothing (or a clipping norm that nothing reaches), every method is the plain mean gradient."""
+    x, y = data.load("mnist", 4)
+    model = models.build("lenet", "mnist", "uniform", 1, normalize=False)
+    generator = torch.Generator().manual_seed(0)
+    plain = designed_noise._defended(model, x, y, "none", 0.0, 1e9, generator)
+    found = designed_noise._defended(model, x, y, method, 0.0, 1e9, generator)
+    for a, b in zip(plain, found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    if method == "isotropic":
+        noisy = designed_noise._defended(model, x, y, method, 0.1, 1e9, generator)
+        noise = torch.cat([(b - a).flatten() for a, b in zip(plain, noisy, strict=True)])
+        assert float(noise.std()) == pytest.approx(0.1 / 2, rel=0.05)
+    if method == "dp":
+        short = designed_noise._defended(model, x, y, method, 0.0, 1e-3, generator)
+        assert float(torch.cat([g.flatten() for g in short]).norm()) <= 1e-3 * (1 + 1e-5)
+    if method == "prune":
+        one = designed_noise._defended(model, x[:1], y[:1], method, 0.9, 1e9, generator)
+        kept = torch.cat([g.flatten() for g in one]) != 0
+        assert float(kept.double().mean()) == pytest.approx(0.1, abs=0.01)
+
+
+def test_utility_is_a_row_a_training():
+    methods = {"none": [0], "designed": [0.2]}
+    table = designed_noise.utility(SETTING, methods, 40, 20, 1, 20, 0.003, 2, 1, jobs=1)
+    assert len(table) == 4
+    privacy = table.groupby("method").privacy.first()
+    assert privacy["none"] == 0
+    assert 0.05 < privacy["designed"] < 0.2
+    assert table.accuracy.between(0, 1).all()
+
+
+def made_up(gain=20.0, told=0.1, bayes=1.5):
+    rows = []
+    for task in designed_noise.problems(SETTING, 4, [0.003], 2, 4):
+        predicted = {"isotropic": 1e-4, "row-space": 1e-3, "designed": 1e-4, "averaged": 2e-3}[task["kind"]]
+        sharpest = {"isotropic": 1e-7, "row-space": 1e-6, "designed": gain * 1e-6, "averaged": 0.0}[task["kind"]]
+        factor = told if task["told"] else 1.0
+        rows.append(task | {
+            "predicted_mse": predicted, "mse": predicted * factor**2, "sharpest": sharpest * (1 + task["image"] / 50),
+            "bayes": bayes if task["kind"] == "averaged" else 1.0, "rmse": predicted**0.5 * factor,
+            "predicted_rmse": predicted**0.5, "converged": True, "failed": False, "reason": "",
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def frontier(better=0.2):
+    rows = []
+    for seed in range(4):
+        for value in (0.1, 0.2, 0.3):
+            for method, plus in (("isotropic", 0.0), ("designed", better)):
+                rows.append({"method": method, "value": value, "seed": seed, "privacy": value,
+                             "accuracy": 0.7 - value + plus + seed / 1000})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def verdicts(table, trained):
+    found = designed_noise.judge(table, trained, "mnist", 10.0, 0.25, 0.05)
+    return {c.id.removeprefix("designed-mnist-"): c for c in found}
+
+
+def test_claims():
+    found = verdicts(made_up(), frontier())
+    names = ("gain", "gain-isotropic", "averaged", "prediction", "told", "utility")
+    assert {name: c.verdict for name, c in found.items()} == dict.fromkeys(names, "holds")
+    assert found["gain"].value == pytest.approx(20, rel=0.05)
+    assert found["utility"].value == pytest.approx(0.2)
+
+
+def test_claims_can_fail():
+    found = verdicts(made_up(gain=2.0, told=1.0, bayes=0.9), frontier(0.0))
+    assert {found[name].verdict for name in ("gain", "averaged", "told", "utility")} == {"fails"}
+
+
+def test_the_figure_has_every_kind(table):
+    left, _, right = draw.overview(table, frontier()).axes
+    assert len(left.lines) == len(designed_noise.KINDS)
+    assert len(right.lines) == 2
+    assert np.isfinite(left.lines[0].get_ydata()).all()

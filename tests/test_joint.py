@@ -1,0 +1,69 @@
+"""Joint optimisation: the penalty does what it should to a real training, and its claims on made-up tables."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from i2f.experiments import joint
+from i2f.figures import joint as draw
+
+SETTING = {"dataset": "mnist", "init": "uniform", "weight_seed": 1}
+
+
+@pytest.fixture(scope="module")
+def table():
+    tasks = joint.problems(SETTING, {"plain": [0], "bound": [0.3]}, 1)
+    return joint.run(tasks, 60, 20, 1, 20, 0.003, 1, 0.01, 1, 1e-6, 8, jobs=1)
+
+
+def test_a_penalised_network_shows_less(table):
+    rows = table.set_index("method")
+    assert rows.lambda_max["bound"] < rows.lambda_max["plain"]
+    assert rows.rmse["plain"] == pytest.approx(rows.expected_rmse["plain"], rel=0.3)
+    assert list(joint.summary(table).columns) == [
+        "accuracy", "gradient", "lambda_max", "expected", "measured", "clamped",
+    ]  # fmt: skip
+
+
+def test_every_method_trains():
+    for method in (joint.EXPECTED, joint.DP):
+        (task,) = joint.problems(SETTING, {method: [0.1]}, 1)
+        _, accuracy = joint._train(task, 40, 20, 1, 20, 0.003, 1, 0.01)
+        assert 0 <= accuracy <= 1
+
+
+def made_up(gain=2.0, cost=0.01):
+    rows = []
+    for task in joint.problems(SETTING, {"plain": [0], "bound": [0.1, 0.3], "expected": [0.1]}, 4):
+        strong = task["method"] != "plain"
+        for image in range(5):
+            rows.append(task | {
+                "accuracy": 0.9 - cost * strong + task["seed"] / 1000, "image": image, "gradient_norm": 1.0,
+                "lambda_max": 1.0, "expected_rmse": 0.1, "rmse": 0.1, "converged": True, "failed": False,
+                "mse_clamped": (0.05 * (gain if strong else 1.0) * (1 + image / 10)) ** 2, "reason": "",
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def verdicts(table):
+    return {c.id.removeprefix("joint-mnist-"): c for c in joint.judge(table, "mnist", 1.5, 0.05)}
+
+
+def test_claims():
+    found = verdicts(made_up())
+    assert {name: c.verdict for name, c in found.items()} == dict.fromkeys(
+        ("bound", "bound-accuracy", "expected", "expected-accuracy"), "holds"
+    )
+    assert found["bound"].value == pytest.approx(2.0)
+    assert found["bound-accuracy"].value == pytest.approx(-0.01)
+
+
+def test_claims_can_fail():
+    found = verdicts(made_up(gain=1.1, cost=0.2))
+    assert {c.verdict for c in found.values()} == {"fails"}
+
+
+def test_the_figure_has_every_method():
+    left, right = draw.overview(made_up()).axes
+    assert len(left.lines) == len(right.lines) == 3
+    assert np.isfinite(left.lines[0].get_xdata()).all()
