@@ -66,6 +66,22 @@ PAPER = {
         "language",
         "tokens read without a search, and a second-order attacker; exact I²F on small networks, a pretrained encoder",
     ),
+    "Outlook: examine the risk before a gradient is shared": (
+        "audited",
+        "an audit of any model, its predictions held against attacks",
+    ),
+    "Outlook: spend noise where it protects": (
+        "designed_noise",
+        "the covariance that protects the worst direction most, what it gives away itself, and its cost to training",
+    ),
+    "Outlook: optimise privacy together with the task": (
+        "joint",
+        "penalties on λ_max and E[I²], beside DP-SGD",
+    ),
+    "No counterpart: other measures of risk": (
+        "rivals",
+        "eight on the same problems, identities among them named",
+    ),
     "The assumption that the noiseless attack is perfect (section 3)": (
         "leakage",
         "tested, with an attacker that converges",
@@ -94,6 +110,12 @@ HEADLINES = (
     "language-minilm-read",
     "language-bert-tiny-accuracy",
     "language-bert-tiny-flat",
+    "audit-mnist-psnr",
+    "designed-mnist-gain",
+    "designed-mnist-told",
+    "joint-mnist-bound",
+    "rivals-mnist-lenet-uniform-influence",
+    "rivals-mnist-lenet-uniform-fisher",
 )
 
 

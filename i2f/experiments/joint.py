@@ -141,9 +141,9 @@ def judge(table: pd.DataFrame, dataset: str, gain: float, kept: float) -> list[c
             **common,
         ))  # fmt: skip
         found.append(claims.judge(
-            both, lambda t: float((t.accuracy - t.accuracy_plain).mean()), "seed", at_least=-kept, least=3, id=f"joint-{dataset}-{method}-accuracy",
-            source="the paper's outlook",
-            attacker="none", statement=f"And costs at most {kept:g} of accuracy.",
+            both, lambda t: float((t.accuracy - t.accuracy_plain).mean()), "seed", at_least=-kept, least=3,
+            id=f"joint-{dataset}-{method}-accuracy", source="the paper's outlook", attacker="none",
+            statement=f"And costs at most {kept:g} of accuracy.",
             statistic="accuracy, penalised minus plain",
         ))  # fmt: skip
     return found

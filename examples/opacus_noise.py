@@ -1,0 +1,41 @@
+"""How much privacy is left of Opacus' clipping and noise, image by image: `python examples/opacus_noise.py`.
+
+pip install 'i2f[opacus]'. Opacus counts ε for a whole training; an audit says what one step's gradient of one image
+would show to someone who sees it, with the same clipping norm and noise multiplier.
+"""
+
+import torch
+from opacus import PrivacyEngine
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import i2f
+from i2f.audit import audit
+
+
+def main(
+    digits: int = 20, noise_multiplier: float = 0.01, max_grad_norm: float = 1.0, looked_at: int = 2
+) -> list[float]:
+    x, y = i2f.data.load("mnist", n=digits, split="train")
+    network = i2f.models.build("lenet", "mnist", init="uniform", seed=1, normalize=False)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
+    torch.manual_seed(0)
+    model, optimizer, loader = PrivacyEngine(accountant="rdp").make_private(
+        module=network.train(), optimizer=optimizer, data_loader=DataLoader(TensorDataset(x, y), batch_size=10),
+        noise_multiplier=noise_multiplier, max_grad_norm=max_grad_norm,
+    )  # fmt: skip
+    for inputs, labels in loader:
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+    defense = f"dp:{optimizer.max_grad_norm}:{optimizer.noise_multiplier}"
+    trained = i2f.models.build("lenet", "mnist", init="uniform", seed=1, normalize=False).double()
+    trained.load_state_dict(model._module.state_dict())
+    found = audit(trained, x[:looked_at].double(), y[:looked_at], defense)
+    for sample in found:
+        print(f"image {sample.index}: {defense} leaves an RMSE of {sample.judged:.3f}: {sample.verdict}")
+    return [sample.judged for sample in found]
+
+
+if __name__ == "__main__":
+    main()
