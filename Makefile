@@ -37,10 +37,12 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# Two runs at a time: their bootstraps and drawings are one core's work each. The last call finds them done, and publishes.
+# Two runs at a time, half of the cores each: a run's bootstraps and drawings are one core's work, and on two cores its
+# sweeps need no other process. The last call finds them done, and publishes.
 repro: $(READY) ## run the whole pipeline (DVC); what is up to date is not run again. PROFILE=smoke | paper: another scale; DEVICE=auto | cuda | mps; SCHEDULER=tcp://HOST:PORT: on a Dask cluster
 	@dvc pull --quiet data.dvc
 	cd $(if $(PROFILE),profiles/$(PROFILE),.) && dvc repro code && python -m i2f.pipeline keys --profile . | \
+	    I2F_JOBS=$${I2F_JOBS:-$$($(BIN)/python -c 'import joblib; print(max(1, joblib.cpu_count(only_physical_cores=True) // 2))')} \
 	    xargs -P 2 -I KEY dvc --wait-for-lock repro --single-item run@KEY && dvc repro
 	$(if $(PROFILE),,python -m i2f.pipeline readme && python -m i2f.pipeline store notebooks/00_index.ipynb notebooks/12_claims.ipynb)
 

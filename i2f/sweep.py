@@ -49,7 +49,8 @@ def run(
             one), since it is sent to other processes. It must depend on nothing but its chunk.
         together: problems that agree in these columns may share a chunk, `at_most` of them; the rest stay apart.
             Chunks follow from the problems alone, so that a table does not depend on `jobs`.
-        jobs: processes, one thread in each, so that cores are not oversubscribed; None: one a core.
+        jobs: processes, one thread in each, so that cores are not oversubscribed; None: the environment variable
+            I2F_JOBS, or one a core. With 1 there is no other process.
         store: a folder that keeps every finished chunk; a run that was cut off, however hard, goes on from there.
             None: the environment variable I2F_STORE, which the pipeline sets; without it nothing is kept.
         whole: a table with holes is of no use.
@@ -99,7 +100,8 @@ def _in_processes(jobs: int | None, solve: Solve, todo: dict[str, list[Problem]]
     if not todo:
         return
     calls = [joblib.delayed(_solve)(key, chunk, solve, str(devices.current())) for key, chunk in todo.items()]
-    jobs = max(1, min(jobs or joblib.cpu_count(only_physical_cores=True), len(calls)))
+    jobs = jobs or int(os.environ.get("I2F_JOBS") or joblib.cpu_count(only_physical_cores=True))
+    jobs = max(1, min(jobs, len(calls)))
     with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
         yield from joblib.Parallel(return_as="generator_unordered", batch_size=1)(calls)
 

@@ -153,3 +153,15 @@ def test_the_pipeline_chooses_the_store(tmp_path, monkeypatch):
 def test_package_travels_to_workers_by_name():
     """A notebook's own function that names i2f is sent with the module in its globals."""
     assert pickle.loads(pickle.dumps(i2f)) is i2f
+
+
+def _where(chunk):
+    return [{"process": os.getpid()} for _ in chunk]
+
+
+@pytest.mark.parametrize(("jobs", "here"), [("1", True), ("2", False)])
+def test_the_environment_says_how_many_processes(monkeypatch, jobs, here):
+    """One: no other process, which would load PyTorch again. An argument comes first."""
+    monkeypatch.setenv("I2F_JOBS", jobs)
+    assert (sweep.run(_where, sweep.grid(k=range(3))).process == os.getpid()).all() == here
+    assert (sweep.run(_where, sweep.grid(k=range(3)), jobs=1).process == os.getpid()).all()
