@@ -67,7 +67,7 @@ class Claim:
 
 
 def bootstrap(
-    statistic: Callable[[pd.DataFrame], float], table: pd.DataFrame, unit: str, draws: int = 1000, seed: int = 0,
+    statistic: Callable[[pd.DataFrame], float], table: pd.DataFrame, unit: str, draws: int = 500, seed: int = 0,
     least: int = LEAST_UNITS,
 ) -> tuple[float, float, float]:  # fmt: skip
     """`statistic` of the table, and its 95% percentile interval when whole units (images, seeds) are resampled.

@@ -40,7 +40,7 @@ def test_few_units_are_judged_once_a_sample_and_come_out_as_if_they_were_not():
         asked.append(len(t))
         return mean(t)
 
-    _, low, high = claims.bootstrap(counted, table, "image", draws=1000)
+    _, low, high = claims.bootstrap(counted, table, "image", draws=500)
     assert len(asked) == 1 + 35  # so many multisets of four out of four
     values = table.value.to_numpy()[::2]
     assert (low, high) == pytest.approx((values.min(), values.max()))  # each is drawn once in 256 times
@@ -48,7 +48,7 @@ def test_few_units_are_judged_once_a_sample_and_come_out_as_if_they_were_not():
 
 def test_exact_and_random_bootstraps_agree():
     table = noisy(6, 1, 1.0)
-    exact = claims.bootstrap(mean, table, "image", draws=1000)  # 462 samples
+    exact = claims.bootstrap(mean, table, "image", draws=500)  # 462 samples
     drawn = claims.bootstrap(mean, pd.concat([table] * 2), "image", draws=461, seed=1)
     assert exact[1:] == pytest.approx(drawn[1:], abs=0.25)
     samples, weights = claims._samples(6, 1000, 0)

@@ -47,9 +47,9 @@ def test_sensitivity_is_the_length_of_a_product(tiny):
 def test_the_bounds_term_is_the_largest_eigenvalue(tiny):
     model, x, y = tiny
     generator = torch.Generator().manual_seed(0)
+    slope, steps, h = _slope(model, x, y, lambda: float(_values(model, x, y)[0].log()))
     term = penalty.bound(model, x, y, power_steps=200, generator=generator)
     assert float(term.detach().exp()) == pytest.approx(float(_values(model, x, y)[0]), rel=1e-6)
-    slope, steps, h = _slope(model, x, y, lambda: float(_values(model, x, y)[0].log()))
     assert _along(model, term, steps) == pytest.approx(slope / h, rel=1e-3, abs=1e-6)
 
 

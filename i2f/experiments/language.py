@@ -25,7 +25,7 @@ READING, SHARED, REFINED, SEARCH, TAG = "reading", "reading-shared", "gauss-newt
 ATTACKERS = {  # name -> what it does, and what it knows besides model, length and noise level
     READING: "tokens read off the first layers' gradients; needs no label",
     SHARED: "the same, among the tokens that the embedding's gradient names",
-    REFINED: "Gauss–Newton from the tokens read; knows the label",
+    REFINED: "Gauss–Newton from the tokens read; knows the label, which for the next token is the text read",
     SEARCH: "Gauss–Newton from a random start; knows the label",
     TAG: "Adam on ‖·‖² + 0.01·‖·‖₁ from a random start; knows the label",
 }
@@ -69,8 +69,8 @@ def run(tasks: list[Problem], steps: dict[str, int], jobs: int | None = None) ->
     spread: τ.
 
     Of the attack: rmse, of the embeddings, modulo the null space; accuracy, rouge1, rouge2, rougeL, bleu of the text;
-    feature_mse (logits), all_found: every token is right; named: the share of the text's tokens that the embedding's
-    gradient names, and named_wrongly, how many others (attacker "reading-shared"). found, truth: the words.
+    feature_mse (logits), all_found: every token is right; named: F-measure of the tokens that the embedding's
+    gradient names, and named_wrongly, how many are not the text's (attacker "reading-shared"). found, truth: the words.
     """
     solve = partial(_solve, steps)
     return sweep.run(solve, tasks, together=(*NETWORK, "text"), at_most=64, jobs=jobs, description="texts")
@@ -176,7 +176,7 @@ def _read_shared(sent: Sent, gradient: Tensor, variance: float, seed: int) -> Ro
     right = int(torch.isin(truth, named).sum())
     (found,) = _read(sent, gradient[None], named if len(named) else None)
     return _scored(sent, found, sent.model.embed(found)) | {
-        "named": right / len(truth), "named_wrongly": len(named) - right,
+        "named": 2 * right / (len(truth) + len(named)), "named_wrongly": len(named) - right,
     }  # fmt: skip
 
 
@@ -298,8 +298,8 @@ def judge(
               ATTACKERS[best.attacker.iloc[0]], at_most=fallen)  # fmt: skip
         shared = of(SHARED)
         shared = shared[shared.relative == shared.relative.max()]
-        claim(shared, "shared", "an embedding's gradient names the words where the rest no longer does.",
-              "median share of a text's tokens that it names", lambda t: float(t.named.median()), ATTACKERS[SHARED],
+        claim(shared, "shared", "the embedding's gradient names a text's words, in no order.",
+              "median F-measure of the words that it names", lambda t: float(t.named.median()), ATTACKERS[SHARED],
               at_least=share, note=_named(shared, whole))  # fmt: skip
     return found
 
