@@ -17,8 +17,7 @@ from torch.nn import functional as F
 
 from i2f import checks, metrics, spectrum, trace
 from i2f.attacks import invert, recover_labels
-from i2f.defense import Defense, parse
-from i2f.defense import trace as frobenius
+from i2f.defense import Defense, parse, per_direction
 from i2f.gradient import Loss
 from i2f.influence import lower_bound
 from i2f.jacobian import GradientJacobian
@@ -27,31 +26,34 @@ from i2f.progress import bar
 LINEAR = 0.1  # a predicted RMSE up to which the first order is taken at its word; beyond, it is said to have ended
 HEAD = 40  # eigenvalues kept of a spectrum, evenly spread over its ranks
 SPREAD = 0.25  # τ: the deviation of a pixel that an attacker with a prior expects
-LEVELS = (  # judged RMSE up to which -> what it is called
+LEVELS = (  # judged RMSE, over the input's scale, up to which -> what it is called
     (0.05, "gives the input away"),
     (0.15, "gives much of the input away"),
     (math.inf, "blurs the input for these attackers; what others could do is not known"),
 )
+KINKS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.Hardtanh, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 
 
 @dataclass(frozen=True)
 class Sample:
     """What one input's gradient gives away; errors are RMSE per entry of the input.
 
-    predicted: of an attacker without bounds, I²F's mean over the noise, or I²F itself where the defence is no noise.
-    boxed: of one who also knows that pixels lie in [0, 1]. prior: of one who expects pixels of deviation τ (the linear
-    Bayes error). masked: of one who reads the mask off a pruned gradient, and is left with the prior where the kept
-    coordinates do not reach. judged: the smallest of these. bound: I_lb.
-    psnr: of `boxed`, in dB. drawn_rmse, drawn_psnr: Eq. 4 for the perturbation drawn here, which an attack on it should
-    leave. label: read off the shared gradient? None where it cannot be. attacked: what a real attack
-    left, if asked for. needed: the noise variance whose `boxed` error is the target PSNR's. reservations: what is not
-    known.
+    scale: 1 for pixels in [0, 1]; for inputs without a box their own deviation, which errors are compared with. The
+    attackers know model, label and defence. predicted: one without bounds, I²F's mean over the noise, or I²F itself
+    where the defence is no noise. boxed: one who also knows the box. prior: one who expects entries of deviation
+    τ·scale (the linear Bayes error). masked: one who reads the mask off a pruned gradient, and is left with the prior
+    where the kept coordinates do not reach. attacked: Gauss–Newton, if asked for, clamped to the box. judged: the
+    smallest of these; NaN: not known. psnr: of `judged`, in dB, for pixels. bound: I_lb. drawn_rmse, drawn_psnr: Eq. 4
+    for the perturbation drawn here, which the unbounded attack on it should leave. label: read off the shared gradient?
+    None where it cannot be. needed: the variance of Gaussian noise whose `boxed` error has the target PSNR.
+    reservations: what is not known.
     """
 
     index: int
     y: Any
     gradient_norm: float
     d_x: int
+    scale: float
     rank: int | None
     lambda_max: float
     lambda_min: float | None
@@ -62,13 +64,12 @@ class Sample:
     prior: float
     masked: float | None
     judged: float
-    psnr: float
     drawn_rmse: float
     drawn_psnr: float
     needed: float | None
     label: bool | None
     attacked: float | None = None
-    attacked_psnr: float | None = None
+    attacked_rmse: float | None = None
     attacked_reason: str = ""
     reservations: list[str] = field(default_factory=list)
     image: Tensor | None = field(default=None, repr=False)
@@ -76,10 +77,23 @@ class Sample:
     recovered: Tensor | None = field(default=None, repr=False)
 
     @property
+    def psnr(self) -> float:
+        return _psnr(self.judged) if self.scale == 1 else math.nan
+
+    @property
+    def attacked_psnr(self) -> float | None:
+        return None if self.attacked is None else _psnr(self.attacked) if self.scale == 1 else math.nan
+
+    @property
+    def beyond(self) -> bool:
+        """Whether what is judged stands on a first order that has ended, and on no attack."""
+        return self.attacked is None and not self.predicted <= LINEAR * self.scale
+
+    @property
     def verdict(self) -> str:
         if math.isnan(self.judged):
             return "not known"
-        return next(words for level, words in LEVELS if self.judged <= level)
+        return next(words for level, words in LEVELS if self.judged <= level * self.scale)
 
 
 @dataclass(frozen=True)
@@ -97,16 +111,22 @@ class Audit:
     def __iter__(self) -> Iterator[Sample]:
         return iter(self.samples)
 
+    @property
+    def beyond(self) -> int:
+        """How many samples are judged beyond the first order, without an attack."""
+        return sum(sample.beyond for sample in self.samples)
+
     def table(self) -> pd.DataFrame:
         """A row a sample, without pictures and spectra."""
-        return pd.DataFrame([{**_plain(s), "verdict": s.verdict, "reservations": "; ".join(s.reservations)}
-                             for s in self.samples]).drop(columns="spectrum")  # fmt: skip
+        rows = [{**_plain(s), "reservations": "; ".join(s.reservations)} for s in self.samples]
+        return pd.DataFrame(rows).drop(columns="spectrum")
 
     def json(self) -> str:
         """Everything but the pictures; what is not a number is null."""
-        rows = [_finite({**_plain(s), "verdict": s.verdict}) for s in self.samples]
-        record = {"defense": self.defense, "target_psnr": self.target_psnr, "one gradient of all": self.together,
-                  "exact": self.exact, "d_theta": self.d_theta, "samples": rows}  # fmt: skip
+        record = {
+            "defense": self.defense, "target_psnr": self.target_psnr, "one gradient of all": self.together,
+            "exact": self.exact, "d_theta": self.d_theta, "samples": [_finite(_plain(s)) for s in self.samples],
+        }  # fmt: skip
         return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
 
     def passes(self, min_rmse: float) -> bool:
@@ -128,127 +148,160 @@ def audit(
     """What a gradient of `model` at `x` would give away under a defence.
 
     Args:
-        model: in evaluation mode. x: (n, ...) in [0, 1], or any input without a box if its values leave that range.
+        model: in evaluation mode. x: (n, ...) pixels in [0, 1]; values outside are taken for an input without a box.
             y: (n,). loss: (output, y) -> scalar.
         defense: "none", "gaussian:1e-3", "relative:0.1", "dp:1.0:0.5", "prune:0.9", "designed:0.1", …: `defense.KINDS`.
         exact: with the whole spectrum of J Jᵀ, d_x products a sample; False: by products alone, the bound and, for
             noise, the Bayes error. None: exact where J takes no more than 2 GiB.
         together: one gradient of the mean loss over all n, so one J of n·d_x rows; otherwise each sample alone.
         target_psnr: in dB, for which the noise that is needed is given. attack: also run Gauss–Newton, attack_steps of
-            it. spread: τ of the attacker with a prior. seed: of the noise, the draw, and the attack.
+            it, which then takes part in the judgement. spread: τ of the attacker with a prior, over the input's scale.
+        seed: of the noise drawn here, and of the attack: give real noise another.
 
     In the linear picture an attacker is left with N(x₀, C), C = σ²(J Jᵀ)⁻¹ for isotropic noise. `boxed` is the error of
     that, clamped to the box, a closed form a pixel; `prior` is √(σ² tr((J Jᵀ + (σ²/τ²)I)⁻¹)/d_x).
 
-    Raises: ValueError for bad input, as `GradientJacobian` and `defense.parse` say it.
+    Raises: ValueError for bad input, as `GradientJacobian` and `defense.parse` say it; for clipping of several samples
+    behind one gradient, which is done to each before the mean; for J = 0.
     """
     defended = parse(defense) if isinstance(defense, str) else defense
     checks.images_and_labels(x, y)
     checks.at_least("spread", spread, 1e-6)
+    checks.at_least("target_psnr", target_psnr, 1e-6)
+    if together and len(x) > 1 and defended.name in ("dp", "clip"):
+        raise ValueError(f"defense={str(defended)!r} clips each sample's own gradient, and together=True audits their "
+                         "mean: audit each alone")  # fmt: skip
     groups = [list(range(len(x)))] if together else [[i] for i in range(len(x))]
-    boxed = bool(x.min() >= 0 and x.max() <= 1)
+    ask = _Ask(defended, target_psnr, spread, seed, attack, attack_steps, bool(x.min() >= 0 and x.max() <= 1))
+    method = "auto" if exact is None else "dense" if exact else "matrix-free"
     samples: list[Sample] = []
-    size, whole = 0, exact
+    size, whole = 0, bool(exact)
     with bar(total=len(x), description="audit", shown=progress) as shown:
         for group in groups:
-            J = GradientJacobian(model, x[group], y[group], loss, method="auto" if exact is None else
-                                 "dense" if exact else "matrix-free")  # fmt: skip
+            J = GradientJacobian(model, x[group], y[group], loss, method=method)
             whole, size = J.is_dense, J.shape[1]
-            measure = _exact if whole else _by_products
-            samples += measure(J, defended, group, target_psnr, spread, seed, attack, attack_steps, boxed)
+            samples += (_exact if whole else _by_products)(J, ask, group)
             shown.update(len(group))
-    return Audit(samples, str(defended), target_psnr, together, bool(whole), size)
+    return Audit(samples, str(defended), target_psnr, together, whole, size)
 
 
-def _exact(
-    J: GradientJacobian, defense: Defense, group: Sequence[int], target: float, spread: float, seed: int,
-    attack: bool, steps: int, box: bool,
-) -> list[Sample]:  # fmt: skip
+@dataclass(frozen=True)
+class _Ask:
+    """What an audit is asked; box: the input lies in [0, 1]."""
+
+    defense: Defense
+    target: float
+    spread: float
+    seed: int
+    attack: bool
+    steps: int
+    box: bool
+
+    def scale(self, x: Tensor) -> float:
+        return 1.0 if self.box else float(x.double().std(correction=0)) or 1.0
+
+
+def _exact(J: GradientJacobian, ask: _Ask, group: Sequence[int]) -> list[Sample]:
     """From the spectrum J Jᵀ = U Λ Uᵀ of a group behind one gradient; a sample's share are its rows of U."""
     values, vectors = spectrum.decompose(J)
     rank, count = spectrum.rank(J), len(J.x)
+    if rank == 0:
+        raise ValueError("J = 0 at this input: its gradient does not react to it, and first order has nothing to say")
     lit, U = values[:rank], vectors[:, :rank]
-    delta = defense.undone(J, defense.delta(J, seed + group[0]))
-    variance = defense.variance(J)
+    sent = ask.defense.delta(J, ask.seed + group[0])
+    delta = ask.defense.undone(J, sent)
+    along = _variances(J, ask.defense, lit)  # of the attacker's estimate, along each of U; None: no noise
     moved = U @ (U.T @ J.matvec(delta).double() / lit)  # Eq. 4 for this δ
-    if defense.name == "designed":
-        energy = (defense.values[0] * float(J.gradient.norm())) ** 2
-        along = energy / frobenius(J) * torch.ones_like(lit)  # the variance in each direction of the input
-    elif variance is not None:
-        along = variance / lit
-    else:
-        along = None  # no noise: δ is what it is
-    hidden = spread**2 * (1 - U.square().sum(1)) if rank < len(values) else 0.0  # what the null space leaves to a prior
     drawn = J.x.double().reshape(-1) + moved
     predicted = moved.square() if along is None else U.square() @ along
-    prior = None if along is None else U.square() @ (along * spread**2 / (along + spread**2)) + hidden
-    masked = _masked_rank(J, delta) if defense.name == "prune" else None
-    found = _attacked(J, delta, seed, steps) if attack else None
-    labels = _labels(J, delta)
-    pixels, shape = J.shape[0] // count, J.x.shape[1:]
-    samples = []
+    scale = ask.scale(J.x)
+    tau = ask.spread * scale
+    prior = None
+    if along is not None:
+        unseen = tau**2 * (1 - U.square().sum(1)) if rank < len(values) else 0.0  # the null space is the prior's
+        prior = U.square() @ (along * tau**2 / (along + tau**2)) + unseen
+    masked = _masked_rank(J, sent) if ask.defense.name == "prune" else None
+    common = _common(J, ask, sent, delta)
+    samples, pixels, shape = [], J.shape[0] // count, J.x.shape[1:]
     for k, index in enumerate(group):
         part = slice(k * pixels, (k + 1) * pixels)
         truth = J.x[k].double().reshape(-1)
-        rmse = float(predicted[part].mean().sqrt())
-        seen = drawn[part].clamp(0, 1) if box else drawn[part]
-        clamped = rmse
-        if box:
-            clamped = _rms((seen - truth).square() if along is None else clamped_square(truth, predicted[part].sqrt()))
-        expected = math.nan if prior is None else float(prior[part].mean().sqrt())
-        unseen = None if masked is None else spread * (1 - masked / len(values)) ** 0.5
-        # where J is singular, only a prior says anything about what the gradient does not show
-        errors = [rmse, clamped, expected, unseen] if rank == len(values) else [expected, unseen]
-        known = [error for error in errors if error is not None and not math.isnan(error)]
-        judged = min(known, default=math.nan)
-        inverse = U[part].square() @ (1 / lit)
+        rmse = _rms(predicted[part])
+        seen = drawn[part].clamp(0, 1) if ask.box else drawn[part]
+        boxed = rmse
+        if ask.box:
+            boxed = _rms((seen - truth).square() if along is None else clamped_square(truth, predicted[part].sqrt()))
+        expected = math.nan if prior is None else _rms(prior[part])
+        left = None if masked is None else tau * (1 - masked / len(values)) ** 0.5
+        found = common.attack(k, truth)
+        # where J is singular, only a prior or an attack says anything about what the gradient does not show
+        errors = [rmse, boxed, expected, left] if rank == len(values) else [expected, left]
         needed = None
         if rank == len(values):
-            needed = variance_for(10 ** (-target / 10), truth, inverse, box)
+            inverse = U[part].square() @ (1 / lit)
+            needed = variance_for((scale * 10 ** (-ask.target / 20)) ** 2, truth, inverse, ask.box)
         samples.append(Sample(
-            index=index, y=_plain_label(J.map.y, k), gradient_norm=float(J.gradient.norm()), d_x=pixels,
+            index=index, y=_plain_label(J.map.y, k), gradient_norm=float(J.gradient.norm()), d_x=pixels, scale=scale,
             rank=rank, lambda_max=float(values[0]), lambda_min=float(lit[-1]), spectrum=_head(values),
-            bound=float(J.matvec(delta).norm() / values[0]) / J.shape[0] ** 0.5, predicted=rmse, boxed=clamped,
-            prior=expected, masked=unseen, judged=judged,
-            psnr=_psnr(clamped), drawn_rmse=_rms(moved[part].square()), drawn_psnr=_psnr(_rms((seen - truth).square())),
-            needed=needed, label=labels[k], reservations=_reservations(J, rmse, rank, masked, defense),
-            image=J.x[k].cpu(), drawn=drawn[part].view(shape).float().cpu(), **_attack_of(found, k, truth),
+            bound=float(J.matvec(delta).norm() / values[0]) / J.shape[0] ** 0.5, predicted=rmse, boxed=boxed,
+            prior=expected, masked=left, judged=_least(*errors, found.get("attacked")),
+            drawn_rmse=_rms(moved[part].square()), drawn_psnr=_psnr(_rms((seen - truth).square()) / scale),
+            needed=needed, label=common.labels[k],
+            reservations=_reservations(J, ask, rmse, scale, common.labels[k], rank, masked),
+            image=J.x[k].cpu(), drawn=drawn[part].view(shape).float().cpu(), **found,
         ))  # fmt: skip
     return samples
 
 
-def _by_products(
-    J: GradientJacobian, defense: Defense, group: Sequence[int], target: float, spread: float, seed: int,
-    attack: bool, steps: int, box: bool,
-) -> list[Sample]:  # fmt: skip
-    """Where no spectrum is within reach: the bound, and for isotropic noise the Bayes error with its own interval."""
-    delta = defense.undone(J, defense.delta(J, seed + group[0]))
+def _by_products(J: GradientJacobian, ask: _Ask, group: Sequence[int]) -> list[Sample]:
+    """Where no spectrum is within reach: the bound, and for isotropic noise the Bayes error, of which the lower end of
+    its interval is judged. Of several samples behind one gradient it is their mean."""
+    sent = ask.defense.delta(J, ask.seed + group[0])
+    delta = ask.defense.undone(J, sent)
     bound = lower_bound(J, delta, tol=1e-2)
-    variance = defense.variance(J)
-    why = ["J Jᵀ was not formed: no exact prediction, no rank; the bound lies far below the error as a rule"]
+    variance, scale = ask.defense.variance(J), ask.scale(J.x)
+    tau = ask.spread * scale
+    why = ["J Jᵀ was not formed: no rank and no I²F; whether the first order holds so far out is not known"]
+    if len(group) > 1:
+        why.append(f"a mean over the {len(group)} samples behind this gradient: one of them may be less protected")
+    if not bound.converged:
+        why.append("λ_max did not converge")
     prior = math.nan
-    if defense.name == "designed":
-        c = (defense.values[0] * float(J.gradient.norm())) ** 2 / frobenius(J)
-        prior = math.sqrt(c * spread**2 / (c + spread**2))
-    elif variance:
-        found = trace.bayes_error(J, variance, variance / spread**2, probes=2, tol=0.05, max_steps=60, seed=seed)
-        prior = math.sqrt(max(found.value, 0.0) / J.shape[0])
+    if ask.defense.name == "designed":
+        c = per_direction(J, _energy(J, ask.defense))
+        prior = math.sqrt(c * tau**2 / (c + tau**2))
+    elif variance == 0:
+        prior = 0.0
+    elif variance is not None:
+        found = trace.bayes_error(J, variance, variance / tau**2, probes=3, tol=0.05, max_steps=60, seed=ask.seed)
+        prior = math.sqrt(max(found.low, 0.0) / J.shape[0])
         if not found.converged:
             why.append("the Bayes error's quadrature did not settle")
-    found = _attacked(J, delta, seed, steps) if attack else None
-    labels = _labels(J, delta)
-    return [
-        Sample(
+    common = _common(J, ask, sent, delta)
+    samples = []
+    for k, index in enumerate(group):
+        attack = common.attack(k, J.x[k].double().reshape(-1))
+        reservations = _reservations(J, ask, 0.0, scale, common.labels[k])
+        samples.append(Sample(
             index=index, y=_plain_label(J.map.y, k), gradient_norm=float(J.gradient.norm()),
-            d_x=J.shape[0] // len(J.x), rank=None, lambda_max=bound.lambda_max, lambda_min=None, spectrum=[],
-            bound=bound.rmse, predicted=math.nan, boxed=math.nan, prior=prior, masked=None,
-            judged=prior if variance or defense.name == "designed" else 0.0 if variance == 0 else math.nan,
-            psnr=_psnr(prior), drawn_rmse=math.nan, drawn_psnr=math.nan, needed=None, label=labels[k],
-            reservations=[*why, *_kinks(J), *(["λ_max did not converge"] * (not bound.converged))],
-            image=J.x[k].cpu(), **_attack_of(found, k, J.x[k].double().reshape(-1)),
-        )
-        for k, index in enumerate(group)
-    ]  # fmt: skip
+            d_x=J.shape[0] // len(J.x), scale=scale, rank=None, lambda_max=bound.lambda_max, lambda_min=None,
+            spectrum=[], bound=bound.rmse, predicted=math.nan, boxed=math.nan, prior=prior, masked=None,
+            judged=_least(prior, attack.get("attacked")), drawn_rmse=math.nan, drawn_psnr=math.nan, needed=None,
+            label=common.labels[k], reservations=[*why, *reservations], image=J.x[k].cpu(), **attack,
+        ))  # fmt: skip
+    return samples
+
+
+def _variances(J: GradientJacobian, defense: Defense, lit: Tensor) -> Tensor | None:
+    """Of an unbounded attacker's estimate, along each eigenvector of J Jᵀ; None where the defence is no noise."""
+    if defense.name == "designed":
+        return per_direction(J, _energy(J, defense)) * torch.ones_like(lit)
+    variance = defense.variance(J)
+    return None if variance is None else variance / lit
+
+
+def _energy(J: GradientJacobian, defense: Defense) -> float:
+    return (defense.values[0] * float(J.gradient.norm())) ** 2
 
 
 def clamped_square(truth: Tensor, deviation: Tensor) -> Tensor:
@@ -295,17 +348,46 @@ def variance_for(mse: float, truth: Tensor, inverse: Tensor, box: bool = True) -
     return math.sqrt(low * high)
 
 
-def _masked_rank(J: GradientJacobian, delta: Tensor) -> int:
+def _masked_rank(J: GradientJacobian, sent: Tensor) -> int:
     """The rank of J on the coordinates that pruning kept: d_x where who reads the mask recovers everything."""
-    kept = J.dense()[:, (J.gradient + delta) != 0].double()
+    kept = J.dense()[:, (J.gradient + sent) != 0].double()
     values = torch.linalg.eigvalsh(kept @ kept.T)
     return int((values > spectrum.zero_level(J) * values[-1]).sum())
 
 
-def _labels(J: GradientJacobian, delta: Tensor) -> list[bool | None]:
+@dataclass(frozen=True)
+class _Common:
+    """What is found once for all samples behind a gradient: labels, and the attack's images and its end."""
+
+    labels: list[bool | None]
+    images: Tensor | None
+    reason: str
+    box: bool
+
+    def attack(self, k: int, truth: Tensor) -> dict[str, Any]:
+        if self.images is None:
+            return {}
+        x = self.images[k].double().reshape(-1)
+        clamped = x.clamp(0, 1) if self.box else x
+        return {"attacked": _rms((clamped - truth).square()), "attacked_rmse": _rms((x - truth).square()),
+                "attacked_reason": self.reason, "recovered": self.images[k].float().cpu()}  # fmt: skip
+
+
+def _common(J: GradientJacobian, ask: _Ask, sent: Tensor, delta: Tensor) -> _Common:
+    labels = _labels(J, sent)
+    if not ask.attack:
+        return _Common(labels, None, "", ask.box)
+    mask = (J.gradient + sent) != 0 if ask.defense.name == "prune" else None
+    found = invert(J.map.model, J.gradient + delta, J.map.y, J.x.shape, loss=J.map.loss, mask=mask, seed=ask.seed,
+                   steps=ask.steps)  # fmt: skip
+    x = found.x.to(J.x)
+    return _Common(labels, metrics.assign(x, J.x) if len(x) > 1 else x, found.reason, ask.box)
+
+
+def _labels(J: GradientJacobian, sent: Tensor) -> list[bool | None]:
     """Whether each label is read off the shared gradient; None where this network's last layer does not show labels."""
     try:
-        found = recover_labels(J.map, J.gradient + delta, tuple(J.x.shape)).tolist()
+        found = recover_labels(J.map, J.gradient + sent, tuple(J.x.shape)).tolist()
     except ValueError:
         return [None] * len(J.x)
     answers = []
@@ -316,50 +398,42 @@ def _labels(J: GradientJacobian, delta: Tensor) -> list[bool | None]:
     return answers
 
 
-def _attacked(J: GradientJacobian, delta: Tensor, seed: int, steps: int) -> Any:
-    found = invert(J.map.model, J.gradient + delta, J.map.y, J.x.shape, loss=J.map.loss, seed=seed, steps=steps)
-    return metrics.assign(found.x.to(J.x), J.x) if len(J.x) > 1 else found.x.to(J.x), found.reason
-
-
-def _attack_of(found: Any, k: int, truth: Tensor) -> dict[str, Any]:
-    if found is None:
-        return {}
-    x = found[0][k].double().reshape(-1)
-    return {
-        "attacked": _rms((x - truth).square()), "attacked_psnr": _psnr(_rms((x.clamp(0, 1) - truth).square())),
-        "attacked_reason": found[1], "recovered": found[0][k].float().cpu(),
-    }  # fmt: skip
-
-
-def _reservations(J: GradientJacobian, rmse: float, rank: int, masked: int | None, defense: Defense) -> list[str]:
+def _reservations(
+    J: GradientJacobian, ask: _Ask, rmse: float, scale: float, label: bool | None, rank: int | None = None,
+    masked: int | None = None,
+) -> list[str]:  # fmt: skip
     found = []
-    if rmse > LINEAR:
-        found.append(f"the predicted RMSE of {rmse:.2g} lies beyond the first order, which ends near {LINEAR:g}: the "
-                     "true error may be smaller or larger")  # fmt: skip
-    if rank < J.shape[0]:
+    name = ask.defense.name
+    if rmse > LINEAR * scale and name != "designed":
+        found.append(f"the predicted RMSE of {rmse:.2g} lies beyond the first order, which ends near "
+                     f"{LINEAR * scale:.2g}: the true error may be smaller or larger")  # fmt: skip
+    if rank is not None and rank < J.shape[0]:
         found.append(f"J Jᵀ has rank {rank} of {J.shape[0]}: what the other directions hide, the gradient does not "
                      "show to first order, and a prior or a second gradient may")  # fmt: skip
     if masked is not None:
         full = "recovers everything" if masked == J.shape[0] else f"has {masked} of {J.shape[0]} directions left"
-        found.append(f"who reads the mask off the zeros {full}")
-    if defense.name == "designed":
-        found.append("its covariance depends on the private input: who is told it learns J, and with it more")
-    if defense.name == "quantize":
+        found.append(f"who reads the mask off the zeros {full}; that the others are small is not used")
+    if name == "quantize":
         found.append("rounding is no noise: who searches among the inputs that round so may know more")
-    return found + _kinks(J)
-
-
-def _kinks(J: GradientJacobian) -> list[str]:
-    kinks = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.MaxPool2d)
-    if not any(isinstance(module, kinks) for module in J.map.model.modules()):
-        return []
-    return ["the network has kinks (ReLU, max pooling): J holds between them, and says nothing beyond"]
+    if label is not True:
+        found.append(
+            "the label is taken as known, and was not read off this gradient: an attacker may have to guess it"
+        )
+    if 10 ** (-ask.target / 20) > LINEAR:
+        found.append(f"the noise needed for {ask.target:g} dB lies beyond the first order: what it leaves may be less")
+    if any(isinstance(module, KINKS) for module in J.map.model.modules()):
+        found.append("the network has kinks (ReLU, max pooling): J holds between them, and says nothing beyond")
+    return found
 
 
 def _head(values: Tensor) -> list[float]:
     """λ at evenly spread ranks, from the largest to the smallest."""
     places = torch.linspace(0, len(values) - 1, min(HEAD, len(values))).round().long().to(values.device)
     return values[places].tolist()
+
+
+def _least(*errors: float | None) -> float:
+    return min((e for e in errors if e is not None and not math.isnan(e)), default=math.nan)
 
 
 def _rms(square: Tensor) -> float:
@@ -377,7 +451,8 @@ def _plain_label(y: Tensor, k: int) -> Any:
 
 def _plain(sample: Sample) -> dict[str, Any]:
     pictures = ("image", "drawn", "recovered")
-    return {k: v for k, v in asdict(sample).items() if k not in pictures}
+    derived = ("psnr", "attacked_psnr", "beyond", "verdict")
+    return {k: v for k, v in asdict(sample).items() if k not in pictures} | {k: getattr(sample, k) for k in derived}
 
 
 def _finite(value: Any) -> Any:

@@ -95,6 +95,10 @@ def _audit(arguments: argparse.Namespace) -> int:
     from i2f import defense
 
     defended = defense.parse(arguments.defense)
+    for option in ("target_psnr", "min_rmse"):
+        value = getattr(arguments, option)
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"--{option.replace('_', '-')} {value:g} is out of range: give a positive number")
     for path in (arguments.report, arguments.json):
         if path is not None and not path.resolve().parent.is_dir():
             raise ValueError(f"{path}: there is no folder {path.resolve().parent}; make it first")
@@ -119,6 +123,9 @@ def _audit(arguments: argparse.Namespace) -> int:
         print(f"i2f: {below} of {len(found.samples)} samples are judged below an RMSE of {arguments.min_rmse:g}, or "
               "not known", file=sys.stderr)  # fmt: skip
         return GATE
+    if arguments.min_rmse is not None and found.beyond:
+        print(f"i2f: the gate opens, but beyond the first order for {found.beyond} samples, where predictions may be "
+              "too large: --attack tries", file=sys.stderr)  # fmt: skip
     return 0
 
 
@@ -133,7 +140,7 @@ def _samples(text: str) -> "tuple[Tensor, Tensor, str | None]":
     if path.suffix not in (".npz", ".pt"):
         name, *numbers = text.split(":")
         try:
-            count, first = [*map(int, numbers), 8, 0][:2] if len(numbers) < 2 else map(int, numbers)
+            count, first = [*map(int, numbers), *(8, 0)[len(numbers) :]]
         except ValueError:
             raise ValueError(f"data={text!r} is malformed: give NAME[:COUNT[:FIRST]], or a file .npz or .pt") from None
         return *data.load(name, n=count, offset=first), name
@@ -148,7 +155,16 @@ def _samples(text: str) -> "tuple[Tensor, Tensor, str | None]":
         raise
     except Exception as error:  # every reader has its own
         raise ValueError(f"data={text!r} cannot be read as x and y: {type(error).__name__}: {error}") from error
-    return x if x.is_floating_point() else x.float() / 255, y.long(), None
+    for key, value in (("x", x), ("y", y)):
+        if not torch.is_tensor(value):
+            raise ValueError(f"data={text!r}: {key} is {type(value).__name__}; it must be an array")
+    if x.dtype == torch.uint8:
+        x = x.float() / 255
+    if not x.is_floating_point():
+        raise ValueError(f"data={text!r}: x is {x.dtype}; give floating-point numbers in [0, 1], or bytes (uint8)")
+    if y.is_floating_point() and not torch.equal(y, y.round()):
+        raise ValueError(f"data={text!r}: y holds fractions; it must be class numbers")
+    return x, y.long(), None
 
 
 def _model(arguments: argparse.Namespace, dataset: str | None) -> "nn.Module":

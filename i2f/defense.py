@@ -33,7 +33,9 @@ def _scaled(gradient: Tensor, values: tuple[float, ...]) -> float:
 KINDS = {
     "none": Kind((), lambda J, v, seed: torch.zeros_like(J.gradient), lambda g, v: 0.0),
     "gaussian": Kind(("variance",), lambda J, v, seed: perturb.gaussian(J.gradient, *v, seed), lambda g, v: v[0]),
-    "laplace": Kind(("variance",), lambda J, v, seed: perturb.laplace(J.gradient, *v, seed), lambda g, v: v[0]),
+    "laplace": Kind(  # a likelihood attacker is left with half of its variance: its Fisher information is 2/σ²
+        ("variance",), lambda J, v, seed: perturb.laplace(J.gradient, *v, seed), lambda g, v: v[0] / 2
+    ),
     "relative": Kind(
         ("noise norm / gradient norm",),
         lambda J, v, seed: perturb.gaussian(J.gradient, _relative(J.gradient, v), seed),
@@ -99,18 +101,31 @@ def parse(text: str) -> Defense:
     return Defense(name, values)
 
 
-def designed(J: GradientJacobian, energy: float, seed: int = 0) -> Tensor:
-    """Noise of expected energy E‖δ‖² = `energy` that protects best, against the best informed attacker, in the
-    direction that it protects least:  δ = √c Jᵀz, z ~ N(0, I), c = energy/tr(J Jᵀ).
+def designed(J: GradientJacobian, energy: float, seed: int | None = None) -> Tensor:
+    """The gradient of the input with noise on it in place of the input's own:  δ = g(x + √c z) − g(x), z ~ N(0, I),
+    c = energy/tr(J Jᵀ), so that E‖δ‖² = `energy` to first order.
 
-    Noise of covariance Σ = V S Vᵀ in the row space of J = U Λ^½ Vᵀ leaves an attacker who whitens by it the error
-    covariance U Λ^-½ S Λ^-½ Uᵀ. Of all S with tr S = energy, its smallest eigenvalue is largest where all are equal, at
-    S = cΛ, so at Σ = c JᵀJ: one product with Jᵀ. Then every direction of the input has the error c. To first order this
-    is the gradient of the input with noise on it, g(x + √c z).
+    There δ = √c Jᵀz. Noise of covariance Σ = V S Vᵀ in the row space of J = U Λ^½ Vᵀ leaves an attacker who whitens by
+    it the error covariance U Λ^-½ S Λ^-½ Uᵀ. Of all S with tr S = energy, its smallest eigenvalue is largest where all
+    are equal, at S = cΛ, so at Σ = c JᵀJ: then every direction of the input has the error c.
+
+    Drawn as √c J(x)ᵀz it would be broken by whoever knows the method, who fits g(x) + J(x)ᵀw to it in x and w together.
+    As a gradient at x + √c z it cannot be: no attacker learns more of x than x + √c z tells, at any size of c.
+
+    Raises: ValueError where J = 0.
     """
     checks.at_least("energy", energy, 0.0)
-    z = torch.randn(J.shape[0], generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(J.x)
-    return math.sqrt(energy / trace(J)) * J.rmatvec(z)
+    z = torch.randn(J.x.shape, generator=None if seed is None else torch.Generator().manual_seed(seed),
+                    dtype=torch.float64).to(J.x)  # fmt: skip
+    return J.map(J.x + math.sqrt(per_direction(J, energy)) * z) - J.gradient
+
+
+def per_direction(J: GradientJacobian, energy: float) -> float:
+    """c = energy/tr(J Jᵀ): the variance that noise on the input has, whose gradient noise has this energy."""
+    total = trace(J)
+    if total <= 0:
+        raise ValueError("J = 0 at this input: its gradient does not react to it, and there is nothing to design")
+    return energy / total
 
 
 PROBES = 16

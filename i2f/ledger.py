@@ -76,7 +76,7 @@ PAPER = {
     ),
     "Outlook: optimise privacy together with the task": (
         "joint",
-        "penalties on λ_max and E[I²], beside DP-SGD",
+        "penalties on λ_max and the Bayes error, beside local differential privacy",
     ),
     "No counterpart: other measures of risk": (
         "rivals",
@@ -112,7 +112,7 @@ HEADLINES = (
     "language-bert-tiny-flat",
     "audit-mnist-psnr",
     "designed-mnist-gain",
-    "designed-mnist-told",
+    "designed-mnist-told-linear",
     "joint-mnist-bound",
     "rivals-mnist-lenet-uniform-influence",
     "rivals-mnist-lenet-uniform-fisher",

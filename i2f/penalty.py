@@ -3,8 +3,8 @@
 Both terms are built from q(θ) = ‖Jᵀw‖² with w held fixed, whose derivative by θ takes one more backward pass:
 
     bound       λ_max(J Jᵀ) = max_{‖u‖=1} ‖Jᵀu‖², at the u of a few power steps: what I_lb divides by
-    expected    E[I²]/σ² = tr((J Jᵀ + εI)⁻¹) = E[zᵀw], w = (J Jᵀ + εI)⁻¹z. As d(A⁻¹) = −A⁻¹ dA A⁻¹, its derivative is
-                that of −‖Jᵀw‖², w held fixed
+    bayes       tr((J Jᵀ + εI)⁻¹) = E[zᵀw], w = (J Jᵀ + εI)⁻¹z: the Bayes error over σ², which for ε → 0 is E[I²]/σ². As
+                d(A⁻¹) = −A⁻¹ dA A⁻¹, its derivative is that of −‖Jᵀw‖², w held fixed
 """
 
 import torch
@@ -31,16 +31,19 @@ def bound(
     """
     u = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
     for _ in range(power_steps):
-        u = _gram(model, x, y, u / u.norm(), loss)
-    return sensitivity(model, x, y, u / u.norm(), loss).log()
+        u = _gram(model, x, y, u / u.norm().clamp_min(TINY), loss)
+    return sensitivity(model, x, y, u / u.norm().clamp_min(TINY), loss).clamp_min(TINY).log()
 
 
-def expected(
+TINY = 1e-30  # keeps the logarithm of a J that vanishes finite
+
+
+def bayes(
     model: nn.Module, x: Tensor, y: Tensor, damping: float, cg_steps: int = 20, loss: Loss = F.cross_entropy,
     generator: torch.Generator | None = None,
 ) -> Tensor:  # fmt: skip
     """−log tr((J Jᵀ + εI)⁻¹), one draw: a term whose gradient by θ is that of the logarithm, w held fixed. Minimising
-    it raises E[I²] at damping ε > 0. Cost: some 2·cg_steps + 4 gradients.
+    it raises the Bayes error at ε = σ²/τ² > 0. Cost: some 2·cg_steps + 4 gradients.
     """
     checks.at_least("damping", damping, 1e-300)
     z = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1

@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 from torch import Tensor
 
-from i2f.audit import Audit, Sample
+from i2f.audit import LEVELS, Audit, Sample
 
 STYLE = """
 body { font: 15px/1.45 system-ui, "DejaVu Sans", sans-serif; color: #222; background: #fff; margin: 2rem auto;
@@ -32,6 +32,7 @@ def page(audit: Audit, title: str) -> str:
     more = f"<p class=note>Pictures of the first {PICTURED} of {len(samples)}.</p>" if len(samples) > PICTURED else ""
     how = "one gradient of all of them" if audit.together else "each alone"
     exact = "the whole spectrum of J Jᵀ" if audit.exact else "products with J alone: bounds, no exact prediction"
+    unit = ", for pixels in [0, 1]" if all(s.scale == 1 for s in samples) else ", in the input's own unit"
     worst = min(samples, key=lambda s: -1.0 if math.isnan(s.judged) else s.judged)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -40,10 +41,10 @@ def page(audit: Audit, title: str) -> str:
 <p>{len(samples)} sample{"s" * (len(samples) != 1)}, {how}; defence <b>{escape(audit.defense)}</b>; {exact};
 {audit.d_theta:,} parameters.
 Least protected: sample {worst.index}, {_number(worst.judged)} ({escape(worst.verdict)}).</p>
-<p class=note>Errors are root mean squares per entry of the input, for pixels in [0, 1]. <b>Judged</b> is the smallest
+<p class=note>Errors are root mean squares per entry of the input{unit}. <b>Judged</b> is the smallest
 error of the attackers listed, to first order; it is no proof that no other attacker does better, and nothing here means
 "safe". The second picture is the
-predicted reconstruction for one draw of the defence, clamped: what a perfect attacker would see, without attacking.</p>
+predicted reconstruction of a perfect attacker without bounds, for one draw of the defence, clamped.</p>
 {_spectra(samples)}
 <h2>Samples</h2>{more}
 {"".join(_sample(s) for s in shown)}
@@ -67,7 +68,7 @@ def _sample(s: Sample) -> str:
     label = {True: "read off the gradient", False: "not read", None: "cannot be read off this network"}[s.label]
     attacked = ""
     if s.attacked is not None:
-        attacked = (f"<br>real attack: RMSE {_number(s.attacked)}, {_number(s.attacked_psnr)} dB "
+        attacked = (f"<br>real attack: RMSE {_number(s.attacked)} "
                     f"({escape(s.attacked_reason)})")  # fmt: skip
     rank = "" if s.rank is None else f", rank {s.rank} of J Jᵀ"
     reservations = "".join(f"<li>{escape(words)}</li>" for words in s.reservations)
@@ -81,7 +82,7 @@ judged RMSE {_number(s.judged)}, {_number(s.psnr)} dB{rank}{attacked}
 def _tone(s: Sample) -> str:
     if math.isnan(s.judged):
         return "unknown"
-    return "bad" if s.judged <= 0.05 else "mid" if s.judged <= 0.15 else "unknown"
+    return "bad" if s.judged <= LEVELS[0][0] * s.scale else "mid" if s.judged <= LEVELS[1][0] * s.scale else "unknown"
 
 
 def _table(samples: list[Sample], target: float) -> str:
@@ -120,12 +121,13 @@ def _spectra(samples: list[Sample]) -> str:
     """The spectra as a line each, in an SVG of their own; nothing where there are none."""
     if not any(s.spectrum for s in samples):
         return ""
+    import matplotlib.pyplot as plt
+
     from i2f.figures import audit as draw
 
     file = io.StringIO()
-    draw.spectra([s.spectrum for s in samples if s.spectrum]).savefig(file, format="svg", metadata={"Date": None})
-    import matplotlib.pyplot as plt
-
-    plt.close("all")
+    figure = draw.spectra([s.spectrum for s in samples if s.spectrum])
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    plt.close(figure)
     drawing = file.getvalue()
     return f"<h2>How sharply the gradient shows each direction</h2>{drawing[drawing.index('<svg') :]}"

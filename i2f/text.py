@@ -42,7 +42,10 @@ def load(
                          + ("" if root else "; GLUE's own are read with root="))  # fmt: skip
     chosen = rows[offset : offset + n]
     labels = [LABELS.index(checks.one_of("label", row["label"], LABELS)) for row in chosen]
-    return [(row["sentence1"], row["sentence2"]) for row in chosen], torch.tensor(labels)
+    pairs = [(row["sentence1"], row["sentence2"]) for row in chosen]
+    if empty := [place for place, pair in enumerate(pairs, offset) if not all(half and half.strip() for half in pair)]:
+        raise ValueError(f"{path.name}: text {empty[0]} has an empty sentence")
+    return pairs, torch.tensor(labels)
 
 
 def verify(folder: Path | None = None) -> None:

@@ -61,14 +61,14 @@ def test_relative_noise_has_the_length_it_says(J):
 
 
 def test_designed_noise_has_its_energy_and_the_same_error_in_every_direction(J):
-    energy, draws = 0.7, 4000
+    energy, draws = 1e-8, 1500  # so little that the first order is all
     deltas = torch.stack([designed(J, energy, seed) for seed in range(draws)])
     assert float(deltas.square().sum(1).mean()) == pytest.approx(energy, rel=0.1)
     rank = spectrum.rank(J)
     values, vectors = spectrum.decompose(J)
     errors = (deltas @ J.dense().T) @ vectors[:, :rank] / values[:rank]  # Eq. 4 of each draw
     c = energy / float(J.gram().diagonal().sum())
-    torch.testing.assert_close(errors.square().mean(0), torch.full((rank,), c, dtype=errors.dtype), rtol=0.12, atol=0)
+    torch.testing.assert_close(errors.square().mean(0), torch.full((rank,), c, dtype=errors.dtype), rtol=0.2, atol=0)
 
 
 def test_no_other_shares_protect_the_worst_direction_more(J):
@@ -81,14 +81,16 @@ def test_no_other_shares_protect_the_worst_direction_more(J):
         assert float((shares / shares.sum() / values).min()) <= best * (1 + 1e-12)
 
 
-def test_the_gradient_of_a_noisy_input_is_designed_noise(tiny):
-    model, x, y = tiny
+def test_designed_noise_is_the_gradient_of_a_noisy_input(mlp):
+    """So whoever matches it perfectly finds x + √c z, at any size, and no more of x."""
+    model, x, y = mlp
     J = i2f.GradientJacobian(model, x, y)
-    c = 1e-10
+    c = 0.01
     delta = designed(J, c * defense.trace(J), seed=5)
-    z = torch.randn(J.shape[0], generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    noisy = J.map(x + math.sqrt(c) * z.view_as(x)) - J.gradient
-    assert float((noisy - delta).norm()) <= 1e-3 * float(delta.norm())
+    z = torch.randn(x.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    found = i2f.invert(model, J.gradient + delta, y, x.shape, start=x.clone())
+    torch.testing.assert_close(found.x, x + math.sqrt(c) * z, atol=1e-6, rtol=0)
+    assert not torch.equal(designed(J, 1.0), designed(J, 1.0))  # no seed: nobody can draw it again
 
 
 def test_traces_agree(tiny):

@@ -26,7 +26,7 @@ def test_a_penalised_network_shows_less(table):
 
 
 def test_every_method_trains():
-    for method in (joint.EXPECTED, joint.DP):
+    for method in (joint.BAYES, joint.DP):
         (task,) = joint.problems(SETTING, {method: [0.1]}, 1)
         _, accuracy = joint._train(task, 40, 20, 1, 20, 0.003, 1, 0.01)
         assert 0 <= accuracy <= 1
@@ -34,12 +34,13 @@ def test_every_method_trains():
 
 def made_up(gain=2.0, cost=0.01):
     rows = []
-    for task in joint.problems(SETTING, {"plain": [0], "bound": [0.1, 0.3], "expected": [0.1]}, 4):
+    for task in joint.problems(SETTING, {"plain": [0], "bound": [0.1, 0.3], "bayes": [0.1]}, 4):
         strong = task["method"] != "plain"
         for image in range(5):
             rows.append(task | {
                 "accuracy": 0.9 - cost * strong + task["seed"] / 1000, "image": image, "gradient_norm": 1.0,
-                "lambda_max": 1.0, "expected_rmse": 0.1, "rmse": 0.1, "converged": True, "failed": False,
+                "lambda_max": 1.0, "expected_rmse": 0.1 * (gain if strong else 1.0), "rmse": 0.1,
+                "converged": True, "failed": False,
                 "mse_clamped": (0.05 * (gain if strong else 1.0) * (1 + image / 10)) ** 2, "reason": "",
             })  # fmt: skip
     return pd.DataFrame(rows)
@@ -52,8 +53,10 @@ def verdicts(table):
 def test_claims():
     found = verdicts(made_up())
     assert {name: c.verdict for name, c in found.items()} == dict.fromkeys(
-        ("bound", "bound-accuracy", "expected", "expected-accuracy"), "holds"
+        ("bound", "bound-relative", "bound-accuracy", "bayes", "bayes-relative", "bayes-accuracy"), "holds"
     )
+    assert found["bound-relative"].value == pytest.approx(2.0)
+    assert found["bound"].n == 4
     assert found["bound"].value == pytest.approx(2.0)
     assert found["bound-accuracy"].value == pytest.approx(-0.01)
 

@@ -54,7 +54,7 @@ def test_the_bounds_term_is_the_largest_eigenvalue(tiny):
 
 
 @pytest.mark.parametrize("tiny", ["mlp", "attention"], indirect=True)
-def test_the_expected_term_has_the_derivative_of_the_trace(tiny):
+def test_the_bayes_term_has_the_derivative_of_the_trace(tiny):
     """Over all signs z, zᵀA⁻¹z has the mean tr A⁻¹; here with unit vectors, whose sum it is exactly."""
     model, x, y = tiny
     damping = 0.1 * float(_values(model, x, y)[0])
@@ -64,7 +64,7 @@ def test_the_expected_term_has_the_derivative_of_the_trace(tiny):
     for w in torch.linalg.inv(A):
         total -= _along(model, penalty.sensitivity(model, x, y, w.view_as(x)), steps)
     assert total == pytest.approx(slope / h, rel=1e-4)
-    term = penalty.expected(model, x, y, damping, cg_steps=300, generator=torch.Generator().manual_seed(0))
+    term = penalty.bayes(model, x, y, damping, cg_steps=300, generator=torch.Generator().manual_seed(0))
     z = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(0)).to(x) * 2 - 1
     w = torch.linalg.solve(A, z.reshape(-1))
     assert float(term.detach()) == pytest.approx(-float((z.reshape(-1) @ w).log()), rel=1e-3)

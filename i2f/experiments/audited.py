@@ -1,11 +1,12 @@
 """Is an audit right? Its predicted PSNR against an attack's, the noise that it suggests against what that leaves."""
 
+import math
 from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from i2f import claims, data, sweep
+from i2f import claims, data, devices, sweep
 from i2f.audit import audit
 from i2f.experiments import problems as shared
 from i2f.sweep import Problem, Row
@@ -31,7 +32,7 @@ def run(tasks: list[Problem], steps: int, jobs: int | None = None) -> pd.DataFra
 def _solve(steps: int, chunk: list[Problem]) -> list[Row]:
     rows = []
     for p in chunk:
-        x, y = data.load(p["dataset"], n=1, offset=p["image"])
+        x, y = (t.to(devices.current()) for t in data.load(p["dataset"], n=1, offset=p["image"]))
         model = shared.network(*(shared.value(p, name) for name in shared.NETWORK))
         variance = p["asked"]
         if p["part"] == SUGGESTED:
@@ -40,7 +41,8 @@ def _solve(steps: int, chunk: list[Problem]) -> list[Row]:
         (found,) = audit(model, x, y, f"gaussian:{variance:.17g}", attack=True, attack_steps=steps, seed=p["image"])
         rows.append({
             "variance": variance, "predicted_rmse": found.drawn_rmse, "psnr": found.drawn_psnr,
-            "expected_psnr": found.psnr, "attacked_rmse": found.attacked, "attacked_psnr": found.attacked_psnr,
+            "expected_psnr": -20 * math.log10(found.boxed),
+            "attacked_rmse": found.attacked_rmse, "attacked_psnr": found.attacked_psnr,
             "label": found.label, "judged": found.judged, "verdict": found.verdict,
             "converged": found.attacked_reason.startswith(("stationary", "matched")), "reason": found.attacked_reason,
         })  # fmt: skip
@@ -64,13 +66,14 @@ def judge(table: pd.DataFrame, dataset: str, cut: float, accuracy: float, within
         targets = ", ".join(f"{t:g}" for t in sorted(asked.asked.unique()))
         found.append(claims.judge(
             asked, lambda t: float((t.attacked_psnr - t.asked).abs().max()), "image", at_most=within, **common,
-            id=f"audit-{dataset}-suggested", statement="The noise that an audit suggests leaves the PSNR asked for.",
+            id=f"audit-{dataset}-suggested",
+            statement=f"The noise that an audit suggests for {asked.asked.min():g} dB and more leaves that.",
             statistic="largest difference from the target in dB",
             note=f"targets of {targets} dB; {claims.settled(asked)}",
         ))  # fmt: skip
     found.append(claims.judge(
         table, lambda t: float(t.label.astype(float).mean()), "image", at_least=0.99, **common,
-        id=f"audit-{dataset}-labels", statement="One image's label is read off its gradient, noise or not.",
+        id=f"audit-{dataset}-labels", statement="One image's label is read off its gradient under this noise.",
         statistic="share of labels read",
     ))  # fmt: skip
     return found

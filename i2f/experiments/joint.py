@@ -14,16 +14,17 @@ from torch.nn import functional as F
 
 from i2f import claims, data, models, penalty, perturb, spectrum, sweep
 from i2f.attacks import invert
-from i2f.experiments.designed_noise import _defended, _median_norm
+from i2f.experiments.designed_noise import defended, median_norm
 from i2f.influence import expected_square
 from i2f.jacobian import GradientJacobian
 from i2f.sweep import Problem, Row
 
-PLAIN, BOUND, EXPECTED, DP = "plain", "bound", "expected", "dp"
+PLAIN, BOUND, BAYES, DP = "plain", "bound", "bayes", "dp"
 
 
 def problems(setting: dict[str, Any], methods: dict[str, list[float]], seeds: int) -> list[Problem]:
-    """methods: "plain": [0], "bound" and "expected": weights, "dp": noise multipliers of DP-SGD."""
+    """methods: "plain": [0], "bound" and "bayes": weights, "dp": noise over clipping norm, on each image's
+    gradient (local differential privacy)."""
     return [{**setting, "method": method, "weight": float(weight), "seed": seed}
             for seed in range(seeds) for method, weights in methods.items() for weight in weights]  # fmt: skip
 
@@ -58,12 +59,12 @@ def _train(
     x, y = data.load(p["dataset"], digits + held_out, split="train")
     model = models.build("lenet", p["dataset"], init=p["init"], seed=p["weight_seed"], normalize=False)
     generator = torch.Generator().manual_seed(p["seed"])
-    clip = _median_norm(model, x[:50], y[:50]) if p["method"] == DP else 0.0
+    clip = median_norm(model, x[:50], y[:50]) if p["method"] == DP else 0.0
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     for _ in range(epochs):
         for chosen in torch.randperm(digits, generator=generator).split(batch):
             if p["method"] == DP:
-                gradients = _defended(model, x[chosen], y[chosen], DP, p["weight"], clip, generator)
+                gradients = defended(model, x[chosen], y[chosen], DP, p["weight"], clip, generator)
                 for parameter, gradient in zip(model.parameters(), gradients, strict=True):
                     parameter.grad = gradient
             else:
@@ -85,7 +86,7 @@ def _term(
 ) -> torch.Tensor:  # fmt: skip
     if method == BOUND:
         return penalty.bound(model, x, y, generator=generator)
-    return penalty.expected(model, x, y, damping, generator=generator)
+    return penalty.bayes(model, x, y, damping, generator=generator)
 
 
 def _attacks(model: torch.nn.Module, p: Problem, images: int, variance: float, steps: int) -> list[Row]:
@@ -127,23 +128,37 @@ def judge(table: pd.DataFrame, dataset: str, gain: float, kept: float) -> list[c
         "source": "the paper's outlook",
         "attacker": "gauss-newton: knows model and label, no prior",
     }
-    for method, words in ((BOUND, "λ_max, the bound's"), (EXPECTED, "E[I²], one draw a step")):
+    for method, words in ((BOUND, "λ_max, the bound's"), (BAYES, "the Bayes error, one draw a step")):
         rows = table[table.method == method]
         if not len(rows):
             continue
         strong = rows[rows.weight == rows.weight.max()]
         both = strong.merge(plain, on=["image", "seed"], suffixes=("", "_plain"))
-        found.append(claims.judge(
-            both, lambda t: float(np.exp(np.log(t.mse_clamped / t.mse_clamped_plain).mean())) ** 0.5, "image",
-            at_least=gain, id=f"joint-{dataset}-{method}", statistic="clamped RMSE of the attack, penalised over plain",
-            statement=f"A penalty ({words}) makes the trained network's gradients harder to invert, noise alike.",
-            note=f"accuracy {strong.accuracy.mean():.3f}, plain {plain.accuracy.mean():.3f}; {claims.settled(strong)}",
-            **common,
-        ))  # fmt: skip
+        note = f"accuracy {strong.accuracy.mean():.3f}, plain {plain.accuracy.mean():.3f}; {claims.settled(strong)}"
+        for name, words_, statistic, measure in (
+            ("", "under the same noise", "clamped RMSE of the attack, penalised over plain, geometric mean", _harder),
+            ("-relative", "also under noise in proportion to the gradient",
+             "√E[I²]·‖g‖, penalised over plain, geometric mean", _harder_relative),
+        ):  # fmt: skip
+            found.append(claims.judge(
+                both, measure, "seed", at_least=gain, least=3, id=f"joint-{dataset}-{method}{name}",
+                statistic=statistic, note=note, **common,
+                statement=f"A penalty ({words}) makes a trained network's gradients harder to invert, {words_}.",
+            ))  # fmt: skip
         found.append(claims.judge(
             both, lambda t: float((t.accuracy - t.accuracy_plain).mean()), "seed", at_least=-kept, least=3,
             id=f"joint-{dataset}-{method}-accuracy", source="the paper's outlook", attacker="none",
-            statement=f"And costs at most {kept:g} of accuracy.",
+            statement=f"A penalty ({words}) costs at most {kept:g} of accuracy.",
             statistic="accuracy, penalised minus plain",
         ))  # fmt: skip
     return found
+
+
+def _harder(table: pd.DataFrame) -> float:
+    return float(np.exp(np.log(table.mse_clamped / table.mse_clamped_plain).mean() / 2))
+
+
+def _harder_relative(table: pd.DataFrame) -> float:
+    """A network whose gradients merely shrink is no better protected from noise that shrinks with them."""
+    ours, plain = table.expected_rmse * table.gradient_norm, table.expected_rmse_plain * table.gradient_norm_plain
+    return float(np.exp(np.log(ours / plain).mean()))

@@ -10,11 +10,12 @@ from i2f.figures.style import readable_ticks, style
 
 KINDS = {  # name -> label, colour, marker
     "isotropic": ("isotropic", "#D55E00", "X"), "row-space": ("row space", "#CC79A7", "D"),
-    "designed": ("designed, ∝ JᵀJ", "#0072B2", "o"), "averaged": ("water-filled", "#009E73", "s"),
+    "linear": ("∝ JᵀJ, drawn as √c Jᵀz", "#56B4E9", "v"),
+    "designed": ("designed: a noisy input's", "#0072B2", "o"), "averaged": ("water-filled", "#009E73", "s"),
 }  # fmt: skip
 METHODS = {
     "none": ("no defence", "#333333", "*"), "isotropic": ("isotropic noise", "#D55E00", "X"),
-    "designed": ("designed noise", "#0072B2", "o"), "dp": ("DP-SGD", "#E69F00", "P"),
+    "designed": ("designed noise", "#0072B2", "o"), "dp": ("clipping and noise, local DP", "#E69F00", "P"),
     "prune": ("pruning", "#CC79A7", "D"),
 }  # fmt: skip
 

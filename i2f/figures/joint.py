@@ -10,7 +10,7 @@ from i2f.figures.style import style
 
 METHODS = {  # name -> label, colour, marker
     "plain": ("plain", "#333333", "o"), "bound": ("penalty on λ$_{max}$", "#0072B2", "s"),
-    "expected": ("penalty on E[I²]", "#009E73", "D"), "dp": ("DP-SGD", "#D55E00", "X"),
+    "bayes": ("penalty on the Bayes error", "#009E73", "D"), "dp": ("clipping and noise, local DP", "#D55E00", "X"),
 }  # fmt: skip
 
 
