@@ -24,6 +24,8 @@ def test_plain_loop_raises_its_noise(example, capsys):
     judged = example("plain_loop").main(steps=1, target_psnr=20.0)
     assert 0.05 < judged[0] <= 0.1 * 1.01  # 20 dB is an RMSE of 0.1, for who knows the box alone
     assert "step 0: noise of variance" in capsys.readouterr().out
+    example("plain_loop").main(steps=1, target_psnr=1.0)  # no image is so far from another
+    assert "nothing is sent" in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore")  # Opacus' own
