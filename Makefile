@@ -46,9 +46,10 @@ repro: $(READY) ## run the whole pipeline (DVC); what is up to date is not run a
 	    xargs -P 2 -I KEY dvc --wait-for-lock repro --single-item run@KEY && dvc repro
 	$(if $(PROFILE),,python -m i2f.pipeline readme && python -m i2f.pipeline store notebooks/00_index.ipynb notebooks/12_claims.ipynb)
 
+# A file of tests, or a notebook, stays in one process; there is one a core.
 test: $(READY) ## run the tests and validate every notebook
 	@dvc pull --quiet data.dvc
-	pytest
+	pytest -n auto --dist loadfile
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	@dvc pull --quiet data.dvc

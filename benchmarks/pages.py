@@ -8,6 +8,7 @@ from common import HERE, show_in_readme
 
 ROOT = HERE.parent
 README = "<!-- benchmarks/deep_bound.csv -->"
+MAP = "<!-- benchmarks/deep_inversion.csv -->"
 TEXTS = "<!-- benchmarks/texts.csv -->"
 DOCS = "<!-- a million images -->"
 CLOSE = "<!-- end -->"
@@ -33,6 +34,20 @@ def deep_table(products: pd.DataFrame, bound: pd.DataFrame) -> str:
         cells = [network, f"{ours.d_x:,}", f"{ours.d_theta:,}", _number(pair), f"{ours.products:,}",
                  _number(ours.seconds), _number(ours["peak, GB"]), *map(_number, other)]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def map_table(inversion: pd.DataFrame) -> str:
+    """A row an attack: from the gray start's error to what is left, and how it ended."""
+    lines = [
+        "| network | image | way | MSE at the start | MSE | relative residual | steps | evaluations | how it ended |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in inversion.to_dict("records"):
+        ended = str(row["reason"]).split(";")[0].split(":")[0]
+        cells = [row["network"], row["image"], row["way"], _number(row["start mse"]), f"{row['mse']:.1e}",
+                 f"{row['relative_residual']:.1e}", row["steps"], f"{row['evaluations']:,}", ended]  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
@@ -89,6 +104,7 @@ def main() -> None:
     show_in_readme()
     products, bound = (pd.read_csv(HERE / f"deep_{part}.csv") for part in ("products", "bound"))
     put(ROOT / "README.md", README, deep_table(products, bound))
+    put(ROOT / "README.md", MAP, map_table(pd.read_csv(HERE / "deep_inversion.csv")))
     put(ROOT / "README.md", TEXTS, texts_table(pd.read_csv(HERE / "texts.csv")))
     put(ROOT / "docs" / "scaling.md", DOCS, million_table())
 

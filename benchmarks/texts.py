@@ -16,8 +16,8 @@ from i2f.progress import bar
 
 SEED, SEARCHING_STEPS, TAG_STEPS = 1, 40, 1000
 PARTS = [  # network and task, attacker, texts
-    ("bert-tiny", language.READING, 50), ("bert-tiny", language.SEARCH, 50), ("bert-tiny", language.TAG, 20),
-    ("gpt2-tiny", language.READING, 50), ("gpt2-tiny", language.SEARCH, 50), ("gpt2-tiny", language.TAG, 20),
+    ("bert-tiny", language.READING, 50), ("bert-tiny", language.SEARCH, 50), ("bert-tiny", language.TAG, 10),
+    ("gpt2-tiny", language.READING, 50), ("gpt2-tiny", language.SEARCH, 50), ("gpt2-tiny", language.TAG, 10),
     ("gpt2-tiny causal", language.READING, 50), ("minilm", language.READING, 20),
 ]  # fmt: skip
 

@@ -218,6 +218,12 @@ def test_pages_show_the_committed_tables(monkeypatch):
     products, bound = (pd.read_csv(FOLDER / f"deep_{part}.csv") for part in ("products", "bound"))
     table = pages.deep_table(products, bound)
     assert f"{pages.README}\n\n{table}\n\n{pages.CLOSE}" in (FOLDER.parent / "README.md").read_text()
+    readme = (FOLDER.parent / "README.md").read_text()
+    for marker, shown in (
+        (pages.MAP, pages.map_table(pd.read_csv(FOLDER / "deep_inversion.csv"))),
+        (pages.TEXTS, pages.texts_table(pd.read_csv(FOLDER / "texts.csv"))),
+    ):
+        assert f"{marker}\n\n{shown}\n\n{pages.CLOSE}" in readme
     million = pages.million_table()
     assert f"{pages.DOCS}\n\n{million}\n\n{pages.CLOSE}" in (FOLDER.parent / "docs" / "scaling.md").read_text()
     assert "{{" not in (FOLDER.parent / "docs" / "scaling.md").read_text()
@@ -226,3 +232,19 @@ def test_pages_show_the_committed_tables(monkeypatch):
         work = float(seconds.replace(",", "")) * int(cores) * 1e6
         assert float(days.replace(",", "")) == pytest.approx(work / 86_400, rel=0.1)
         assert float(hours.replace(",", "")) == pytest.approx(work / 3.6e6, rel=0.1)
+
+
+def test_texts_are_rows(monkeypatch, tmp_path):
+    pytest.importorskip("transformers", reason="texts need pip install 'i2f[text]'")
+    monkeypatch.syspath_prepend(str(FOLDER))
+    for name in ("texts", "common"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import common
+    import texts
+
+    monkeypatch.setattr(common, "HERE", tmp_path)
+    monkeypatch.setattr(texts, "HERE", tmp_path)
+    table = texts.run(1, False, [("bert-tiny", "reading", 2), ("gpt2-tiny causal", "reading", 1)])
+    assert table["found whole"].tolist() == [2, 1]
+    assert table.tokens.tolist() == [1.0, 1.0]
+    assert (tmp_path / "texts.csv").exists()
