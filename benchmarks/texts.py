@@ -14,10 +14,10 @@ from common import HERE, Partial, machine
 from i2f.experiments import language
 from i2f.progress import bar
 
-SEED, SEARCHING_STEPS, TAG_STEPS = 1, 40, 1000
+SEED, SEARCHING_STEPS, TAG_STEPS = 1, 40, 800
 PARTS = [  # network and task, attacker, texts
-    ("bert-tiny", language.READING, 50), ("bert-tiny", language.SEARCH, 50), ("bert-tiny", language.TAG, 10),
-    ("gpt2-tiny", language.READING, 50), ("gpt2-tiny", language.SEARCH, 50), ("gpt2-tiny", language.TAG, 10),
+    ("bert-tiny", language.READING, 50), ("bert-tiny", language.SEARCH, 50), ("bert-tiny", language.TAG, 5),
+    ("gpt2-tiny", language.READING, 50), ("gpt2-tiny", language.SEARCH, 50), ("gpt2-tiny", language.TAG, 5),
     ("gpt2-tiny causal", language.READING, 50), ("minilm", language.READING, 20),
 ]  # fmt: skip
 
