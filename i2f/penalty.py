@@ -5,6 +5,8 @@ Both terms are built from q(θ) = ‖Jᵀw‖² with w held fixed, whose derivat
     bound       λ_max(J Jᵀ) = max_{‖u‖=1} ‖Jᵀu‖², at the u of a few power steps: what I_lb divides by
     bayes       tr((J Jᵀ + εI)⁻¹) = E[zᵀw], w = (J Jᵀ + εI)⁻¹z: the Bayes error over σ², which for ε → 0 is E[I²]/σ². As
                 d(A⁻¹) = −A⁻¹ dA A⁻¹, its derivative is that of −‖Jᵀw‖², w held fixed
+
+Not for networks with LayerNorm: its third derivative is wrong in PyTorch (2.15), and these terms need it.
 """
 
 import torch
