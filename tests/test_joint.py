@@ -20,6 +20,10 @@ def test_a_penalised_network_shows_less(table):
     rows = table.set_index("method")
     assert rows.lambda_max["bound"] < rows.lambda_max["plain"]
     assert rows.rmse["plain"] == pytest.approx(rows.expected_rmse["plain"], rel=0.3)
+    assert table.columns.is_unique
+    assert all(
+        "converged" in claim.note for claim in joint.judge(table, "mnist", 1.5, 0.05) if "RMSE" in claim.statistic
+    )
     assert list(joint.summary(table).columns) == [
         "accuracy", "gradient", "lambda_max", "expected", "measured", "clamped",
     ]  # fmt: skip

@@ -37,9 +37,9 @@ def run(
     image under Gaussian noise of `variance`; rmse, mse_clamped: what Gauss–Newton left."""
     solve = partial(_solve, digits, held_out, epochs, batch, lr, penalised, damping, images, variance, steps)
     table = sweep.run(solve, tasks, jobs=jobs, whole=True, description="networks")
-    return table.explode("attacks", ignore_index=True).pipe(
-        lambda t: pd.concat([t.drop(columns="attacks"), pd.DataFrame(t.attacks.tolist())], axis=1)
-    )
+    table = table.explode("attacks", ignore_index=True)
+    attacks = pd.DataFrame(table.pop("attacks").tolist())
+    return pd.concat([table.drop(columns=["failed", "reason"]), attacks], axis=1)  # an attack's, not the training's
 
 
 def _solve(
