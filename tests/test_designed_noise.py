@@ -129,6 +129,11 @@ def test_claims_can_fail():
     assert {found[name].verdict for name in ("gain", "averaged", "told-linear", "utility")} == {"fails"}
 
 
+def test_trainings_that_learnt_nothing_are_not_compared():
+    trained = pd.concat([frontier(), pd.DataFrame([{"method": "none", "value": 0, "seed": 0, "accuracy": 0.2}])])
+    assert verdicts(made_up(), trained)["utility"].verdict == "inconclusive"
+
+
 def test_the_figure_has_every_kind(table):
     left, _, right = draw.overview(table, frontier()).axes
     assert len(left.lines) == len(designed_noise.KINDS)

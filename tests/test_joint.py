@@ -70,6 +70,11 @@ def test_claims_can_fail():
     assert {c.verdict for c in found.values()} == {"fails"}
 
 
+def test_networks_that_learnt_nothing_are_not_compared():
+    table = made_up()
+    assert {c.verdict for c in verdicts(table.assign(accuracy=table.accuracy - 0.7)).values()} == {"inconclusive"}
+
+
 def test_the_figure_has_every_method():
     left, right = draw.overview(made_up()).axes
     assert len(left.lines) == len(right.lines) == 3
