@@ -194,7 +194,7 @@ def test_a_refused_step_costs_no_product(mlp, backward):
     applied = []
 
     class Bowl:
-        def curve(self, v):
+        def curve(self, v, newton):
             applied.append(1)
             return v * torch.arange(1.0, 13.0, dtype=v.dtype)
 

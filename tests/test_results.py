@@ -32,8 +32,8 @@ def test_influence_against_attack(image):
 
 def test_pruning():
     table = published("pruning-mnist")
-    row = table[(table.attacker == "ignores") & (table.image == 0) & (table["size"] == 0.3)].iloc[0]
-    problem = {"dataset": "mnist", "image": 0, "noise": "prune", "size": 0.3}
+    row = table[(table.attacker == "ignores") & (table.image == 0) & (table["size"] == 0.5)].iloc[0]
+    problem = {"dataset": "mnist", "image": 0, "noise": "prune", "size": 0.5}
     (predicted,) = shared.predict([problem])
     assert predicted["predicted_rmse"] == pytest.approx(row.predicted_rmse, rel=PREDICTED)
     (found,) = shared.attack([problem])
