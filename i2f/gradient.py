@@ -1,7 +1,8 @@
 """The map that an attacker inverts, x ↦ g(x) = ∇_θ L(x, θ), and its exact derivative at a point."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -9,10 +10,39 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from i2f import checks
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def elementary(model: nn.Module) -> AbstractContextManager:
+    """A context in which the model's LayerNorms are written out in elementary operations.
+
+    PyTorch's own is right up to the second derivative, which J needs, and wrong in the third (2.15), which Newton's
+    term and the penalties need. Nothing where the model has none, since such a context costs time at every operation.
+    """
+    has = any(isinstance(module, nn.LayerNorm) for module in model.modules())
+    return _LayerNormWrittenOut() if has else nullcontext()
+
+
+class _LayerNormWrittenOut(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        written_out = func is F.layer_norm or func is torch.layer_norm
+        return (_layer_norm if written_out else func)(*args, **(kwargs or {}))
+
+
+def _layer_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-5, cudnn_enable: bool = True,
+) -> Tensor:  # fmt: skip
+    """As torch.nn.functional.layer_norm, whose names these are."""
+    axes = tuple(range(-len(normalized_shape), 0))
+    centred = input - input.mean(axes, keepdim=True)
+    out = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+    out = out if weight is None else out * weight
+    return out if bias is None else out + bias
 
 
 class GradientMap:
@@ -86,7 +116,7 @@ class GradientMap:
         buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}  # a forward may write to them
         every = {**parameters, **self.frozen}
         slots = {slot: every[name] for slot, name in self._slots.items()}
-        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        with sdpa_kernel(SDPBackend.MATH), elementary(self.model):  # fused attention has no second derivative
             return functional_call(self.model, (slots, buffers), (x,), tie_weights=False)
 
     def value(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor | None = None) -> Tensor:

@@ -5,8 +5,6 @@ Both terms are built from q(θ) = ‖Jᵀw‖² with w held fixed, whose derivat
     bound       λ_max(J Jᵀ) = max_{‖u‖=1} ‖Jᵀu‖², at the u of a few power steps: what I_lb divides by
     bayes       tr((J Jᵀ + εI)⁻¹) = E[zᵀw], w = (J Jᵀ + εI)⁻¹z: the Bayes error over σ², which for ε → 0 is E[I²]/σ². As
                 d(A⁻¹) = −A⁻¹ dA A⁻¹, its derivative is that of −‖Jᵀw‖², w held fixed
-
-Not for networks with LayerNorm: its third derivative is wrong in PyTorch (2.15), and these terms need it.
 """
 
 import torch
@@ -14,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from i2f import checks, linalg
-from i2f.gradient import Loss
+from i2f.gradient import Loss, elementary
 
 
 def sensitivity(model: nn.Module, x: Tensor, y: Tensor, w: Tensor, loss: Loss = F.cross_entropy) -> Tensor:
@@ -60,7 +58,7 @@ def bayes(
 
 def _rmatvec(model: nn.Module, x: Tensor, y: Tensor, w: Tensor, loss: Loss, graph: bool = True) -> list[Tensor]:
     parameters = [p for p in model.parameters() if p.requires_grad]
-    with torch.enable_grad():
+    with torch.enable_grad(), elementary(model):
         x = x.detach().requires_grad_()
         (by_x,) = torch.autograd.grad(loss(model(x), y), x, create_graph=True)
         return list(torch.autograd.grad((by_x * w).sum(), parameters, create_graph=graph, materialize_grads=True))
@@ -70,7 +68,7 @@ def _gram(model: nn.Module, x: Tensor, y: Tensor, v: Tensor, loss: Loss) -> Tens
     """J Jᵀ v, of x's shape, without a graph in θ."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     v = [part.detach() for part in _rmatvec(model, x, y, v, loss, graph=False)]
-    with torch.enable_grad():
+    with torch.enable_grad(), elementary(model):
         x = x.detach().requires_grad_()
         by_theta = torch.autograd.grad(loss(model(x), y), parameters, create_graph=True, materialize_grads=True)
         inner = torch.stack([(g * part).sum() for g, part in zip(by_theta, v, strict=True)]).sum()

@@ -333,7 +333,7 @@ def test_float_targets(mlp, backward):
     assert float(metrics.mse(found.x, x)) <= 1e-10
 
 
-@pytest.mark.parametrize("tiny", ["mlp", "conv", "attention"], indirect=True)
+@pytest.mark.parametrize("tiny", ["mlp", "conv", "attention", "norms"], indirect=True)
 def test_bend_is_what_gauss_newton_leaves_out(tiny, twin, backward):
     """S v = d/dt J(x + tv) r with r held still, here by differences of a J that shares no code with the package."""
     model, x, y = tiny

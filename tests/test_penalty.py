@@ -43,12 +43,7 @@ def test_sensitivity_is_the_length_of_a_product(tiny):
     assert float(found.detach()) == pytest.approx(float(J.rmatvec(w.reshape(-1)).square().sum()), rel=1e-10)
 
 
-LAYERNORM = pytest.mark.xfail(reason="PyTorch's third derivative of LayerNorm is wrong", strict=True)
-
-
-@pytest.mark.parametrize(
-    "tiny", [pytest.param(name, marks=LAYERNORM if name == "norms" else ()) for name in SMOOTH], indirect=True
-)
+@pytest.mark.parametrize("tiny", SMOOTH, indirect=True)
 def test_the_bounds_term_is_the_largest_eigenvalue(tiny):
     model, x, y = tiny
     generator = torch.Generator().manual_seed(0)
