@@ -6,6 +6,8 @@ A table a part, written beside this file:
 
     products   deep_products.csv   seconds of J v and Jᵀ v against one gradient, graphs kept; memory foreseen and taken
     bound      deep_bound.csv      λ_max to 1%: Lanczos in input space, ARPACK in parameter space; a process each
+    influence  deep_influence.csv  I_lb, damped I²F and, where J Jᵀ fits, exact I²F under one relative noise
+    rate       deep_rate.csv       attacks a second: LeNet and ResNet18
     inversion  deep_inversion.csv  Gauss–Newton on one CIFAR-10 image, no noise: the map of what can be inverted
     photos     deep_photos.csv     the lower bound of 20 photographs beside an attack on each, EfficientNet-Lite0
 
@@ -33,7 +35,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 
 import i2f
-from i2f import devices, metrics, perturb
+from i2f import devices, linalg, metrics, perturb, spectrum
 from i2f.progress import bar
 
 NETWORKS = {  # name in the tables -> data set, and what `models.build` is told
@@ -46,8 +48,11 @@ NETWORKS = {  # name in the tables -> data set, and what `models.build` is told
     "resnet50": ("imagenet", {"name": "resnet50"}),
     "resnet152": ("imagenet", {"name": "resnet152"}),
 }
+SMALL = [name for name, (dataset, _) in NETWORKS.items() if dataset != "imagenet"]
+LENET = {"name": "lenet", "init": "uniform", "normalize": False}
 TOLERANCE = 1e-2
 REPETITIONS = 5
+RELATIVE, SPREAD = 1e-2, 0.06  # ‖δ‖ over ‖g‖, and τ², the variance of a pixel, of the damping σ²/τ²
 
 
 def setting(network: str, image: int = 0, **replaced: object) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
@@ -122,6 +127,65 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def influence(network: str) -> dict:
+    """One relative noise. Exact: J Jᵀ in float64, 2 d_x products in blocks, J itself never formed; on a photograph,
+    whose J Jᵀ would be 181 GB, damped alone."""
+    model, x, y = setting(network)
+    J = i2f.GradientJacobian(model, x, y, method="matrix-free")
+    variance = (RELATIVE * float(J.gradient.norm())) ** 2 / J.shape[1]
+    damping = variance / SPREAD
+    delta = perturb.gaussian(J.gradient, variance, seed=0)
+    began = time.perf_counter()
+    bound = i2f.lower_bound(J, delta, tol=TOLERANCE)
+    row = {"d_x": J.shape[0], "d_theta": J.shape[1], "lambda_max": bound.lambda_max, "I_lb": bound.rmse,
+           "I_lb: products": bound.products, "I_lb: s": time.perf_counter() - began}  # fmt: skip
+    began = time.perf_counter()
+    damped = i2f.influence(J, delta, damping, rtol=1e-3, max_steps=400)
+    row |= {"damping / lambda_max": damping / bound.lambda_max, "damped": damped.rmse, "residual": damped.residual,
+            "damped: products": damped.products, "damped: s": time.perf_counter() - began}  # fmt: skip
+    if network not in SMALL:
+        return row
+    model, x = model.double(), x.double()
+    J = i2f.GradientJacobian(model, x, y, method="matrix-free")
+    began = time.perf_counter()
+    gram = torch.cat([J.matvec(J.rmatvec(some)) for some in torch.eye(J.shape[0]).to(J.x).split(BLOCK)])
+    gram = (gram + gram.T) / 2
+    values = torch.linalg.eigvalsh(gram).flip(0)
+    level = spectrum.zero_level(J)
+    b = J.matvec(delta.double())
+    exact, same = (linalg.solve_dense(gram, b, eps, level) for eps in (0.0, damping))
+    norms = [float(found.u.norm()) / J.shape[0] ** 0.5 for found in (exact, same)]
+    return row | {"exact": norms[0], "damped, dense": norms[1], "rank": int((values > level * values[0]).sum()),
+                  "smallest / lambda_max": float(values[-1] / values[0]), "exact: products": J.products,
+                  "exact: s": time.perf_counter() - began}  # fmt: skip
+
+
+BLOCK = 32  # rows of J in float64 at a time: 2.9 GB of a ResNet18
+
+
+def rate(network: str, method: str, attacks: int, steps: int) -> dict:
+    """Attacks without noise, label known: each alone for Gauss–Newton, all at once for dgl, as they are fastest."""
+    if network == "lenet":
+        x, y = i2f.data.load("mnist", n=min(attacks, 20))
+        x, y = (t[torch.arange(attacks) % len(t)].to(devices.current()) for t in (x, y))
+        model = i2f.models.build(**LENET, dataset="mnist", seed=1).to(x)
+    else:
+        model, x, y = setting(network)
+    if network == "lenet" and method == "gauss-newton":
+        model, x = model.double(), x.double()
+    sent = torch.stack([i2f.GradientJacobian(model, a[None], b[None]).gradient for a, b in zip(x, y, strict=True)])
+    warm = 1 if method == "gauss-newton" else attacks
+    i2f.invert_many(model, sent[:warm], y[:warm, None], (1, *x.shape[1:]), method=method, steps=2)
+    began = time.perf_counter()
+    found = i2f.invert_many(model, sent, y[:, None], (1, *x.shape[1:]), method=method, steps=steps,
+                            seed=list(range(len(sent))))  # fmt: skip
+    taken = time.perf_counter() - began
+    errors = [float(metrics.mse(one.x, a[None])) for one, a in zip(found, x, strict=True)]
+    return {"dtype": str(x.dtype).removeprefix("torch."), "seconds": taken, "attacks / s": attacks / taken,
+            "evaluations": float(np.median([one.evaluations for one in found])),
+            "recovered": float(np.mean(np.array(errors) <= 1e-6)), "median mse": float(np.median(errors))}  # fmt: skip
+
+
 def inversion(network: str, image: int, way: str, steps: int) -> dict:
     """One attack from the gray start, float32. `way`: "plain"; "homotopy", the same gradient matched by softer and
     sharper softplus networks before the ReLU; "adam first", 300 steps of dgl before; "tv", a total-variation prior."""
@@ -162,16 +226,30 @@ def inversion(network: str, image: int, way: str, steps: int) -> dict:
 TASKS: dict[str, list[tuple]] = {
     "products": [(network,) for network in NETWORKS],
     "bound": [(network,) for network in NETWORKS],
+    "influence": [(network,) for network in NETWORKS],
+    "rate": [("lenet", "gauss-newton", 10, 50), ("lenet", "dgl", 40, 500), ("resnet18 gelu", "gauss-newton", 1, 36)],
     "inversion": [
         ("resnet18 gelu", 1, "plain", 36), ("resnet18 gelu", 0, "plain", 36), ("resnet18 gelu", 2, "plain", 36),
         ("resnet18 softplus", 0, "plain", 24), ("vit", 0, "plain", 36), ("resnet20 gelu", 0, "plain", 36),
         *(("resnet18 relu", 0, way, 24) for way in ("plain", "homotopy", "adam first", "tv")),
     ],
-    "photos": [(image,) for image in range(20)],
+    "photos": [(image, 4) for image in range(20)],
+}  # fmt: skip
+ON_A_GPU: dict[str, list[tuple]] = {  # in the place of these, where there is more to spend
+    "rate": [("lenet", "gauss-newton", 20, 50), ("lenet", "dgl", 200, 500), ("resnet18 gelu", "gauss-newton", 1, 36)],
+    "inversion": [
+        *(("resnet18 gelu", image, "plain", 60) for image in range(10)),
+        *(("vit", image, "plain", 120) for image in range(2)),
+        *(("resnet18 relu", image, way, 60) for image in range(2)
+          for way in ("plain", "homotopy", "adam first", "tv")),
+        *(("resnet20 gelu", image, "plain", 120) for image in range(2)),
+        *(("resnet18 softplus", image, "plain", 60) for image in range(10)),
+    ],
+    "photos": [(image, 12) for image in range(20)],
 }  # fmt: skip
 
 
-def photos(image: int, steps: int = 4) -> dict:
+def photos(image: int, steps: int) -> dict:
     """Gaussian noise of variance 1e-8 on the gradient of one photograph; the attack is cut off early."""
     model, x, y = setting("efficientnet_lite0", image)
     J = i2f.GradientJacobian(model, x, y, method="matrix-free")
@@ -186,12 +264,17 @@ def photos(image: int, steps: int = 4) -> dict:
 
 
 NAMES = {"products": ["network"], "bound": ["network"], "inversion": ["network", "image", "way", "steps allowed"],
-         "photos": ["image"]}  # fmt: skip
-ALONE = ("products", "bound")  # timed one after another, each in a process of its own
+         "photos": ["image", "steps allowed"], "influence": ["network"],
+         "rate": ["network", "method", "attacks", "steps allowed"]}  # fmt: skip
+ALONE = ("products", "bound", "influence", "rate")  # timed one after another, each in a process of its own
 
 
 def in_a_process(function: str, task: tuple, threads: int) -> dict:
-    """The row of one task, computed by another process, so that its peak is its own."""
+    """The row of one task, computed by another process, so that its peak is its own; CUDA can start a peak anew."""
+    if devices.current().type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return globals()[function](*task)
     command = [sys.executable, __file__, "--task", function, json.dumps(task), "--threads", str(threads)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -203,9 +286,10 @@ def _side_by_side(function: Callable, task: tuple) -> tuple[tuple, dict]:
 
 def run(part: str, threads: int, resume: bool) -> pd.DataFrame:
     partial = Partial(f"deep_{part}{_suffix()}", resume)
-    left = [task for task in TASKS[part] if task not in partial.found]
+    tasks = ON_A_GPU.get(part, TASKS[part]) if devices.current().type == "cuda" else TASKS[part]
+    left = [task for task in tasks if task not in partial.found]
     if part in ALONE:
-        functions = ["bound", "arpack"] if part == "bound" else ["products"]
+        functions = ["bound", "arpack"] if part == "bound" else [part]
         for task in bar(left, description=part):
             # the parameter side keeps 20 vectors of d_θ: where they do not fit, it has no row
             mine = [f for f in functions if not (f == "arpack" and NETWORKS[task[0]][0] == "imagenet")]
@@ -216,7 +300,7 @@ def run(part: str, threads: int, resume: bool) -> pd.DataFrame:
             found = joblib.Parallel(return_as="generator_unordered", batch_size=1)(calls)
             for task, row in bar(found, total=len(left), description=part):
                 partial.keep(task, [row])
-    rows = [{**dict(zip(NAMES[part], task, strict=True)), **row} for task in TASKS[part] for row in partial.found[task]]
+    rows = [{**dict(zip(NAMES[part], task, strict=True)), **row} for task in tasks for row in partial.found[task]]
     table = pd.DataFrame(rows)
     table.to_csv(HERE / f"deep_{part}{_suffix()}.csv", index=False, float_format="%.4g")
     partial.path.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from i2f import checks, metrics, spectrum, trace
 from i2f.attacks import invert, recover_labels
 from i2f.defense import Defense, parse, per_direction
-from i2f.gradient import Loss
+from i2f.gradient import Loss, graph_nodes
 from i2f.influence import lower_bound
 from i2f.jacobian import GradientJacobian
 from i2f.progress import bar
@@ -31,7 +31,7 @@ LEVELS = (  # judged RMSE, over the input's scale, up to which -> what it is cal
     (0.15, "gives much of the input away"),
     (math.inf, "blurs the input for these attackers; what others could do is not known"),
 )
-KINKS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.Hardtanh, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+KINKS = ("relu", "hardtanh", "hardswish", "hardsigmoid", "max_pool", "maxpool", "abs", "clamp", "threshold", "shrink")
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def _exact(J: GradientJacobian, ask: _Ask, group: Sequence[int]) -> list[Sample]
             prior=expected, masked=left, judged=_least(*errors, found.get("attacked")),
             drawn_rmse=_rms(moved[part].square()), drawn_psnr=_psnr(_rms((seen - truth).square()) / scale),
             needed=needed, label=common.labels[k],
-            reservations=_reservations(J, ask, rmse, scale, common.labels[k], rank, masked),
+            reservations=_reservations(J, ask, rmse, scale, common.labels[k], common.kinked, rank, masked),
             image=J.x[k].cpu(), drawn=drawn[part].view(shape).float().cpu(), **found,
         ))  # fmt: skip
     return samples
@@ -273,7 +273,7 @@ def _by_products(J: GradientJacobian, ask: _Ask, group: Sequence[int]) -> list[S
     elif variance == 0:
         prior = 0.0
     elif variance is not None:
-        found = trace.bayes_error(J, variance, variance / tau**2, probes=3, tol=0.05, max_steps=60, seed=ask.seed)
+        found = trace.bayes_error(J, variance, variance / tau**2, probes=3, tol=0.1, max_steps=60, seed=ask.seed)
         prior = math.sqrt(max(found.low, 0.0) / J.shape[0])
         if not found.converged:
             why.append("the Bayes error's quadrature did not settle")
@@ -281,7 +281,7 @@ def _by_products(J: GradientJacobian, ask: _Ask, group: Sequence[int]) -> list[S
     samples = []
     for k, index in enumerate(group):
         attack = common.attack(k, J.x[k].double().reshape(-1))
-        reservations = _reservations(J, ask, 0.0, scale, common.labels[k])
+        reservations = _reservations(J, ask, 0.0, scale, common.labels[k], common.kinked)
         samples.append(Sample(
             index=index, y=_plain_label(J.map.y, k), gradient_norm=float(J.gradient.norm()),
             d_x=J.shape[0] // len(J.x), scale=scale, rank=None, lambda_max=bound.lambda_max, lambda_min=None,
@@ -360,6 +360,7 @@ class _Common:
     """What is found once for all samples behind a gradient: labels, and the attack's images and its end."""
 
     labels: list[bool | None]
+    kinked: bool
     images: Tensor | None
     reason: str
     box: bool
@@ -374,14 +375,22 @@ class _Common:
 
 
 def _common(J: GradientJacobian, ask: _Ask, sent: Tensor, delta: Tensor) -> _Common:
-    labels = _labels(J, sent)
+    labels, kinked = _labels(J, sent), _kinked(J)
     if not ask.attack:
-        return _Common(labels, None, "", ask.box)
+        return _Common(labels, kinked, None, "", ask.box)
     mask = (J.gradient + sent) != 0 if ask.defense.name == "prune" else None
     found = invert(J.map.model, J.gradient + delta, J.map.y, J.x.shape, loss=J.map.loss, mask=mask, seed=ask.seed,
                    steps=ask.steps)  # fmt: skip
     x = found.x.to(J.x)
-    return _Common(labels, metrics.assign(x, J.x) if len(x) > 1 else x, found.reason, ask.box)
+    return _Common(labels, kinked, metrics.assign(x, J.x) if len(x) > 1 else x, found.reason, ask.box)
+
+
+def _kinked(J: GradientJacobian) -> bool:
+    """Whether the way from x to the output passes an operation with a kink, module or function."""
+    with torch.enable_grad():
+        output = J.map.output(J.map.parameters, J.x.clone().requires_grad_())
+    names = [node.name().lower() for node in graph_nodes([output.grad_fn])]
+    return any(kink in name for name in names for kink in KINKS)
 
 
 def _labels(J: GradientJacobian, sent: Tensor) -> list[bool | None]:
@@ -399,8 +408,8 @@ def _labels(J: GradientJacobian, sent: Tensor) -> list[bool | None]:
 
 
 def _reservations(
-    J: GradientJacobian, ask: _Ask, rmse: float, scale: float, label: bool | None, rank: int | None = None,
-    masked: int | None = None,
+    J: GradientJacobian, ask: _Ask, rmse: float, scale: float, label: bool | None, kinked: bool,
+    rank: int | None = None, masked: int | None = None,
 ) -> list[str]:  # fmt: skip
     found = []
     name = ask.defense.name
@@ -421,7 +430,7 @@ def _reservations(
         )
     if 10 ** (-ask.target / 20) > LINEAR:
         found.append(f"the noise needed for {ask.target:g} dB lies beyond the first order: what it leaves may be less")
-    if any(isinstance(module, KINKS) for module in J.map.model.modules()):
+    if kinked:
         found.append("the network has kinks (ReLU, max pooling): J holds between them, and says nothing beyond")
     return found
 

@@ -170,7 +170,7 @@ class Linearization:
         """Itself, or a ValueError where no path leads from x to ∇_θ L, so that J = 0 at every x; a RuntimeError where
         a path ends at an operation that forbids a second derivative, which would be left out without a word."""
         ends = [g.grad_fn for g in (*self._by_theta, self._by_x) if g is not None]
-        if any(node.name() == "torch::autograd::Error" for node in _nodes(ends)):
+        if any(node.name() == "torch::autograd::Error" for node in graph_nodes(ends)):
             raise RuntimeError("an autograd.Function of the model is marked once_differentiable")
         constant = not self._by_x.requires_grad or all(g is None for g in self._by_theta)
         if constant or self._backward(torch.zeros_like(self.gradient), allow_unused=True) is None:
@@ -200,8 +200,8 @@ class Linearization:
         return torch.autograd.grad(gradients, self._x, weights, retain_graph=True, **options)[0]
 
 
-def _nodes(ends: list[Any]) -> set[Any]:
-    """Every node of the graphs that end there."""
+def graph_nodes(ends: list[Any]) -> set[Any]:
+    """Every node of the autograd graphs that end there; `ends` is used up."""
     seen: set[Any] = set()
     while ends:
         node = ends.pop()

@@ -293,6 +293,26 @@ def test_help_says_what_the_exit_status_means(capsys):
     assert "gaussian:VARIANCE" in said
 
 
+class Functional(nn.Module):
+    """A kink that is no module."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.first, self.last, self.activation = nn.Linear(4, 12), nn.Linear(12, 3), activation
+
+    def forward(self, x):
+        return self.last(self.activation(self.first(x)))
+
+
+@pytest.mark.parametrize(("activation", "kinked"), [
+    (torch.relu, True), (torch.nn.functional.leaky_relu, True), (torch.abs, True), (torch.nn.functional.hardtanh, True),
+    (torch.nn.functional.gelu, False), (torch.tanh, False), (torch.nn.functional.softplus, False),
+])  # fmt: skip
+def test_a_kink_is_read_off_the_graph(activation, kinked):
+    (sample,) = audit(Functional(activation).double(), torch.rand(1, 4, dtype=torch.float64), torch.tensor([1]))
+    assert any("kinks" in words for words in sample.reservations) == kinked
+
+
 def test_kinks_and_other_inputs_are_said():
     model = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 3)).double()
     x = torch.tensor([[-1.0, 2.0, 0.3, 0.1]], dtype=torch.float64)  # no pixels: there is no box to know

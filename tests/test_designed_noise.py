@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
+import i2f
 from i2f import data, models, spectrum
 from i2f.experiments import designed_noise
 from i2f.experiments import problems as shared
@@ -83,6 +84,21 @@ def test_utility_is_a_row_a_training():
     assert privacy["none"] == 0
     assert 0.05 < privacy["designed"] < 0.2
     assert table.accuracy.between(0, 1).all()
+
+
+def test_row_space_noise_stays_in_the_row_space():
+    x, y = (t[:1] for t in data.load("mnist", 1))
+    model = models.build("lenet", "mnist", init="uniform", seed=1, normalize=False)
+    drawn = torch.stack([designed_noise._row_space(model, x, y, torch.Generator().manual_seed(s)) for s in (0, 1)])
+    rows = i2f.GradientJacobian(model, x, y).dense().double()
+    basis = torch.linalg.qr(rows.T)[0]
+    beside = drawn - (drawn @ basis) @ basis.T
+    assert float(beside.norm()) < 1e-4 * float(drawn.norm())
+    assert (drawn @ basis).square().mean().item() == pytest.approx(1.0, abs=0.2)
+    gradients = designed_noise.defended(model, x, y, "row-space", 0.1, 1.0, torch.Generator().manual_seed(0))
+    plain = designed_noise.defended(model, x, y, "none", 0.1, 1.0, torch.Generator().manual_seed(0))
+    moved = torch.cat([(a - b).flatten() for a, b in zip(gradients, plain, strict=True)])
+    assert torch.allclose(moved.double(), 0.1 * drawn[0], atol=1e-5)
 
 
 def made_up(gain=20.0, told=0.1, bayes=1.5):

@@ -1,8 +1,11 @@
 """Joint optimisation: the penalty does what it should to a real training, and its claims on made-up tables."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from i2f.experiments import joint
 from i2f.figures import joint as draw
@@ -13,7 +16,7 @@ SETTING = {"dataset": "mnist", "init": "uniform", "weight_seed": 1}
 @pytest.fixture(scope="module")
 def table():
     tasks = joint.problems(SETTING, {"plain": [0], "bound": [0.3]}, 1)
-    return joint.run(tasks, 60, 20, 1, 20, 0.003, 1, 0.01, 1, 1e-6, 8, jobs=1)
+    return joint.run(tasks, 60, 20, 1, 20, 0.003, 1, 1, 0.01, 1, 1e-6, 8, jobs=1)
 
 
 def test_a_penalised_network_shows_less(table):
@@ -32,7 +35,7 @@ def test_a_penalised_network_shows_less(table):
 def test_every_method_trains():
     for method in (joint.BAYES, joint.DP):
         (task,) = joint.problems(SETTING, {method: [0.1]}, 1)
-        _, accuracy = joint._train(task, 40, 20, 1, 20, 0.003, 1, 0.01)
+        _, accuracy = joint._train(task, 40, 20, 1, 20, 0.003, 1, 1, 0.01)
         assert 0 <= accuracy <= 1
 
 
@@ -73,6 +76,35 @@ def test_claims_can_fail():
 def test_networks_that_learnt_nothing_are_not_compared():
     table = made_up()
     assert {c.verdict for c in verdicts(table.assign(accuracy=table.accuracy - 0.7)).values()} == {"inconclusive"}
+
+
+def test_a_penalty_that_keeps_a_network_from_learning_has_no_verdict():
+    table = made_up()
+    found = verdicts(table.assign(accuracy=table.accuracy.where(table.method != "bound", 0.1)))
+    assert {name: c.verdict for name, c in found.items()} == {
+        "bound": "inconclusive", "bound-relative": "inconclusive", "bound-accuracy": "fails",
+        "bayes": "holds", "bayes-relative": "holds", "bayes-accuracy": "holds",
+    }  # fmt: skip
+    assert "penalised network has learnt too little" in found["bound"].note
+
+
+def test_a_lazy_penalty_is_taken_at_every_kth_step_and_counts_k_times(monkeypatch):
+    taken = []
+
+    def term(method, model, x, *rest):
+        taken.append(0)
+        return model(x).sum() * 0 + sum(p.sum() for p in model.parameters())
+
+    monkeypatch.setattr(joint, "_term", term)
+    (task,) = joint.problems(SETTING, {"bound": [1e3]}, 1)
+    train = partial(joint._train, task, 100, 20, 1, 20, 0.003, 1)  # five steps
+    train(1, 0.01)
+    assert len(taken) == 5
+    slopes = []
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: slopes.append(self.param_groups[0]["params"][-1].grad))
+    train(3, 0.01)
+    assert len(taken) == 5 + 2
+    assert [float(s.mean().round(decimals=-2)) for s in slopes] == [3e3, 0, 0, 3e3, 0]
 
 
 def test_the_figure_has_every_method():

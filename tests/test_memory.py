@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import i2f
-from i2f import batchnorm, checks, devices, memory, models
+from i2f import batchnorm, checks, memory, models
 from i2f.gradient import GradientMap, Linearization, Recomputation
 
 MEASURED = r"""
@@ -191,35 +191,6 @@ def test_a_difference_of_rounding_is_a_warning():
 def test_out_of_memory_has_its_own_name():
     error = checks.not_differentiable(nn.Linear(1, 1), RuntimeError("can't allocate memory: you tried 9 TB"))
     assert isinstance(error, MemoryError)
-
-
-# Devices --------------------------------------------------------------------------------------------------------------
-
-
-def test_a_device_by_name(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert devices.resolve("auto") == devices.resolve("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match="device='cuda' is not on this machine: choose 'auto', or one of 'cpu'"):
-        devices.resolve("cuda")
-    with pytest.raises(ValueError, match="device='gpu' is unknown"):
-        devices.use("gpu")
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert devices.resolve("auto").type == "mps"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert devices.resolve("auto").type == "cuda"
-
-
-def test_a_choice_is_inherited(monkeypatch):
-    monkeypatch.delenv(devices.VARIABLE, raising=False)
-    assert devices.current() == torch.device("cpu")
-    monkeypatch.setenv(devices.VARIABLE, "nowhere")
-    with pytest.raises(ValueError, match="device='nowhere'"):
-        devices.current()
-    devices.use("cpu")
-    out = subprocess.run([sys.executable, "-c", "from i2f import devices; print(devices.current())"],
-                         capture_output=True, text=True, check=True)  # fmt: skip
-    assert out.stdout.strip() == "cpu"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

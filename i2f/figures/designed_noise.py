@@ -4,6 +4,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from i2f.figures.style import readable_ticks, style
@@ -15,7 +16,8 @@ KINDS = {  # name -> label, colour, marker
 }  # fmt: skip
 METHODS = {
     "none": ("no defence", "#333333", "*"), "isotropic": ("isotropic noise", "#D55E00", "X"),
-    "designed": ("designed noise", "#0072B2", "o"), "dp": ("clipping and noise, local DP", "#E69F00", "P"),
+    "designed": ("designed noise", "#0072B2", "o"), "row-space": ("row-space noise", "#009E73", "v"),
+    "dp": ("clipping and noise, local DP", "#E69F00", "P"),
     "prune": ("pruning", "#CC79A7", "D"),
 }  # fmt: skip
 
@@ -41,12 +43,27 @@ def overview(table: pd.DataFrame, frontier: pd.DataFrame) -> Figure:
         readable_ticks(ax)
     left.set_ylabel("RMSE along the ten sharpest directions")
     middle.legend(fontsize="small")
-    for method, (label, colour, marker) in METHODS.items():
-        curve = frontier[frontier.method == method].groupby("value")[["privacy", "accuracy"]].mean()
-        if len(curve):
-            curve = curve.sort_values("privacy")
-            right.plot(curve.privacy, curve.accuracy, color=colour, marker=marker, lw=1.3, ms=6, label=label)
-    right.set(xlabel="judged RMSE of an audit at the first step", ylabel="accuracy on held-out digits")
-    right.set_title("What it costs to training")
-    right.legend(fontsize="small", loc="lower left")
+    _curves(right, frontier)
     return figure
+
+
+def frontier(table: pd.DataFrame) -> Figure:
+    """Accuracy against privacy alone, of longer trainings; the thin bar is the range over seeds."""
+    style()
+    figure, ax = plt.subplots(figsize=(6.4, 4.3), layout="constrained")
+    _curves(ax, table)
+    return figure
+
+
+def _curves(ax: Axes, frontier: pd.DataFrame) -> None:
+    for method, (label, colour, marker) in METHODS.items():
+        groups = frontier[frontier.method == method].groupby("value")
+        if not len(groups):
+            continue
+        curve = groups.agg(privacy=("privacy", "mean"), accuracy=("accuracy", "mean"), low=("accuracy", "min"),
+                           high=("accuracy", "max")).sort_values("privacy")  # fmt: skip
+        ax.plot(curve.privacy, curve.accuracy, color=colour, marker=marker, lw=1.3, ms=6, label=label)
+        ax.vlines(curve.privacy, curve.low, curve.high, color=colour, lw=0.9, alpha=0.6)
+    ax.set(xlabel="judged RMSE of an audit at the first step", ylabel="accuracy on held-out digits")
+    ax.set_title("What it costs to training")
+    ax.legend(fontsize="small", loc="lower left")
