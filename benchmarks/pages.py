@@ -11,6 +11,9 @@ README = "<!-- benchmarks/deep_bound.csv -->"
 MAP = "<!-- benchmarks/deep_inversion.csv -->"
 TEXTS = "<!-- benchmarks/texts.csv -->"
 DOCS = "<!-- a million images -->"
+GPU = "<!-- benchmarks/deep_bound-cuda.csv -->"
+EXACT = "<!-- benchmarks/deep_influence-cuda.csv -->"
+RECOVERED = 1e-6  # an MSE that counts as recovered
 CLOSE = "<!-- end -->"
 DAY, HOUR, MILLION, CORES = 86_400, 3_600, 1e6, 1_000
 
@@ -37,28 +40,55 @@ def deep_table(products: pd.DataFrame, bound: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def map_table(inversion: pd.DataFrame) -> str:
-    """A row an attack: from the gray start's error to what is left, and how it ended."""
+def map_table(inversions: dict[str, pd.DataFrame]) -> str:
+    """A row a network, way and device: how many images came back, what is left of them, what it took, how it ended."""
     lines = [
-        "| network | image | way | MSE at the start | MSE | relative residual | steps | evaluations | how it ended |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| network | way | on | images | MSE ≤ {RECOVERED:.0e} | median MSE | largest MSE | "
+        "median relative residual | steps | evaluations | how they ended |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in inversion.to_dict("records"):
-        ended = str(row["reason"]).split(";")[0].split(":")[0]
-        cells = [row["network"], row["image"], row["way"], _number(row["start mse"]), f"{row['mse']:.1e}",
-                 f"{row['relative_residual']:.1e}", row["steps"], f"{row['evaluations']:,}", ended]  # fmt: skip
+    table = pd.concat([t.assign(on=on) for on, t in inversions.items()])
+    for (network, way, on), rows in table.groupby(["network", "way", "on"], sort=False):
+        endings = rows.reason.str.split("[;:]").str[0].str.replace(r"used its \d+ steps", "out of steps", regex=True)
+        cells = [network, way, on, len(rows), f"{(rows.mse <= RECOVERED).sum()} of {len(rows)}",
+                 f"{rows.mse.median():.1e}", f"{rows.mse.max():.1e}", f"{rows.relative_residual.median():.1e}",
+                 _number(rows.steps.median()), _number(rows.evaluations.median(), 3),
+                 ", ".join(dict.fromkeys(endings))]  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def influence_table(influence: pd.DataFrame, rate: pd.DataFrame) -> str:
+    """Exact, damped I²F and the bound of one image under one relative noise; then attacks a second."""
+    lines = [
+        "| network | I_lb, RMSE | s | damped I²F by products, RMSE | residual | s | damped, J Jᵀ formed | "
+        "exact I²F, RMSE | rank | λ_min/λ_max | s, J Jᵀ formed |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in influence.to_dict("records"):
+        cells = [row["network"], *(_number(row[name]) for name in ("I_lb", "I_lb: s", "damped", "residual", "damped: s",
+                 "damped, dense", "exact")), f"{row['rank']:,.0f} of {row['d_x']:,}",
+                 _number(row["smallest / lambda_max"]), _number(row["exact: s"])]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| attack | network | attacks | attacks a second | evaluations each | median MSE |",
+              "|---|---|---|---|---|---|"]  # fmt: skip
+    for row in rate.to_dict("records"):
+        steps = f", {row['steps allowed']} steps" if row["method"] != "gauss-newton" else ""
+        cells = [f"`{row['method']}`{steps}, {row['dtype']}", row["network"], row["attacks"],
+                 _number(row["attacks / s"]), _number(row["evaluations"], 3), f"{row['median mse']:.0e}"]  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
 def texts_table(texts: pd.DataFrame) -> str:
     """A row a network and attacker: how many texts came back whole, and what it took."""
-    lines = ["| network | attacker | found whole | tokens | evaluations | seconds |", "|---|---|---|---|---|---|"]
+    lines = ["| network | attacker | found whole | tokens | most starts | evaluations | seconds |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in texts.to_dict("records"):
-        lines.append(
-            f"| {row['network']} | `{row['attacker']}` | {row['found whole']:.0f} of {row['texts']} | "
-            f"{row['tokens']:.1%} | {_number(row['evaluations'], 3)} | {_number(row['seconds'])} |"
-        )
+        found = f"{row['found whole']:.0f} of {row['texts']}"
+        counts = [_number(row["starts"]), _number(row["evaluations"], 3), _number(row["seconds"])]
+        cells = [row["network"], f"`{row['attacker']}`", found, f"{row['tokens']:.1%}", *counts]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -93,6 +123,23 @@ def million_table(folder: Path = HERE) -> str:
     return "\n".join(lines)
 
 
+def tables(folder: Path = HERE) -> dict[tuple[str, str], str]:
+    """Page and marker -> what stands there."""
+
+    def read(name: str) -> pd.DataFrame:
+        return pd.read_csv(folder / f"{name}.csv")
+
+    device = (folder / "deep_machine-cuda.txt").read_text().split(";")[0].removeprefix("NVIDIA ")
+    return {
+        ("README.md", README): deep_table(read("deep_products"), read("deep_bound")),
+        ("README.md", MAP): map_table({"2 cores": read("deep_inversion"), device: read("deep_inversion-cuda")}),
+        ("README.md", TEXTS): texts_table(read("texts")),
+        ("docs/scaling.md", GPU): deep_table(read("deep_products-cuda"), read("deep_bound-cuda")),
+        ("docs/scaling.md", EXACT): influence_table(read("deep_influence-cuda"), read("deep_rate-cuda")),
+        ("docs/scaling.md", DOCS): million_table(folder),
+    }
+
+
 def put(page: Path, opening: str, table: str) -> None:
     """The table between its markers in a page."""
     before, rest = page.read_text(encoding="utf-8").split(opening)
@@ -102,11 +149,8 @@ def put(page: Path, opening: str, table: str) -> None:
 
 def main() -> None:
     show_in_readme()
-    products, bound = (pd.read_csv(HERE / f"deep_{part}.csv") for part in ("products", "bound"))
-    put(ROOT / "README.md", README, deep_table(products, bound))
-    put(ROOT / "README.md", MAP, map_table(pd.read_csv(HERE / "deep_inversion.csv")))
-    put(ROOT / "README.md", TEXTS, texts_table(pd.read_csv(HERE / "texts.csv")))
-    put(ROOT / "docs" / "scaling.md", DOCS, million_table())
+    for (page, opening), table in tables().items():
+        put(ROOT / page, opening, table)
 
 
 if __name__ == "__main__":

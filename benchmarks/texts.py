@@ -4,6 +4,7 @@ texts.csv: a row a network and attacker, over the first texts of the bundle.
 """
 
 import argparse
+import math
 import time
 
 import joblib
@@ -15,6 +16,7 @@ from i2f.experiments import language
 from i2f.progress import bar
 
 SEED, SEARCHING_STEPS, TAG_STEPS = 1, 40, 800
+STARTS, MATCHED = 5, 1e-6  # at most so many random starts, until the relative residual is this small
 PARTS = [  # network and task, attacker, texts
     ("bert-tiny", language.READING, 50), ("bert-tiny", language.SEARCH, 50), ("bert-tiny", language.TAG, 5),
     ("gpt2-tiny", language.READING, 50), ("gpt2-tiny", language.SEARCH, 50), ("gpt2-tiny", language.TAG, 5),
@@ -23,14 +25,23 @@ PARTS = [  # network and task, attacker, texts
 
 
 def attack(network: str, attacker: str, text: int) -> dict:
-    """One text's row, and the seconds of one thread."""
+    """One text's row, and the seconds of one thread. Gauss–Newton starts again where the gradient is not matched, which
+    an attacker can see; steps and evaluations are those of all starts."""
     (task,) = [p for p in language.problems({network: text + 1}, {attacker: [0.0]}, {}, SEED) if p["text"] == text]
-    began = time.perf_counter()
-    (row,) = language._solve({language.SEARCH: SEARCHING_STEPS, language.TAG: TAG_STEPS}, [task])
-    row["seconds"] = time.perf_counter() - began
-    return {
-        name: row.get(name) for name in ("accuracy", "rougeL", "all_found", "rmse", "steps", "evaluations", "seconds")
-    }
+    began, best, steps, evaluations = time.perf_counter(), {"relative_residual": math.inf}, 0, 0
+    for start in range(STARTS if attacker == language.SEARCH else 1):
+        (row,) = language._solve({language.SEARCH: SEARCHING_STEPS, language.TAG: TAG_STEPS},
+                                 [task | {"start_seed": text + 1000 * start}])  # fmt: skip
+        steps, evaluations = steps + (row.get("steps") or 0), evaluations + (row.get("evaluations") or 0)
+        if row.get("relative_residual", 0.0) < best["relative_residual"]:
+            best = {"relative_residual": 0.0} | row
+        if best["relative_residual"] <= MATCHED:
+            break
+    seconds = time.perf_counter() - began
+    counts = {"steps": steps, "evaluations": evaluations} if evaluations else {}
+    row = best | counts | {"seconds": seconds, "starts": start + 1}
+    return {name: row.get(name) for name in
+            ("accuracy", "rougeL", "all_found", "rmse", "starts", "steps", "evaluations", "seconds")}  # fmt: skip
 
 
 def _one(task: tuple[str, str, int]) -> tuple[tuple[str, str, int], dict]:
@@ -50,7 +61,8 @@ def run(processes: int, resume: bool, parts: list[tuple[str, str, int]] = PARTS)
     groups = rows.groupby(["network", "attacker"], sort=False)
     table = groups.agg(**{
         "texts": ("text", "size"), "found whole": ("all_found", "sum"), "tokens": ("accuracy", "mean"),
-        "least of a text": ("accuracy", "min"), "ROUGE-L": ("rougeL", "mean"), "steps": ("steps", "median"),
+        "least of a text": ("accuracy", "min"), "ROUGE-L": ("rougeL", "mean"),
+        "starts": ("starts", "max"), "steps": ("steps", "median"),
         "evaluations": ("evaluations", "median"), "seconds": ("seconds", "median"),
     }).reset_index()  # fmt: skip
     table.to_csv(HERE / "texts.csv", index=False, float_format="%.4g")

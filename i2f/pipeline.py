@@ -178,13 +178,20 @@ def _cleaned(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
 def publish(profile: Path, finished: bool = False) -> None:
     """results/: what git keeps of every run, its tables and claims rounded, its figures drawn anew from the tables;
     and results/claims.json, the claims of all, in the order of params.yaml. `finished`: of the runs that are there."""
+    import joblib
+
     from i2f import claims
 
     target, source = profile / "results", profile / "runs" / "executed"
     target.mkdir(exist_ok=True)
     runs = {key: entry for key, entry in _runs(profile).items() if not finished or _has_run(entry, source / key)}
-    for key, entry in runs.items():
-        _publish(entry, source / key, target / key)
+    for key in runs:
+        if not (source / key).exists():
+            raise FileNotFoundError(
+                f"{source / key} is not there: nothing to publish. Run it first: dvc repro run@{key}"
+            )
+    each = (joblib.delayed(_publish)(entry, source / key, target / key) for key, entry in runs.items())
+    joblib.Parallel(n_jobs=joblib.cpu_count(only_physical_cores=True))(each)
     for stale in {folder for folder in target.iterdir() if folder.is_dir()} - {target / key for key in runs}:
         shutil.rmtree(stale)
     files = [source / key / "claims.json" for key in runs]
@@ -200,8 +207,6 @@ def _publish(entry: dict[str, Any], source: Path, target: Path) -> None:
 
     from i2f import claims, figures
 
-    if not source.exists():
-        raise FileNotFoundError(f"{source} is not there: nothing to publish. Run it first: dvc repro run@{source.name}")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for file in sorted(source.glob("*.csv")):

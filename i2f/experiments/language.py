@@ -115,7 +115,7 @@ def _solve(steps: dict[str, int], chunk: list[Problem]) -> list[Row]:
         elif attacker == SHARED:
             row |= _read_shared(sent, gradients[at], variances[at], p["text"])
         else:
-            start = sent.model.embed(read[at]) if attacker == REFINED else _random(sent, p["text"])
+            start = sent.model.embed(read[at]) if attacker == REFINED else _random(sent, p.get("start_seed", p["text"]))
             row |= _searched(sent, gradients[at], read[at], start, attacker, steps[attacker])
         rows.append(row)
     return rows

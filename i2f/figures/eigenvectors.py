@@ -31,15 +31,18 @@ def overview(table: pd.DataFrame, cut: float) -> Figure:
     `table` is the experiment's, as `problems.csv` holds it; `cut` the predicted RMSE that bounds the linear regime.
     """
     style()
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11.5, 3.7), layout="constrained")
+    ends = table[(table.part == "end") & (table.method == "gauss-newton")]
+    panels = 3 if len(ends) else 2  # where no noise was made to grow, there is no end to show
+    figure, (left, middle, *right) = plt.subplots(1, panels, figsize=(3.9 * panels, 3.7), layout="constrained")
     law = table[table.part == "law"]
     paper = table[table.part == "paper"]
     error_against_eigenvalue(left, law)
     left.set_title(f"Small noise, c = {law.norm.iloc[0]:.2g}: the law")
     error_against_eigenvalue(middle, paper)
     middle.set_title(f"The paper's noise, c = {paper.norm.iloc[0]:g}")
-    end_of_law(right, table[(table.part == "end") & (table.method == "gauss-newton")], cut)
-    right.set_title("Where the law ends")
+    for ax in right:
+        end_of_law(ax, ends, cut)
+        ax.set_title("Where the law ends")
     return figure
 
 
