@@ -52,6 +52,7 @@ SMALL = [name for name, (dataset, _) in NETWORKS.items() if dataset != "imagenet
 LENET = {"name": "lenet", "init": "uniform", "normalize": False}
 TOLERANCE = 1e-2
 REPETITIONS = 5
+BLOCK = 32  # rows of J in float64 at a time: 2.9 GB of a ResNet18
 RELATIVE, SPREAD = 1e-2, 0.06  # ‖δ‖ over ‖g‖, and τ², the variance of a pixel, of the damping σ²/τ²
 
 
@@ -160,9 +161,6 @@ def influence(network: str) -> dict:
                   "exact: s": time.perf_counter() - began}  # fmt: skip
 
 
-BLOCK = 32  # rows of J in float64 at a time: 2.9 GB of a ResNet18
-
-
 def rate(network: str, method: str, attacks: int, steps: int) -> dict:
     """Attacks without noise, label known: each alone for Gauss–Newton, all at once for dgl, as they are fastest."""
     if network == "lenet":
@@ -267,11 +265,12 @@ def photos(image: int, steps: int) -> dict:
 NAMES = {"products": ["network"], "bound": ["network"], "inversion": ["network", "image", "way", "steps allowed"],
          "photos": ["image", "steps allowed"], "influence": ["network"],
          "rate": ["network", "method", "attacks", "steps allowed"]}  # fmt: skip
-ALONE = ("products", "bound", "influence", "rate")  # timed one after another, each in a process of its own
+ALONE = ("products", "bound", "influence", "rate")  # timed one after another; on the CPU in a process each
 
 
 def in_a_process(function: str, task: tuple, threads: int) -> dict:
-    """The row of one task, computed by another process, so that its peak is its own; CUDA can start a peak anew."""
+    """The row of one task, computed by another process, so that its peak is its own; here on CUDA, which can start a
+    peak anew."""
     if devices.current().type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

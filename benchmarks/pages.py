@@ -67,7 +67,7 @@ def influence_table(influence: pd.DataFrame, rate: pd.DataFrame) -> str:
     ]
     for row in influence.to_dict("records"):
         cells = [row["network"], *(_number(row[name]) for name in ("I_lb", "I_lb: s", "damped", "residual", "damped: s",
-                 "damped, dense", "exact")), f"{row['rank']:,.0f} of {row['d_x']:,}",
+                 "damped, dense", "exact")), "–" if pd.isna(row["rank"]) else f"{row['rank']:,.0f} of {row['d_x']:,}",
                  _number(row["smallest / lambda_max"]), _number(row["exact: s"])]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| attack | network | attacks | attacks a second | evaluations each | median MSE |",

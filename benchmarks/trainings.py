@@ -1,18 +1,19 @@
 """What defences and penalties cost to trainings that are long enough to learn.
 
-    python benchmarks/trainings.py [--only frontier joint] [--methods designed …] [--resume]
+    python benchmarks/trainings.py [--only frontier joint row-space] [--resume]
 
 A table a part, written beside this file; notebooks 17 and 18 show and judge them:
 
-    frontier   trainings_frontier.csv   accuracy against privacy, every image's gradient defended by itself
-    joint      trainings_joint.csv      accuracy against what an attack leaves, penalties at every step
+    frontier    trainings_frontier.csv            accuracy against privacy, every image's gradient defended by itself
+    joint       trainings_joint.csv               accuracy against what an attack leaves, penalties at every step
+    row-space   trainings_frontier-row-space.csv  the frontier's row-space noise, which needs J of every image at every
+                                                  step: hours a training on a CPU, so only where it is asked for
 
-LeNet on the bundled digits, 800 to learn and 200 held out. `--device cuda` is for the frontier's row-space noise, which
-needs J of every image at every step; the other trainings are chains of short steps, and a core each serves them better.
+LeNet on the bundled digits, 800 to learn and 200 held out. `--device cuda` is for row-space; the other trainings are
+chains of short steps, and a core each serves them better.
 """
 
 import argparse
-import os
 from collections.abc import Callable
 
 import joblib
@@ -29,11 +30,14 @@ DIGITS, HELD_OUT, EPOCHS, BATCH, LR, SEEDS = 800, 200, 20, 20, 0.003, 3
 REFERENCE = 8  # digits audited for the privacy of a training
 PENALISED, EVERY, DAMPING = 1, 1, 0.01
 IMAGES, VARIANCE, STEPS = 8, 1e-6, 12  # attacked after a penalised training
-HOURS = {"row-space": [0.003, 0.01, 0.03]}  # a training on one core; only where --methods names it
 DEFENCES = {"none": [0], "isotropic": [0.001, 0.003, 0.01, 0.03], "designed": [0.03, 0.1, 0.2, 0.4],
             "dp": [0.0003, 0.001, 0.003, 0.01], "prune": [0.7, 0.9, 0.99]}  # fmt: skip
 PENALTIES = {"bayes": [0.01, 0.03, 0.1, 0.3], "bound": [0.03, 0.1, 0.3, 1], "dp": [0.0003, 0.001, 0.003],
              "plain": [0]}  # fmt: skip
+
+
+ROW_SPACE = {"row-space": [0.003, 0.01, 0.03]}
+PARTS = {"frontier": DEFENCES, "joint": PENALTIES, "row-space": ROW_SPACE}
 
 
 def frontier(method: str, value: float, seed: int) -> list[dict]:
@@ -57,49 +61,37 @@ def _alone(work: Callable[..., list[dict]], device: str, task: tuple) -> tuple[t
     return task, work(*task)
 
 
-def run(part: str, processes: int, resume: bool, device: str, methods: list[str] | None) -> pd.DataFrame:
-    work, table, name, first = {"frontier": (frontier, DEFENCES | HOURS, "value", -1),
-                                "joint": (penalised, PENALTIES, "weight", 0)}[part]  # fmt: skip
-    methods = methods or [method for method in table if method not in HOURS]
-    partial = Partial(f"trainings_{part}", resume)
+def run(part: str, processes: int, resume: bool, device: str = "cpu") -> pd.DataFrame:
+    work, name, first = (penalised, "weight", 0) if part == "joint" else (frontier, "value", -1)
+    file = {"row-space": "trainings_frontier-row-space"}.get(part, f"trainings_{part}")
+    partial = Partial(file, resume)
     tasks = [(method, float(value), seed)
-             for method, values in table.items() for value in values for seed in range(first, SEEDS)
-             if method in methods]  # fmt: skip
-    left = [task for task in tasks if task not in partial.found]
-    calls = [joblib.delayed(_alone)(work, device, task) for task in left]
+             for method, values in PARTS[part].items() for value in values for seed in range(first, SEEDS)]  # fmt: skip
+    calls = [joblib.delayed(_alone)(work, device, task) for task in tasks if task not in partial.found]
     with joblib.parallel_config("loky", n_jobs=processes, inner_max_num_threads=1):
         found = joblib.Parallel(return_as="generator_unordered", batch_size=1)(calls)
         for task, rows in bar(found, total=len(calls), description=part):
             partial.keep(task, rows)
     rows = [{"method": method, name: value, "seed": seed, **row}
-            for method, value, seed in tasks for row in partial.found[method, value, seed]]  # fmt: skip
-    if part == "frontier":
-        rows = [{**row, "privacy": partial.found[row["method"], row["value"], -1][0]["privacy"]}
-                for row in rows if row["seed"] >= 0]  # fmt: skip
-    frame = pd.DataFrame(rows)
-    path = HERE / f"trainings_{part}.csv"
-    if path.exists():  # what other methods left there stays
-        before = pd.read_csv(path)
-        frame = pd.concat([before[~before.method.isin(methods)], frame], ignore_index=True)
-    frame.to_csv(path, index=False, float_format="%.6g")
+            for method, value, seed in tasks if seed >= 0 for row in partial.found[method, value, seed]]  # fmt: skip
+    if first < 0:
+        rows = [{**row, "privacy": partial.found[row["method"], row["value"], first][0]["privacy"]} for row in rows]
+    table = pd.DataFrame(rows)
+    table.to_csv(HERE / f"{file}.csv", index=False, float_format="%.6g")
+    (HERE / f"{file}_machine.txt").write_text(("" if device == "cpu" else f"{device}; ") + machine(1))
     partial.path.unlink(missing_ok=True)
-    return frame
+    return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=["frontier", "joint"], default=["frontier", "joint"])
-    parser.add_argument(
-        "--methods", nargs="+", help="only these; row-space takes hours, and none has it without being named"
-    )
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=["frontier", "joint"])
     parser.add_argument("--device", choices=devices.NAMES, default="cpu")
     parser.add_argument("--processes", type=int, default=joblib.cpu_count(only_physical_cores=True))
     parser.add_argument("--resume", action="store_true", help="go on with what was cut off")
     arguments = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     for part in arguments.only:
-        print(run(part, arguments.processes, arguments.resume, arguments.device, arguments.methods).to_string())
-    (HERE / "trainings_machine.txt").write_text(machine(1))
+        print(run(part, arguments.processes, arguments.resume, arguments.device).to_string())
 
 
 if __name__ == "__main__":

@@ -31,7 +31,10 @@ LEVELS = (  # judged RMSE, over the input's scale, up to which -> what it is cal
     (0.15, "gives much of the input away"),
     (math.inf, "blurs the input for these attackers; what others could do is not known"),
 )
-KINKS = ("relu", "hardtanh", "hardswish", "hardsigmoid", "max_pool", "maxpool", "abs", "clamp", "threshold", "shrink")
+KINKS = (  # in the names of autograd's nodes
+    "relu", "hardtanh", "hardswish", "hardsigmoid", "maxpool", "maxbackward", "minbackward", "amax", "amin", "maximum",
+    "minimum", "where", "abs", "clamp", "threshold", "shrink",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -431,7 +434,7 @@ def _reservations(
     if 10 ** (-ask.target / 20) > LINEAR:
         found.append(f"the noise needed for {ask.target:g} dB lies beyond the first order: what it leaves may be less")
     if kinked:
-        found.append("the network has kinks (ReLU, max pooling): J holds between them, and says nothing beyond")
+        found.append("the network has kinks (ReLU, max pooling, …): J holds between them, and says nothing beyond")
     return found
 
 

@@ -305,6 +305,8 @@ class Functional(nn.Module):
 
 
 @pytest.mark.parametrize(("activation", "kinked"), [
+    (lambda x: torch.maximum(x, 0 * x), True), (lambda x: torch.where(x > 0, x, 0.1 * x), True),
+    (lambda x: x.unflatten(1, (6, 2)).amax(2).repeat(1, 2), True),
     (torch.relu, True), (torch.nn.functional.leaky_relu, True), (torch.abs, True), (torch.nn.functional.hardtanh, True),
     (torch.nn.functional.gelu, False), (torch.tanh, False), (torch.nn.functional.softplus, False),
 ])  # fmt: skip

@@ -99,7 +99,7 @@ def test_claims_without_solves():
 
 def test_photos_are_judged_by_their_order():
     table = pd.DataFrame({"image": range(20), "bound_rmse": np.arange(1, 21.0), "rmse": np.arange(21.0, 1, -1),
-                          "relative_residual": 0.3})  # fmt: skip
+                          "steps allowed": 60, "relative_residual": 0.3})  # fmt: skip
     (claim,) = deep.judge_photos(table, 0.5)
     assert claim.verdict == "fails"
     assert claim.value == pytest.approx(-1)

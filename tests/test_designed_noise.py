@@ -150,6 +150,15 @@ def test_trainings_that_learnt_nothing_are_not_compared():
     assert verdicts(made_up(), trained)["utility"].verdict == "inconclusive"
 
 
+def test_where_isotropic_noise_costs_nothing_there_is_nothing_to_gain():
+    plain = pd.DataFrame([{"method": "none", "value": 0.0, "seed": seed, "privacy": 0.0} for seed in range(4)])
+    for accuracy, verdict in ((0.8, "holds"), (0.51, "inconclusive")):  # isotropic noise leaves 0.5 at its middle
+        table = pd.concat([frontier(), plain.assign(accuracy=accuracy)])
+        found = verdicts(made_up(), table)["utility"]
+        assert found.verdict == verdict
+        assert ("less to gain" in found.note) == (verdict == "inconclusive")
+
+
 def test_the_figure_has_every_kind(table):
     left, _, right = draw.overview(table, frontier()).axes
     assert len(left.lines) == len(designed_noise.KINDS)

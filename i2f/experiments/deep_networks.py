@@ -169,7 +169,7 @@ def judge_photos(table: pd.DataFrame, order: float) -> list[claims.Claim]:
             least=claims.LEAST_RANKED, id="deep_networks-photos",
             statement="I_lb ranks photographs as an attack does that is cut off early.",
             source="the ImageNet experiment; the released log has Spearman −0.4 over four photographs",
-            attacker="gauss-newton: knows model and label, no prior, gray start, a few steps",
+            attacker=f"dgl: knows model and label, no prior, gray start, {table['steps allowed'].max()} steps",
             statistic="Spearman of RMSE with I_lb over photographs",
             note=f"the best of them leaves a relative residual of {table.relative_residual.min():.2g}",
         )

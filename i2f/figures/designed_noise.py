@@ -55,9 +55,9 @@ def frontier(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _curves(ax: Axes, frontier: pd.DataFrame) -> None:
+def _curves(ax: Axes, table: pd.DataFrame) -> None:
     for method, (label, colour, marker) in METHODS.items():
-        groups = frontier[frontier.method == method].groupby("value")
+        groups = table[table.method == method].groupby("value")
         if not len(groups):
             continue
         curve = groups.agg(privacy=("privacy", "mean"), accuracy=("accuracy", "mean"), low=("accuracy", "min"),

@@ -26,7 +26,7 @@ def published(run: Path) -> dict[str, Figure]:
 
 
 def overview(table: pd.DataFrame, cut: float) -> Figure:
-    """The eigenvector experiment in three panels: the law, the paper's own noise size, and where the law ends.
+    """The eigenvector experiment in two or three panels: the law, the paper's own noise size, and where the law ends.
 
     `table` is the experiment's, as `problems.csv` holds it; `cut` the predicted RMSE that bounds the linear regime.
     """
