@@ -184,6 +184,34 @@ def test_products_are_timed_and_weighed(deep):
     assert row["foreseen, GB"] > 0
 
 
+def test_exact_influence_by_blocks_is_influence(deep, monkeypatch):
+    monkeypatch.setattr(deep, "SMALL", ["small"])
+    row = deep.influence("small")
+    model, x, y = deep.setting("small")
+    J = deep.i2f.GradientJacobian(model.double(), x.double(), y)
+    variance = (deep.RELATIVE * float(J.gradient.norm())) ** 2 / J.shape[1]
+    delta = deep.perturb.gaussian(J.gradient.float(), variance, seed=0).double()
+    assert row["exact"] == pytest.approx(deep.i2f.influence(J, delta).rmse, rel=1e-3)
+    damped = deep.i2f.influence(J, delta, variance / deep.SPREAD).rmse
+    assert row["damped, dense"] == pytest.approx(damped, rel=1e-3)
+    assert row["damped"] == pytest.approx(damped, rel=0.05)
+    assert row["I_lb"] < row["damped"] < row["exact"]
+    assert row["rank"] == 784
+    monkeypatch.setattr(deep, "SMALL", [])
+    assert "exact" not in deep.influence("small")
+
+
+def test_rates_and_photographs_are_rows(deep, monkeypatch):
+    row = deep.rate("lenet", "gauss-newton", 2, 20)
+    assert row["recovered"] == 1
+    assert row["attacks / s"] == pytest.approx(2 / row["seconds"])
+    assert deep.rate("lenet", "dgl", 3, 5)["recovered"] == 0
+    monkeypatch.setitem(deep.NETWORKS, "efficientnet_lite0", deep.NETWORKS["small"])
+    row = deep.photos(1, 3)
+    assert row["steps"] == 3
+    assert 0 < row["bound_rmse"] < row["rmse"]
+
+
 @pytest.mark.parametrize("way", ["plain", "homotopy", "adam first", "tv"])
 def test_inversions_are_rows(deep, monkeypatch, way):
     invert = deep.i2f.invert
@@ -239,3 +267,73 @@ def test_texts_are_rows(monkeypatch, tmp_path):
     assert table["found whole"].tolist() == [2, 1]
     assert table.tokens.tolist() == [1.0, 1.0]
     assert (tmp_path / "texts.csv").exists()
+
+
+def test_a_search_starts_again_until_its_gradient_is_matched(monkeypatch):
+    """The best of its starts counts, and what all of them cost; nobody looks at the text to decide."""
+    pytest.importorskip("transformers", reason="texts need pip install 'i2f[text]'")
+    monkeypatch.syspath_prepend(str(FOLDER))
+    for name in ("texts", "common"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import texts
+
+    seeds, residuals = [], [0.3, 0.1, 1e-9, 0.0]
+
+    def solve(steps, tasks):
+        seeds.append(tasks[0]["start_seed"])
+        residual = residuals[len(seeds) - 1]
+        return [{"relative_residual": residual, "all_found": residual < 1e-6, "steps": 10, "evaluations": 100}]
+
+    monkeypatch.setattr(texts.language, "_solve", solve)
+    monkeypatch.setattr(texts, "STARTS", 5)
+    row = texts.attack("bert-tiny", texts.language.SEARCH, 3)
+    assert seeds == [3, 1003, 2003]
+    assert (row["all_found"], row["starts"], row["steps"], row["evaluations"]) == (True, 3, 30, 300)
+    seeds.clear()
+    residuals[:] = [0.3, 0.1, 0.2, 0.4, 0.5]
+    row = texts.attack("bert-tiny", texts.language.SEARCH, 3)
+    assert (row["all_found"], row["starts"]) == (False, 5)
+    assert len(seeds) == 5
+
+
+def test_trainings_are_rows_and_go_on(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    for name in ("trainings", "common"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import common
+    import trainings
+
+    monkeypatch.setattr(common, "HERE", tmp_path)
+    monkeypatch.setattr(trainings, "HERE", tmp_path)
+    monkeypatch.setattr(trainings, "SEEDS", 1)
+    monkeypatch.setitem(trainings.PARTS, "frontier", {"none": [0], "designed": [0.1, 0.2]})
+    monkeypatch.setitem(trainings.PARTS, "joint", {"plain": [0]})
+    for part, known, width in (
+        ("frontier", {(m, v, s): [{"privacy": v} if s < 0 else {"accuracy": 1 - v}]
+                      for m, v in (("none", 0.0), ("designed", 0.1), ("designed", 0.2)) for s in (-1, 0)}, 3),
+        ("joint", {("plain", 0.0, 0): [{"accuracy": 0.9, "image": image} for image in range(2)]}, 2),
+    ):  # fmt: skip
+        partial = common.Partial(f"trainings_{part}", False)
+        for task, rows in known.items():
+            partial.keep(task, rows)
+        table = trainings.run(part, 1, resume=True)
+        assert len(table) == width
+        assert (tmp_path / f"trainings_{part}.csv").exists()
+        assert not partial.path.exists()
+        if part == "frontier":
+            assert table.privacy.tolist() == table.value.tolist()
+            assert table.accuracy.tolist() == [1.0, 0.9, 0.8]
+
+
+def test_a_training_of_each_part_runs(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    for name in ("trainings", "common"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import trainings
+
+    for name, value in {"DIGITS": 20, "HELD_OUT": 10, "EPOCHS": 1, "IMAGES": 1, "REFERENCE": 1, "STEPS": 2}.items():
+        monkeypatch.setattr(trainings, name, value)
+    assert trainings.frontier("designed", 0.1, -1)[0]["privacy"] == pytest.approx(0.075, abs=0.02)
+    assert 0 <= trainings.frontier("designed", 0.1, 0)[0]["accuracy"] <= 1
+    (row,) = trainings.penalised("plain", 0.0, 0)
+    assert {"accuracy", "image", "expected_rmse", "converged"} <= row.keys()
