@@ -276,7 +276,7 @@ def _by_products(J: GradientJacobian, ask: _Ask, group: Sequence[int]) -> list[S
     elif variance == 0:
         prior = 0.0
     elif variance is not None:
-        found = trace.bayes_error(J, variance, variance / tau**2, probes=3, tol=0.1, max_steps=60, seed=ask.seed)
+        found = trace.bayes_error(J, variance, variance / tau**2, probes=3, tol=0.05, max_steps=60, seed=ask.seed)
         prior = math.sqrt(max(found.low, 0.0) / J.shape[0])
         if not found.converged:
             why.append("the Bayes error's quadrature did not settle")
