@@ -107,7 +107,15 @@ def test_a_lazy_penalty_is_taken_at_every_kth_step_and_counts_k_times(monkeypatc
     assert [float(s.mean().round(decimals=-2)) for s in slopes] == [3e3, 0, 0, 3e3, 0]
 
 
-def test_the_figure_has_every_method():
-    left, right = draw.overview(made_up()).axes
-    assert len(left.lines) == len(right.lines) == 3
-    assert np.isfinite(left.lines[0].get_xdata()).all()
+def test_the_figure_has_every_method_that_learnt():
+    table = made_up()
+    figure = draw.overview(table)
+    for ax in figure.axes:
+        drawn = [line for line in ax.lines if not line.get_label().startswith("_")]
+        assert [len(line.get_xdata()) for line in drawn] == [1, 2, 1]
+        assert np.isfinite(drawn[0].get_xdata()).all()
+    assert figure.get_supxlabel() == ""
+    table.loc[(table.weight == 0.3) & (table.seed == 1), "accuracy"] = 0.1
+    figure = draw.overview(table)
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines if not line.get_label().startswith("_")] == [1] * 3
+    assert "0.3" in figure.get_supxlabel()

@@ -6,7 +6,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from i2f.figures.style import style
+from i2f.figures.style import readable_ticks, style
+
+LEARNT = 0.5  # accuracy below which a network is not drawn, as it is not compared: a claim's own line
 
 METHODS = {  # name -> label, colour, marker
     "plain": ("plain", "#333333", "o"), "bound": ("penalty on λ$_{max}$", "#0072B2", "s"),
@@ -20,23 +22,36 @@ def published(run: Path) -> dict[str, Figure]:
 
 
 def overview(table: pd.DataFrame) -> Figure:
-    """Left: accuracy against the clamped error of the attack, medians over images. Right: the same, expected error."""
+    """Accuracy against what inverting leaves, where every network learnt: a pale mark a seed, a full one a weight.
+    Left: what Gauss–Newton left, clamped. Right: the expected error, under noise in proportion to the gradient."""
     style()
+    table = table.assign(clamped=table.mse_clamped**0.5, relative=table.expected_rmse * table.gradient_norm)
+    least = table.groupby(["method", "weight"]).accuracy.transform("min")
+    learnt, others = table[least >= LEARNT], table[least < LEARNT]
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 4), layout="constrained", sharey=True)
-    table = table.assign(clamped=table.mse_clamped**0.5)
-    for ax, column, label in zip(
-        axes, ("clamped", "expected_rmse"),
-        ("RMSE after Gauss–Newton, clamped to [0, 1]", "expected RMSE under this noise, E[I²]"), strict=True,
-    ):  # fmt: skip
+    attacks = f"{int(learnt.converged.sum())} of {len(learnt)} attacks converged"
+    axes[0].set(xlabel=f"clamped RMSE; {attacks}", ylabel="accuracy on held-out digits")
+    axes[1].set(xlabel="√E[I²] · ‖g‖, for noise in proportion to ‖g‖")
+    for ax, column in zip(axes, ("clamped", "relative"), strict=True):
         for method, (words, colour, marker) in METHODS.items():
-            rows = table[table.method == method].groupby("weight")[[column, "accuracy"]].agg(
-                {column: "median", "accuracy": "mean"})  # fmt: skip
-            if len(rows):
-                ax.plot(rows[column], rows.accuracy, marker=marker, ms=7, color=colour, lw=1.2, label=words)
-                for weight, row in rows.iterrows():
-                    ax.annotate(f"{weight:g}", (row[column], row.accuracy), (5, 4), textcoords="offset points",
+            rows = learnt[learnt.method == method]
+            if rows.empty:
+                continue
+            look = {"marker": marker, "color": colour}
+            seeds = rows.groupby(["weight", "seed"]).agg({column: "median", "accuracy": "mean"})
+            ax.plot(seeds[column], seeds.accuracy, **look, ls="none", ms=4, mew=0, alpha=0.3)
+            weights = rows.groupby("weight").agg({column: "median", "accuracy": "mean"})
+            ax.plot(weights[column], weights.accuracy, **look, ms=7, lw=1.2, label=words)
+            for weight, row in weights.iterrows():
+                if weight:
+                    ax.annotate(f"{weight:g}", (row[column], row.accuracy), (5, 5), textcoords="offset points",
                                 fontsize="x-small", color=colour)  # fmt: skip
-        ax.set(xlabel=label, xscale="log")
-    axes[0].set(ylabel="accuracy on held-out digits")
-    axes[0].legend(fontsize="small")
+        ax.set(xscale="log")
+        readable_ticks(ax)
+    if len(learnt):
+        axes[0].legend(fontsize="small")
+    if len(others):
+        weights = others.groupby("method").weight.unique()
+        left_out = "; ".join(f"{METHODS[m][0]}, {', '.join(f'{w:g}' for w in sorted(ws))}" for m, ws in weights.items())
+        figure.supxlabel(f"Not drawn, accuracy below {LEARNT:g}: {left_out}", fontsize="small")
     return figure
