@@ -88,6 +88,7 @@ def bootstrap(
     if n < least or math.isnan(value):
         return value, -math.inf, math.inf
     samples, weights = _samples(n, draws, seed)
+    table = table.copy()  # one block a type, of which rows are taken far faster
     drawn = np.array([statistic(table.take(np.concatenate([groups[i] for i in sample]))) for sample in samples])
     tail = float(ndtr(math.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.025)))
     # "inverted_cdf" takes values that were drawn, since some may be infinite
@@ -181,9 +182,19 @@ def log_correlation(table: pd.DataFrame, x: str, y: str) -> float:
 
 def rank_correlation(table: pd.DataFrame, x: str, y: str) -> float:
     """Spearman's rank correlation of y with x."""
-    ranks = table[x].rank(), table[y].rank()
-    with np.errstate(invalid="ignore", divide="ignore"):  # a draw of one unit many times has no order: NaN
-        return float(np.corrcoef(*ranks)[0, 1])
+    return spearman(table[x].to_numpy(), table[y].to_numpy())
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """The same of arrays; NaN where one of them is all ties, or has a NaN."""
+    with np.errstate(invalid="ignore", divide="ignore"):  # a draw of one unit many times has no order
+        return float(np.corrcoef(_ranks(x), _ranks(y))[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ties share the mean of their ranks. (That of SciPy and of pandas check more, and take ten times as long.)"""
+    _, place, times = np.unique(values, return_inverse=True, return_counts=True)
+    return np.where(np.isnan(values), np.nan, (np.cumsum(times) - (times - 1) / 2)[place])
 
 
 def rounded(value: float, digits: int = 4) -> float:

@@ -43,10 +43,18 @@ class Lanczos:
         """(k, n)."""
         return self._basis[: len(self)]
 
+    @property
+    def front(self) -> Tensor:
+        """The vector that A is applied to next, (n,)."""
+        return self._basis[len(self)]
+
     def step(self) -> None:
         """One application of A."""
+        self.advance(self.A(self.front))
+
+    def advance(self, w: Tensor) -> None:
+        """A step whose product w = A `front` is taken elsewhere: for several processes at once."""
         k = len(self)
-        w = self.A(self._basis[k])
         if not torch.isfinite(w).all():
             self.exhausted = self.broken = True
             return

@@ -88,28 +88,43 @@ def estimate(
         if number < least:
             raise ValueError(f"{name}={number} is out of range: give at least {least}")
     spent, rng = J.products, np.random.default_rng(seed)
+    signs = [torch.from_numpy(rng.choice([-1.0, 1.0], J.shape[0])).to(J.x) for _ in range(probes)]
     values, settled = [], True
-    for _ in range(probes):
-        z = torch.from_numpy(rng.choice([-1.0, 1.0], J.shape[0])).to(J.x)
-        value, done = _quadrature(J, z, f, tol, max_steps)
-        values.append(value)
-        settled &= done
+    for at in range(0, probes, J.chunk):
+        for quadrature in _quadratures(J, signs[at : at + J.chunk], f, tol, max_steps):
+            values.append(quadrature.value)
+            settled &= quadrature.settled
     mean, spread = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(probes)
     half = float(stdtrit(probes - 1, 0.975)) * spread
     return Trace(mean, mean - half, mean + half, probes, J.products - spent, settled)
 
 
-def _quadrature(
-    J: GradientJacobian, z: Tensor, f: Callable[[np.ndarray], np.ndarray], tol: float, max_steps: int
-) -> tuple[float, bool]:
-    """zᵀ f(J Jᵀ) z by Lanczos from z; and whether it settled."""
-    process = Lanczos(lambda v: J.matvec(J.rmatvec(v)), z)
-    value = math.inf
-    while len(process) < max_steps:
-        process.step()
-        if len(process) % LOOK == 0 or process.exhausted or len(process) == max_steps:
-            nodes, vectors = process.ritz()
-            before, value = value, len(z) * float(vectors[0] ** 2 @ f(nodes.clip(min=0)))
-            if process.exhausted or abs(value - before) <= tol * abs(value):
-                return value, True
-    return value, False
+@dataclass
+class _Quadrature:
+    """zᵀ f(J Jᵀ) z by Lanczos from z, as it stands; `settled`: within the tolerance."""
+
+    process: Lanczos
+    value: float = math.inf
+    settled: bool = False
+
+    def look(self, f: Callable[[np.ndarray], np.ndarray], tol: float) -> None:
+        nodes, vectors = self.process.ritz()
+        before, self.value = self.value, self.process.norm**2 * float(vectors[0] ** 2 @ f(nodes.clip(min=0)))
+        self.settled = self.process.exhausted or abs(self.value - before) <= tol * abs(self.value)
+
+
+def _quadratures(
+    J: GradientJacobian, signs: list[Tensor], f: Callable[[np.ndarray], np.ndarray], tol: float, max_steps: int
+) -> list[_Quadrature]:
+    """One for each z, side by side: a step is one pair of products with all that have not settled."""
+    found = [_Quadrature(Lanczos(lambda v: J.matvec(J.rmatvec(v)), z)) for z in signs]
+    for step in range(1, max_steps + 1):
+        left = [one for one in found if not one.settled]
+        if not left:
+            break
+        products = J.matvec(J.rmatvec(torch.stack([one.process.front for one in left])))
+        for one, product in zip(left, products, strict=True):
+            one.process.advance(product)
+            if step % LOOK == 0 or one.process.exhausted or step == max_steps:
+                one.look(f, tol)
+    return found

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
 
 from i2f import claims
 
@@ -163,6 +164,16 @@ def test_few_units_have_no_interval():
     for images in (1, 2, 3):
         assert claims.bootstrap(mean, noisy(images, 5, 1.0), "image")[1:] == (-math.inf, math.inf)
     assert math.isfinite(claims.bootstrap(mean, noisy(4, 5, 1.0), "image")[1])
+
+
+def test_spearman_is_the_librarys():
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(5, size=20).astype(float), rng.standard_normal(20)
+    x[3] = np.inf
+    assert claims.spearman(x, y) == pytest.approx(spearmanr(x, y).statistic, abs=1e-12)
+    assert math.isnan(claims.spearman(np.ones(4), y[:4]))
+    y[0] = np.nan
+    assert math.isnan(claims.spearman(x, y))
 
 
 def test_a_rank_correlation_may_ask_for_more_units():

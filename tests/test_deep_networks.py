@@ -11,15 +11,15 @@ from i2f.experiments import deep_networks as deep
 from i2f.experiments import problems as shared
 from i2f.figures import deep_networks as draw
 
-SMALL = models.Spec((3, 8, 8), 10, (0.5,) * 3, (0.25,) * 3)
+SMALL = models.Spec((3, 4, 4), 10, (0.5,) * 3, (0.25,) * 3)
 
 
 @pytest.fixture(scope="module")
 def small():
-    """A ResNet20 of one 8×8 image, whose J can be formed."""
+    """A ResNet20 of one 4×4 image, whose J can be formed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.SPECS, "cifar10", SMALL)
-        patch.setattr(i2f.data, "load", lambda name, n, offset: (torch.full((1, 3, 8, 8), 0.3) + IMAGE, LABEL))
+        patch.setattr(i2f.data, "load", lambda name, n, offset: (torch.full((1, 3, 4, 4), 0.3) + IMAGE, LABEL))
         tasks = deep.problems({"cifar10 resnet20 gelu": 1}, 1)
         shared._network.cache_clear()
         (row,) = deep._solve(10.0, 1e-4, 8, 1, 1, 40, tasks)
@@ -29,7 +29,7 @@ def small():
         return row, J
 
 
-IMAGE = 0.4 * torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+IMAGE = 0.4 * torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(3))
 LABEL = torch.tensor([4])
 
 
