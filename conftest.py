@@ -9,6 +9,8 @@ os.environ["I2F_PROGRESS"] = "off"  # bars would be part of what nbval compares
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # small problems: threads that wait for each other cost more than they bring
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("I2F_JOBS", "1")  # a worker a core is there already
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a hub for a model, or waits for one that does not answer
 
 

@@ -101,5 +101,6 @@ def measures(table: pd.DataFrame) -> Figure:
         error_against_prediction(ax, main, column)
         ax.set_yscale("log" if column == "feature_mse" else "linear")
         ax.set_ylabel(name)
+        readable_ticks(ax)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     return figure

@@ -63,7 +63,7 @@ def save(figure: Figure, path: Path) -> None:
 
 def readable_ticks(ax: Axes) -> None:
     """Log axes that span little are labelled 1, 2, 5, …; wide ones by powers of ten alone."""
-    for axis in (ax.xaxis, ax.yaxis):
+    for axis in (axis for axis in (ax.xaxis, ax.yaxis) if axis.get_scale() == "log"):
         low, high = axis.get_view_interval()
         axis.set_minor_formatter(NullFormatter())
         if high / low < 200:
