@@ -16,7 +16,7 @@ from i2f.experiments import language
 from i2f.progress import bar
 
 SEED, SEARCHING_STEPS, TAG_STEPS = 1, 40, 800
-STARTS, MATCHED = 1, 1e-6  # at most so many random starts, until the relative residual is this small
+STARTS, MATCHED = 5, 1e-6  # at most so many random starts, until the relative residual is this small
 PARTS = [  # network and task, attacker, texts
     ("bert-tiny", language.READING, 50), ("bert-tiny", language.SEARCH, 50), ("bert-tiny", language.TAG, 5),
     ("gpt2-tiny", language.READING, 50), ("gpt2-tiny", language.SEARCH, 50), ("gpt2-tiny", language.TAG, 5),

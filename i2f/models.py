@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from i2f import checks, networks
@@ -175,6 +174,8 @@ def _load(net: nn.Sequential, whole: nn.Sequential, name: str, dataset: str, wei
     elif Path(weights).is_file():
         stored = torch.load(weights, weights_only=True, map_location="cpu")
     elif source and source != "imagenet" and dataset == "imagenet":
+        import torchvision
+
         names = [w.name for w in torchvision.models.get_model_weights(source)]
         checks.one_of("weights", str(weights), ["DEFAULT", *names])
         stored = torchvision.models.get_model(source, weights=str(weights)).state_dict()

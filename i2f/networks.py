@@ -1,13 +1,17 @@
-"""The architectures: a function (shape (C, H, W), classes) -> layers each, for `models.build`."""
+"""The architectures: a function (shape (C, H, W), classes) -> layers each, for `models.build`.
+
+torchvision, which takes as long to import as PyTorch, is imported where one of its networks is built.
+"""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.resnet import BasicBlock, ResNet
-from torchvision.models.vision_transformer import VisionTransformer
+
+if TYPE_CHECKING:
+    from torchvision.models.resnet import ResNet
 
 Shape = tuple[int, int, int]
 SMALL = 64  # images up to so many pixels a side get a stem that keeps their resolution
@@ -52,6 +56,8 @@ def resnet(name: str) -> Callable[[Shape, int], list[nn.Module]]:
     """torchvision's ResNet; on small images with the stem that is usual there: one 3×3 convolution, no pooling."""
 
     def layers(shape: Shape, classes: int) -> list[nn.Module]:
+        import torchvision
+
         net = torchvision.models.get_model(name, weights=None, num_classes=classes)
         return [_with_stem(net, shape)]
 
@@ -61,6 +67,8 @@ def resnet(name: str) -> Callable[[Shape, int], list[nn.Module]]:
 def resnet20(shape: Shape, classes: int) -> list[nn.Module]:
     """The ResNet of the residual paper's CIFAR-10 experiments (He et al. 2016): three stages of three blocks, of 16, 32
     and 64 channels; projections where the shape changes."""
+    from torchvision.models.resnet import BasicBlock, ResNet
+
     net = ResNet(BasicBlock, [3, 3, 3, 3], num_classes=classes)
     net.inplanes = 16
     net.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
@@ -76,7 +84,7 @@ def resnet20(shape: Shape, classes: int) -> list[nn.Module]:
     return [_with_stem(net, shape)]
 
 
-def _with_stem(net: ResNet, shape: Shape) -> ResNet:
+def _with_stem(net: "ResNet", shape: Shape) -> "ResNet":
     channels, height, _ = shape
     if height <= SMALL:
         net.conv1 = nn.Conv2d(channels, net.conv1.out_channels, 3, padding=1, bias=False)
@@ -90,6 +98,8 @@ def vit(shape: Shape, classes: int) -> list[nn.Module]:
     channels, height, width = shape
     if height != width or height % 4 or height > SMALL:
         raise ValueError(f"vit cuts square images of up to {SMALL} pixels a side into 4×4 patches; these are {shape}")
+    from torchvision.models.vision_transformer import VisionTransformer
+
     net = VisionTransformer(height, 4, 6, 3, 192, 768, num_classes=classes)
     if channels != 3:
         net.conv_proj = nn.Conv2d(channels, 192, 4, 4)
