@@ -1,6 +1,7 @@
 """Real images, the same for everyone: a small bundle in the repository, or a full torchvision data set."""
 
 import hashlib
+import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -87,8 +88,22 @@ def bundle(folder: Path) -> list[Path]:
     paths = []
     for key, (images, labels) in sets.items():
         paths.append(folder / f"{key}.npz")
-        np.savez(paths[-1], x=images, y=labels)  # uncompressed: the bytes depend on the images alone
+        _save(paths[-1], x=images, y=labels)
     return paths
+
+
+def _save(path: Path, **arrays: np.ndarray) -> None:
+    """`np.savez`, whose bytes depend on the arrays alone: releases of Python write different headers."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            entry.create_version = entry.extract_version = zipfile.ZIP64_VERSION
+            with archive.open(entry, "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array)
+    content = bytearray(path.read_bytes())
+    for entry in archive.infolist():  # both sizes: "see the extra field", as the format has it
+        content[entry.header_offset + 18 : entry.header_offset + 26] = b"\xff" * 8
+    path.write_bytes(content)
 
 
 def fetch(name: str, root: Path) -> None:
