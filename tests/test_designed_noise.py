@@ -164,3 +164,9 @@ def test_the_figure_has_every_kind(table):
     assert len(left.lines) == len(designed_noise.KINDS)
     assert len(right.lines) == 2
     assert np.isfinite(left.lines[0].get_ydata()).all()
+
+
+def test_trainings_of_one_noise_alone_are_not_compared():
+    alone = pd.DataFrame({"method": ["none", "designed"], "value": [0.0, 0.1], "seed": 0, "privacy": [0.0, 0.1],
+                          "accuracy": [0.9, 0.8]})  # fmt: skip
+    assert designed_noise.judge_trainings(alone, "mnist", 0.05) == []

@@ -340,7 +340,9 @@ def judge(
 
 def judge_trainings(frontier: pd.DataFrame, dataset: str, margin: float, name: str = "designed") -> list[claims.Claim]:
     """The claim about accuracy at equal privacy, of a table that `utility` made or `benchmarks/trainings.py`. It has no
-    verdict where isotropic noise costs so little that there is no `margin` to gain."""
+    verdict where isotropic noise costs so little that there is no `margin` to gain, and there is none without both."""
+    if not {"isotropic", "designed"} <= set(frontier.method):
+        return []
     plain = float(frontier[frontier.method == "none"].accuracy.mean())  # NaN where it was not trained
     level = _middle(frontier[frontier.method == "isotropic"])
     cost = plain - float(level.accuracy)
