@@ -1,6 +1,7 @@
 """The benchmarks run, at a size that takes seconds; what they measure is for `make bench`."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -9,17 +10,24 @@ FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 @pytest.fixture
-def attacks(monkeypatch, tmp_path):
-    """The benchmark's module, writing into a folder of the test's own."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    for name in ("attacks", "common", "others", "jacobian"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    import attacks
-    import common
+def script(monkeypatch, tmp_path):
+    """A function: name -> that benchmark's module, imported anew, writing into a folder of the test's own."""
 
-    monkeypatch.setattr(common, "HERE", tmp_path)
-    monkeypatch.setattr(attacks, "HERE", tmp_path)
-    return attacks
+    def load(name):
+        monkeypatch.syspath_prepend(str(FOLDER))
+        for stale in [path.stem for path in FOLDER.glob("*.py")]:
+            monkeypatch.delitem(sys.modules, stale, raising=False)
+        module = import_module(name)
+        for one in (module, sys.modules["common"]):
+            monkeypatch.setattr(one, "HERE", tmp_path)
+        return module
+
+    return load
+
+
+@pytest.fixture
+def attacks(script):
+    return script("attacks")
 
 
 def test_speed_orders_what_it_reaches(attacks):
@@ -154,16 +162,9 @@ def test_readme_shows_the_committed_tables(attacks):
 
 
 @pytest.fixture
-def deep(monkeypatch, tmp_path):
-    """The benchmark of deep networks, on one small network, writing into a folder of the test's own."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    for name in ("deep", "common"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    import common
-    import deep
-
-    monkeypatch.setattr(common, "HERE", tmp_path)
-    monkeypatch.setattr(deep, "HERE", tmp_path)
+def deep(script, monkeypatch):
+    """The benchmark of deep networks, on one small network."""
+    deep = script("deep")
     monkeypatch.setattr(deep, "REPETITIONS", 1)
     monkeypatch.setitem(
         deep.NETWORKS, "small", ("mnist", {"name": "cnn2x8", "activation": "softplus", "init": "kaiming"})
@@ -253,30 +254,19 @@ def test_pages_show_the_committed_tables(monkeypatch):
         assert float(hours.replace(",", "")) == pytest.approx(work / 3.6e6, rel=0.1)
 
 
-def test_texts_are_rows(monkeypatch, tmp_path):
+def test_texts_are_rows(script, tmp_path):
     pytest.importorskip("transformers", reason="texts need pip install 'i2f[text]'")
-    monkeypatch.syspath_prepend(str(FOLDER))
-    for name in ("texts", "common"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    import common
-    import texts
-
-    monkeypatch.setattr(common, "HERE", tmp_path)
-    monkeypatch.setattr(texts, "HERE", tmp_path)
+    texts = script("texts")
     table = texts.run(1, False, [("bert-tiny", "reading", 2), ("gpt2-tiny causal", "reading", 1)])
     assert table["found whole"].tolist() == [2, 1]
     assert table.tokens.tolist() == [1.0, 1.0]
     assert (tmp_path / "texts.csv").exists()
 
 
-def test_a_search_starts_again_until_its_gradient_is_matched(monkeypatch):
+def test_a_search_starts_again_until_its_gradient_is_matched(script, monkeypatch):
     """The best of its starts counts, and what all of them cost; nobody looks at the text to decide."""
     pytest.importorskip("transformers", reason="texts need pip install 'i2f[text]'")
-    monkeypatch.syspath_prepend(str(FOLDER))
-    for name in ("texts", "common"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    import texts
-
+    texts = script("texts")
     seeds, residuals = [], [0.3, 0.1, 1e-9, 0.0]
 
     def solve(steps, tasks):
@@ -296,15 +286,8 @@ def test_a_search_starts_again_until_its_gradient_is_matched(monkeypatch):
     assert len(seeds) == 5
 
 
-def test_trainings_are_rows_and_go_on(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    for name in ("trainings", "common"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    import common
-    import trainings
-
-    monkeypatch.setattr(common, "HERE", tmp_path)
-    monkeypatch.setattr(trainings, "HERE", tmp_path)
+def test_trainings_are_rows_and_go_on(script, monkeypatch, tmp_path):
+    trainings = script("trainings")
     monkeypatch.setattr(trainings, "SEEDS", 1)
     monkeypatch.setitem(trainings.PARTS, "frontier", {"none": [0], "designed": [0.1, 0.2]})
     monkeypatch.setitem(trainings.PARTS, "joint", {"plain": [0]})
@@ -313,7 +296,7 @@ def test_trainings_are_rows_and_go_on(monkeypatch, tmp_path):
                       for m, v in (("none", 0.0), ("designed", 0.1), ("designed", 0.2)) for s in (-1, 0)}, 3),
         ("joint", {("plain", 0.0, 0): [{"accuracy": 0.9, "image": image} for image in range(2)]}, 2),
     ):  # fmt: skip
-        partial = common.Partial(f"trainings_{part}", False)
+        partial = trainings.Partial(f"trainings_{part}", False)
         for task, rows in known.items():
             partial.keep(task, rows)
         table = trainings.run(part, 1, resume=True)
@@ -325,12 +308,8 @@ def test_trainings_are_rows_and_go_on(monkeypatch, tmp_path):
             assert table.accuracy.tolist() == [1.0, 0.9, 0.8]
 
 
-def test_a_training_of_each_part_runs(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    for name in ("trainings", "common"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    import trainings
-
+def test_a_training_of_each_part_runs(script, monkeypatch):
+    trainings = script("trainings")
     for name, value in {"DIGITS": 20, "HELD_OUT": 10, "EPOCHS": 1, "IMAGES": 1, "REFERENCE": 1, "STEPS": 2}.items():
         monkeypatch.setattr(trainings, name, value)
     assert trainings.frontier("designed", 0.1, -1)[0]["privacy"] == pytest.approx(0.075, abs=0.02)
