@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LEAST_UNITS = 4  # fewer images or seeds say nothing about others: no interval
 LEAST_RANKED = 8  # the same for a rank correlation over them: four stand in perfect order once in 24 times, by chance
+LEARNT = 0.5  # accuracy of a trained network below which a comparison of trainings means nothing
 VERDICTS = ("holds", "holds except when", "holds only when", "fails", "inconclusive")
 
 EXCEPTIONS = {("fails", "holds"): "holds only when", ("holds", "fails"): "holds except when"}  # (whole, within) -> both

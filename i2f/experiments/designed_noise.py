@@ -33,7 +33,6 @@ from i2f.sweep import Problem, Row
 KINDS = ("isotropic", "row-space", "linear", "designed", "averaged")
 TOLD = ("linear", "designed")  # whose covariance an attacker is told
 SPREAD = 0.25  # τ: what the attacker with a prior expects of a pixel
-LEARNT = 0.5  # accuracy of the undefended network below which a comparison of trainings means nothing
 SHARPEST = 10  # directions, the least protected ones by isotropic noise
 FLOOR = 1e-6  # of the isotropic variance: what the attacker who is told the covariance allows for outside the row space
 
@@ -347,11 +346,11 @@ def judge_trainings(frontier: pd.DataFrame, dataset: str, margin: float, name: s
     level = _middle(frontier[frontier.method == "isotropic"])
     cost = plain - float(level.accuracy)
     note = f"accuracy {plain:.3f} undefended, of which isotropic noise costs {cost:.3f} at this privacy"
-    if plain < LEARNT:
+    if plain < claims.LEARNT:
         note = "the undefended network has learnt too little to compare"
     elif cost < margin:
         note += ": there is less to gain than the threshold asks for"
-    known = not (plain < LEARNT or cost < margin)
+    known = not (plain < claims.LEARNT or cost < margin)
     return [claims.judge(
         frontier, lambda t: advantage(t, "designed", "isotropic") if known else np.nan, "seed",
         at_least=margin, id=f"{name}-{dataset}-utility", note=note, least=3,

@@ -20,7 +20,6 @@ from i2f.influence import expected_square
 from i2f.jacobian import GradientJacobian
 from i2f.sweep import Problem, Row
 
-LEARNT = 0.5  # accuracy below which a comparison of trained networks means nothing
 PLAIN, BOUND, BAYES, DP = "plain", "bound", "bayes", "dp"
 
 
@@ -128,13 +127,13 @@ def judge(table: pd.DataFrame, dataset: str, gain: float, kept: float, name: str
     are the notebook's parameters; the ids begin with `name`."""
     found = []
     plain = table[table.method == PLAIN]
-    compared = float(plain.accuracy.min()) >= LEARNT
+    compared = float(plain.accuracy.min()) >= claims.LEARNT
     for method, words in ((BOUND, "λ_max, the bound's"), (BAYES, "the Bayes error, one draw a step")):
         rows = table[table.method == method]
         if not len(rows):
             continue
         least = rows.groupby("weight").accuracy.min()
-        learnt = least[least >= LEARNT]
+        learnt = least[least >= claims.LEARNT]
         weight = float(learnt.index.max() if len(learnt) else least.index.min())
         strong = rows[rows.weight == weight]
         both = strong.merge(plain, on=["image", "seed"], suffixes=("", "_plain"))

@@ -6,9 +6,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from i2f import claims
 from i2f.figures.style import readable_ticks, style
-
-LEARNT = 0.5  # accuracy below which a network is not drawn, as it is not compared: a claim's own line
 
 METHODS = {  # name -> label, colour, marker
     "plain": ("plain", "#333333", "o"), "bound": ("penalty on λ$_{max}$", "#0072B2", "s"),
@@ -27,7 +26,7 @@ def overview(table: pd.DataFrame) -> Figure:
     style()
     table = table.assign(clamped=table.mse_clamped**0.5, relative=table.expected_rmse * table.gradient_norm)
     least = table.groupby(["method", "weight"]).accuracy.transform("min")
-    learnt, others = table[least >= LEARNT], table[least < LEARNT]
+    learnt, others = table[least >= claims.LEARNT], table[least < claims.LEARNT]
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 4), layout="constrained", sharey=True)
     attacks = f"{int(learnt.converged.sum())} of {len(learnt)} attacks converged"
     axes[0].set(xlabel=f"clamped RMSE; {attacks}", ylabel="accuracy on held-out digits")
@@ -53,5 +52,5 @@ def overview(table: pd.DataFrame) -> Figure:
     if len(others):
         weights = others.groupby("method").weight.unique()
         left_out = "; ".join(f"{METHODS[m][0]}, {', '.join(f'{w:g}' for w in sorted(ws))}" for m, ws in weights.items())
-        figure.supxlabel(f"Not drawn, accuracy below {LEARNT:g}: {left_out}", fontsize="small")
+        figure.supxlabel(f"Not drawn, accuracy below {claims.LEARNT:g}: {left_out}", fontsize="small")
     return figure
