@@ -1,5 +1,5 @@
-"""What products with J take of memory, known before the work: graphs are built on PyTorch's meta device, where tensors
-have shapes and no bytes.
+"""What products with J take of memory, known before the work: the graphs of large problems are built on PyTorch's meta
+device, where tensors have shapes and no bytes.
 
 With both gradients' graphs kept (`gradient.Linearization`), k vectors at a time, in bytes:
 
@@ -22,6 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from i2f.gradient import GradientMap, Linearization
 
 SHARE = 0.9  # of the memory that is free
+SMALL = 2**18  # numbers in θ and x up to which graphs are simply built: the meta device's first use takes seconds
 
 
 class Footprint(NamedTuple):
@@ -45,17 +46,20 @@ class Footprint(NamedTuple):
 
 
 def footprint(gmap: GradientMap, x: Tensor) -> Footprint | None:
-    """The bytes that products with J at `x` take; None where a layer of the model does not run without bytes."""
+    """The bytes that products with J at `x` take; None where the model does not run, or a layer of it not without
+    bytes."""
     parameters = gmap.size * x.element_size()
     try:
-        meta, x = gmap.to("meta"), x.detach().to("meta")
-        leaves = {name: p.detach().requires_grad_() for name, p in meta.parameters.items()}
-        own = {p.untyped_storage()._cdata for p in [*leaves.values(), *meta.frozen.values()]}
+        if gmap.size + x.numel() > SMALL:
+            gmap, x = gmap.to("meta"), x.to("meta")
+        x = x.detach()
+        leaves = {name: p.detach().requires_grad_() for name, p in gmap.parameters.items()}
+        own = {p.untyped_storage()._cdata for p in [*leaves.values(), *gmap.frozen.values()]}
         first, both = _Count(own), _Count(own)
         with first, torch.enable_grad():
-            value = meta.value(leaves, x.requires_grad_())
+            value = gmap.value(leaves, x.requires_grad_())
         with both:
-            at_x = Linearization(meta, x)
+            at_x = Linearization(gmap, x)
         del value, at_x
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
         return None

@@ -56,6 +56,18 @@ def test_the_count_is_that_of_the_graphs():
     assert found.graphs > found.activations
 
 
+@pytest.mark.parametrize("network", ["lenet", "cnn4x16"])
+def test_the_count_is_the_same_without_bytes(network, monkeypatch):
+    x, y = i2f.data.load("mnist", n=2)
+    gmap = GradientMap(models.build(network, "mnist"), y)
+    built = memory.footprint(gmap, x)
+    monkeypatch.setattr(GradientMap, "_moved", lambda *_: pytest.fail("a small problem needs no other device"))
+    assert memory.footprint(gmap, x) == built
+    monkeypatch.undo()
+    monkeypatch.setattr(memory, "SMALL", 0)
+    assert memory.footprint(gmap, x) == built
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("group", [1, 2, 3])
 def test_recomputed_products_are_the_same(group, reduction):
