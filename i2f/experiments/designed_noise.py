@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from i2f import claims, data, devices, models, perturb, spectrum, sweep
-from i2f.attacks import invert
+from i2f.attacks import invert_many
 from i2f.audit import audit, clamped_square
 from i2f.defense import averaged, designed
 from i2f.dense import dense_jacobian, outer_gram
@@ -54,19 +54,23 @@ def run(tasks: list[Problem], steps: int, seed: int, jobs: int | None = None) ->
 
 
 def _solve(steps: int, seed: int, chunk: list[Problem]) -> list[Row]:
-    """A chunk has one image."""
+    """A chunk has one image. Who is told the covariance goes on from the attack that was not."""
     J = shared.jacobian(chunk[0])
+    values, vectors = spectrum.decompose(J)
+    sent = list(dict.fromkeys(map(_sent, chunk)))
+    energies = {level: (level * float(J.gradient.norm())) ** 2 for _, level, _ in sent}
+    spread = {(kind, level): variances(kind, values, energies[level], J.shape[1]) for kind, level, _ in sent}
+    gradients = [J.gradient + drawn(J, kind, spread[kind, level], energies[level], draw) for kind, level, draw in sent]
+    labels = J.map.y.expand(len(sent), -1)
+    attacks = invert_many(J.map.model, torch.stack(gradients), labels, J.x.shape, seed=seed, steps=steps)
     rows = []
     for p in chunk:
-        energy = (p["level"] * float(J.gradient.norm())) ** 2
-        values, vectors = spectrum.decompose(J)
-        shares = variances(p["kind"], values, energy, J.shape[1])
-        delta = drawn(J, p["kind"], shares, energy, p["noise_seed"])
-        gradient = J.gradient + delta
-        found = invert(J.map.model, gradient, J.map.y, J.x.shape, seed=seed, steps=steps)
+        shares, energy = spread[p["kind"], p["level"]], energies[p["level"]]
+        at = sent.index(_sent(p))
+        found = attacks[at]
         x = found.x
         if p["told"]:
-            x = tell(J, gradient, shares, FLOOR * energy / J.shape[1], x, steps)
+            x = tell(J, gradients[at], shares, FLOOR * energy / J.shape[1], x, steps)
         along = (vectors.T @ (x - J.x).reshape(-1).double()).square()
         errors = shares / values
         rows.append({
@@ -78,6 +82,11 @@ def _solve(steps: int, seed: int, chunk: list[Problem]) -> list[Row]:
             "converged": found.converged, "failed": found.failed, "reason": found.reason,
         })  # fmt: skip
     return rows
+
+
+def _sent(p: Problem) -> tuple[str, float, int]:
+    """What a gradient depends on, of one image: kind, level and draw of its noise."""
+    return p["kind"], p["level"], p["noise_seed"]
 
 
 def variances(kind: str, values: Tensor, energy: float, d_theta: int) -> Tensor:
