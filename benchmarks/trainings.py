@@ -50,8 +50,9 @@ def frontier(method: str, value: float, seed: int) -> list[dict]:
 
 def penalised(method: str, weight: float, seed: int) -> list[dict]:
     (task,) = [p for p in joint.problems(SETTING, {method: [weight]}, seed + 1) if p["seed"] == seed]
-    (row,) = joint._solve(DIGITS, HELD_OUT, EPOCHS, BATCH, LR, PENALISED, EVERY, DAMPING, IMAGES, VARIANCE, STEPS,
-                          [task])  # fmt: skip
+    (row,) = joint._solve(
+        DIGITS, HELD_OUT, EPOCHS, BATCH, LR, PENALISED, EVERY, DAMPING, IMAGES, IMAGES, VARIANCE, STEPS, [task]
+    )
     return [{"accuracy": row["accuracy"], **attack} for attack in row["attacks"]]
 
 

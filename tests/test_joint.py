@@ -16,11 +16,11 @@ SETTING = {"dataset": "mnist", "init": "uniform", "weight_seed": 1}
 @pytest.fixture(scope="module")
 def table():
     tasks = joint.problems(SETTING, {"plain": [0], "bound": [0.3]}, 1)
-    return joint.run(tasks, 60, 20, 1, 20, 0.003, 1, 1, 0.01, 1, 1e-6, 8, jobs=1)
+    return joint.run(tasks, 60, 20, 1, 20, 0.003, 1, 1, 0.01, 2, 1, 1e-6, 8, jobs=1)
 
 
 def test_a_penalised_network_shows_less(table):
-    rows = table.set_index("method")
+    rows = table[table.image == 0].set_index("method")
     assert rows.lambda_max["bound"] < rows.lambda_max["plain"]
     assert rows.rmse["plain"] == pytest.approx(rows.expected_rmse["plain"], rel=0.3)
     assert table.columns.is_unique
@@ -30,6 +30,16 @@ def test_a_penalised_network_shows_less(table):
     assert list(joint.summary(table).columns) == [
         "accuracy", "gradient", "lambda_max", "expected", "measured", "clamped",
     ]  # fmt: skip
+
+
+def test_images_beyond_those_attacked_are_judged_by_their_spectra_alone(table):
+    others = table[table.image == 1]
+    assert others.expected_rmse.gt(0).all()
+    assert others[["mse_clamped", "rmse", "converged"]].isna().all(axis=None)
+    found = verdicts(table.assign(accuracy=0.9))
+    assert "of 1 images attacked" in found["bound"].note
+    axes = draw.overview(table.assign(accuracy=0.9)).axes
+    assert "of 2 attacks converged" in axes[0].get_xlabel()  # one of each network
 
 
 def test_every_method_trains():

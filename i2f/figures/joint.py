@@ -28,8 +28,11 @@ def overview(table: pd.DataFrame) -> Figure:
     least = table.groupby(["method", "weight"]).accuracy.transform("min")
     learnt, others = table[least >= claims.LEARNT], table[least < claims.LEARNT]
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 4), layout="constrained", sharey=True)
-    attacks = f"{int(learnt.converged.sum())} of {len(learnt)} attacks converged"
-    axes[0].set(xlabel=f"clamped RMSE; {attacks}", ylabel="accuracy on held-out digits")
+    attacks = learnt.converged.dropna().astype(bool)
+    axes[0].set(
+        xlabel=f"clamped RMSE; {attacks.sum()} of {len(attacks)} attacks converged",
+        ylabel="accuracy on held-out digits",
+    )
     axes[1].set(xlabel="√E[I²] · ‖g‖, for noise in proportion to ‖g‖")
     for ax, column in zip(axes, ("clamped", "relative"), strict=True):
         for method, (words, colour, marker) in METHODS.items():
