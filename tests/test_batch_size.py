@@ -29,7 +29,7 @@ def test_problems_tile_the_images():
     assert {p["batch"]: p["size"] for p in tasks if p["part"] == batch_size.SCALED} == {2: 1e-4 / 4, 4: 1e-4 / 16}
     assert {p["size"] for p in tasks if p["part"] == batch_size.FIXED} == {1e-4}
     assert [p["set"] for p in tasks if p["batch"] == 1 and p["part"] == batch_size.FIXED] == [0, 0, 1]
-    assert all(p["noise_seed"] == p["set"] for p in tasks)
+    assert all(p["noise_seed"] == p["image"] for p in tasks)
     assert tasks[0]["batch"] == 4  # the slowest first
 
 
@@ -145,6 +145,8 @@ def test_verdicts_follow_the_table(change, failing):
     assert len(verdicts) == 6
     notes = {c.id.removeprefix("batch_size-mnist-"): c.note for c in found}
     assert notes["prediction-2"].startswith("6 of 8 attacks converged")  # four pairs, two kinds of noise
+    units = {c.id.removeprefix("batch_size-mnist-"): c.n for c in found}
+    assert (units["recovered-1"], units["recovered-2"], units["hides"]) == (8, 4, 4)  # images, pairs, sets
     assert verdicts == {name: "fails" if name in failing else "holds" for name in verdicts}
 
 

@@ -35,8 +35,8 @@ def problems(
 ) -> list[Problem]:
     """For each batch size, the batches that the first `looked` images make, those of the first `attacked` under attack.
 
-    `variance`: σ² at B = 1. `group`: so many neighbours are a set, which shares a noise draw and is the unit of the
-    claims. The largest batches first, so that they do not come last in a queue.
+    `variance`: σ² at B = 1. `group`: so many neighbours are a set, the unit where batch sizes are compared; every batch
+    has a noise draw of its own. The largest batches first, so that they do not come last in a queue.
     """
     found = []
     for batch, seen, hit in sorted(zip(sizes, looked, attacked, strict=True), reverse=True):
@@ -47,7 +47,7 @@ def problems(
                     continue  # nothing to see; the same as FIXED
                 found.append(
                     {"part": part, "batch": batch, "image": image, "set": image // group, "attacked": under_attack,
-                     "noise": "none" if part == NONE else "gaussian", "size": size, "noise_seed": image // group}
+                     "noise": "none" if part == NONE else "gaussian", "size": size, "noise_seed": image}
                 )  # fmt: skip
     return found
 
@@ -167,16 +167,17 @@ def judge(
     attacker = {"attacker": "gauss-newton: knows model and labels, no prior, random start"}
     nobody = {"attacker": "none: expectations of I²F over the noise"}
     compared = ratios(table, batch)
-    noisy = table[table.attacked & (table.part != NONE)].assign(miss=shared.relative_error)
+    attacked = table[table.attacked].assign(attack=lambda t: t.image // t.batch)  # one a batch: the unit of its claims
+    noisy = attacked[attacked.part != NONE].assign(miss=shared.relative_error)
     found = [
         claims.judge(
-            rows, lambda t: float((t.mse <= exact).mean()), "set", at_least=share, **attacker,
+            rows, lambda t: float((t.mse <= exact).mean()), "attack", at_least=share, **attacker,
             id=f"batch_size-{dataset}-recovered-{size}",
             statement=f"Without noise, the gradient of {size} images gives them all away." if size > 1
             else "Without noise, the gradient of one image gives it away.",
             source="section 3, the assumption G_r(∇L(x)) ≡ x", statistic=f"share of images with an MSE ≤ {exact:g}",
         )
-        for size, rows in table[table.part == NONE].groupby("batch")
+        for size, rows in attacked[attacked.part == NONE].groupby("batch")
     ]  # fmt: skip
     return [
         *found,
@@ -200,7 +201,7 @@ def judge(
         ),
         *(
             claims.judge(
-                rows, lambda t: float(t.miss.median()), "set", at_most=accuracy,
+                rows, lambda t: float(t.miss.median()), "attack", at_most=accuracy,
                 only=(f"the predicted RMSE is at most {cut:g}", rows[rows.predicted_rmse <= cut]), **attacker,
                 id=f"batch_size-{dataset}-prediction-{size}",
                 statement=f"I²F predicts the error of each image behind a gradient of {size}.", source="Eq. 4",
