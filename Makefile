@@ -44,7 +44,7 @@ repro: $(READY) ## run the whole pipeline (DVC); what is up to date is not run a
 	cd $(if $(PROFILE),profiles/$(PROFILE),.) && dvc repro code && python -m i2f.pipeline keys --profile . | \
 	    I2F_JOBS=$${I2F_JOBS:-$$($(BIN)/python -c 'import joblib; print(max(1, joblib.cpu_count(only_physical_cores=True) // 2))')} \
 	    xargs -P 2 -I KEY dvc --wait-for-lock repro --single-item run@KEY && dvc repro
-	$(if $(PROFILE),,python -m i2f.pipeline readme && printf '%s\n' notebooks/00_index.ipynb notebooks/12_claims.ipynb | xargs -P 2 -n 1 python -m i2f.pipeline store)
+	$(if $(PROFILE),,printf '%s\n' "store notebooks/00_index.ipynb" "store notebooks/12_claims.ipynb" readme | xargs -P 2 -L 1 python -m i2f.pipeline)
 
 # A file of tests, or a notebook, stays in one process; there is one a core.
 test: $(READY) ## run the tests and validate every notebook
