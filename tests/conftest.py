@@ -1,6 +1,8 @@
 """Networks, images and independent gradients that the tests share."""
 
 import copy
+import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -8,6 +10,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import i2f
+
+
+@pytest.fixture(autouse=True)
+def _figures_are_closed() -> Iterator[None]:
+    """A process that ran many tests would have too many of them open."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 class Tied(nn.Module):
