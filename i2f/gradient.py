@@ -78,6 +78,19 @@ class GradientMap:
         self.size = sum(p.numel() for p in self.parameters.values())
         first = next(iter(self.parameters.values()))
         self.dtype, self.device = first.dtype, first.device
+        self.unit = 1.0
+
+    def scaled(self, unit: float) -> "GradientMap":
+        """The map of L/`unit`, a power of two, so that gradients and J are of order one and nothing under- or
+        overflows: x ↦ g(x)/unit. The model is shared, not copied."""
+        other = copy.copy(self)
+        other.unit = unit
+        return other
+
+    def flat(self, name: str, value: Any, batch: bool = True) -> Tensor:
+        """A gradient (or δ) as a flat, finite tensor, (d_θ,), or with `batch` also (k, d_θ). Takes a flat tensor or
+        array, a list of tensors in the parameters' order, or a dictionary by parameter name, in any order."""
+        return checks.flat(name, value, self.size, "the model's trainable parameter space", batch)
 
     def cast(self, dtype: torch.dtype) -> "GradientMap":
         """The same map with parameters, buffers, targets and the loss's own tensors in another precision."""
@@ -124,7 +137,7 @@ class GradientMap:
         value = self.loss(self.output(parameters, x), self.y if y is None else y)
         if value.ndim != 0:
             raise ValueError(f"loss returned shape {tuple(value.shape)}; it must return one number (reduce it)")
-        return value
+        return value if self.unit == 1 else value / self.unit
 
     def __call__(self, x: Tensor, y: Tensor | None = None, create_graph: bool = False) -> Tensor:
         """g(x), flat (d_θ,); differentiable in x (and in y) with `create_graph`. Cost: one gradient evaluation."""

@@ -1,5 +1,6 @@
 """J = ∂²L/∂x∂θ as a linear operator: exact products, never formed unless asked."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -78,6 +79,8 @@ class GradientJacobian:
         except RuntimeError as error:
             raise checks.not_differentiable(model, error) from error
         self.gradient = checks.finite("gradient", self._at_x.gradient)
+        size = float(self.gradient.double().norm())
+        self.unit = 2.0 ** round(math.log2(size)) if size else 1.0
 
     def _plan(self, method: str) -> tuple[int, int]:
         """How many images take turns (0: none, the graphs of all are kept), and how many vectors go at once."""
