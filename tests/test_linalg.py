@@ -130,3 +130,91 @@ def test_smallest_eigenvalue(condition):
     exact = float(torch.linalg.eigvalsh(A)[0])
     found = linalg.smallest_eigenvalue(torch.linalg.cholesky(A))
     assert exact * (1 - 1e-6) <= found <= 1.1 * exact
+
+
+def test_a_diagonal_does_not_stand_for_the_largest_eigenvalue():
+    """1 1ᵀ + cI has the eigenvalues n + c, once, and c: singular by λ_max where rtol < c < rtol·n."""
+    A = torch.ones(N, N, dtype=torch.float64) + 1e-5 * torch.eye(N, dtype=torch.float64)
+    b = torch.arange(1.0, N + 1, dtype=torch.float64)
+    solution = linalg.solve_dense(A, b, rtol=1e-6)
+    assert not solution.converged
+    assert "rank 1 of 40" in solution.reason
+    torch.testing.assert_close(solution.u, b.mean().expand(N) / (N + 1e-5))
+    assert linalg.solve_dense(A, b, rtol=1e-8).converged
+
+
+@pytest.mark.parametrize(("below", "damping"), [(0.999, 0.0), (1.001, 0.0), (0.9, 0.1)])
+def test_dense_has_the_rank_of_its_definition(below, damping):
+    """On both sides of rtol·λ_max, of the matrix with its damping, and where the norm misleads: half of λ is λ_max."""
+    smallest = 1e-3 * below
+    A, b = matrix([*[1.0] * (N // 2), *[0.1] * (N // 2 - 1), smallest])
+    solution = linalg.solve_dense(A, b, damping, rtol=1e-3)
+    assert solution.converged == (smallest + damping > 1e-3 * (1 + damping))
+
+
+def test_dense_sees_an_eigenvector_that_any_simple_start_is_orthogonal_to():
+    """λ_min belongs to (1, 2, 0, …): orthogonal to (1, -½, 1, …), and so do its next larger neighbours."""
+    w = torch.zeros(N, dtype=torch.float64)
+    w[0], w[1] = 1.0, 2.0
+    basis = torch.linalg.qr(torch.cat([w[:, None], matrix([1.0] * N)[0] + torch.randn(N, N).double()], dim=1)[:, :N])[0]
+    values = torch.tensor([1e-10, 1e-9, *[1.0] * (N - 2)], dtype=torch.float64)
+    A = (basis * values) @ basis.T
+    solution = linalg.solve_dense((A + A.T) / 2, torch.ones(N, dtype=torch.float64), rtol=3e-10)
+    assert not solution.converged
+    assert "rank 39 of 40" in solution.reason
+
+
+@pytest.mark.parametrize("scale", [2.0**-660, 2.0**-100, 2.0**100, 2.0**660])
+@pytest.mark.parametrize("shrink", ["A", "b"])
+def test_solvers_have_no_scale(scale, shrink):
+    """(sA + sεI)u = tb has the solution (t/s)u, and the same residual and steps; powers of two round nothing."""
+    A, b = matrix(geometric(1e4))
+    s, t = (scale, 1.0) if shrink == "A" else (1.0, scale)
+    for damping in (0.0, 1e-3):
+        for solve in (linalg.solve_dense, lambda A, b, eps: linalg.solve_cg(lambda v: A @ v, b, eps)):
+            plain, scaled = solve(A, b, damping), solve(s * A, t * b, s * damping)
+            torch.testing.assert_close(scaled.u * (s / t), plain.u, rtol=1e-12, atol=0)
+            assert (scaled.converged, scaled.reason) == (True, plain.reason)
+            assert scaled.residual == pytest.approx(plain.residual, rel=1e-6, abs=1e-15)
+
+
+def test_cg_in_float32_neither_underflows_nor_overflows():
+    A, b = matrix(geometric(10.0))
+    for scale in (1e-25, 1e25):
+        solution = linalg.solve_cg(lambda v: A.float() @ v, (scale * b).float(), rtol=1e-5)
+        assert solution.converged
+        exact = torch.linalg.solve(A, b)
+        torch.testing.assert_close(solution.u.double() / scale, exact, rtol=0, atol=1e-4 * float(exact.norm()))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_product_that_is_not_finite_is_no_solution(bad):
+    _, b = matrix(geometric(10.0))
+    lower, upper = -torch.ones_like(b), torch.ones_like(b)
+
+    def step(free, r):
+        return linalg.Solution(r, 0.0, True, "")
+
+    for found in (
+        linalg.solve_cg(lambda v: bad * v, b),
+        linalg.minimize_in_box(lambda v: bad * v, b, lower, upper, step),
+    ):
+        assert not found.converged
+        assert not found.indefinite
+        assert "not finite" in found.reason
+        assert torch.isfinite(found.u).all()
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+def test_a_minimum_in_a_box_has_no_scale(scale):
+    """Of a diagonal matrix, where each entry is clamped by itself; in float32."""
+    d = torch.linspace(1, 3, N)
+    b = torch.linspace(-4, 4, N)
+    lower, upper = -torch.ones(N), torch.ones(N)
+
+    def step(free, r):
+        return linalg.Solution(torch.where(free, r / scale / d, 0.0), 0.0, True, "")
+
+    found = linalg.minimize_in_box(lambda v: scale * (d * v), scale * b, lower, upper, step)
+    assert found.converged
+    torch.testing.assert_close(found.u, (b / d).clamp(-1, 1), rtol=1e-5, atol=1e-6)
