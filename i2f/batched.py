@@ -20,6 +20,8 @@ class BatchedGradient:
 
     def __call__(self, xs: Tensor, ys: Tensor) -> Tensor:
         """xs: (P, n, ...), ys: (P, n) or (P, n, classes) -> (P, d_θ), with its graph. Cost: P gradient evaluations."""
+        if not self.gmap.plain:
+            self.together = False
         if len(xs) > 1 and self.together is None:
             self.together = self._has_rules(xs.detach(), ys.detach())
         if len(xs) > 1 and self.together:

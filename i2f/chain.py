@@ -95,13 +95,19 @@ def _push(steps: list[_Step], curvature: Tensor, A: Reach, columns: slice) -> No
 
 def _layers(gmap: GradientMap) -> list[tuple[nn.Module, str]] | None:
     """The chain's layers and the prefix of their parameters' names; None where the model is something else, or more."""
+    if not gmap.plain:
+        return None
     modules = list(gmap.model.named_modules(remove_duplicate=False))
     chain = [(m, f"{name}." if name else "") for name, m in modules if type(m) is not nn.Sequential]
     nested = any(True for layer, _ in chain for _ in layer.children())
-    hooked = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for _, m in modules)
+    everywhere = nn.modules.module
+    hooked = bool(everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks) or any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for _, m in modules
+    )
+    patched = any("forward" in vars(m) or type(m).__call__ is not nn.Module.__call__ for _, m in modules)
     twice = len({id(layer) for layer, _ in chain}) < len(chain)
     owned = [f"{prefix}{name}" for layer, prefix in chain for name, p in layer.named_parameters() if p.requires_grad]
-    return None if nested or hooked or twice or owned != list(gmap.parameters) else chain
+    return None if nested or hooked or patched or twice or owned != list(gmap.parameters) else chain
 
 
 def _backpropagate(gmap: GradientMap, layers: list[nn.Module], x: Tensor) -> tuple[list, list, Tensor | None]:
@@ -113,10 +119,10 @@ def _backpropagate(gmap: GradientMap, layers: list[nn.Module], x: Tensor) -> tup
             inputs.append(a.detach())
             a = layer(a.clone())  # a clone: it may act in place
             outputs.append(a)
-        errors = torch.autograd.grad(gmap.loss(a, gmap.y), outputs)
-    if a.ndim != 2:
+        errors = torch.autograd.grad(gmap.loss_of(a), outputs)
+    if a.ndim != 2 or any(z.shape[0] != len(x) for z in [*inputs, *outputs]):
         return inputs, errors, None
-    hessian = torch.autograd.functional.hessian(lambda z: gmap.loss(z, gmap.y), a.detach())
+    hessian = torch.autograd.functional.hessian(gmap.loss_of, a.detach())
     each = torch.arange(len(x))
     curvature = hessian[each, :, each]
     coupled = hessian.count_nonzero() > curvature.count_nonzero()

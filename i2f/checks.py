@@ -28,6 +28,8 @@ def finite(name: str, value: Tensor) -> Tensor:
 
 def flat(name: str, value: Tensor, size: int, space: str, batch: bool = True) -> Tensor:
     """`value` if it is a finite vector of `size` entries, or (`batch`) a stack of such vectors as rows."""
+    if not torch.is_tensor(value):
+        raise TypeError(f"{name} is {type(value).__name__}; give a flat ({size},) tensor")
     allowed = (1, 2) if batch else (1,)
     if value.ndim not in allowed or value.shape[-1] != size:
         stack = f" or a (k, {size}) stack of them" if batch else ""
@@ -35,7 +37,8 @@ def flat(name: str, value: Tensor, size: int, space: str, batch: bool = True) ->
             f"{name} has shape {tuple(value.shape)}, with {value.numel()} entries; "
             f"{space} has {size}: give a flat ({size},) tensor{stack}"
         )
-    return finite(name, value)
+    value = finite(name, value)
+    return value.clone() if value.is_inference() and not torch.is_inference_mode_enabled() else value
 
 
 def at_least(name: str, value: float, bound: float) -> float:
@@ -47,11 +50,20 @@ def at_least(name: str, value: float, bound: float) -> float:
 
 def images_and_labels(x: Tensor, y: Tensor) -> None:
     """`x` is a finite floating-point batch and `y` has one label an image."""
+    images("x", x)
+    one_label_each(x, y)
+
+
+def images(name: str, x: Tensor) -> None:
+    """`x` is a finite floating-point batch."""
     if not torch.is_tensor(x) or not x.is_floating_point() or x.ndim < 2 or len(x) == 0:
         shape = tuple(x.shape) if torch.is_tensor(x) else type(x).__name__
         dtype = f" of {x.dtype}" if torch.is_tensor(x) else ""
-        raise ValueError(f"x is {shape}{dtype}; it must be a floating-point batch (n, ...), as data.load gives")
-    finite("x", x)
+        raise ValueError(f"{name} is {shape}{dtype}; it must be a floating-point batch (n, ...), as data.load gives")
+    finite(name, x)
+
+
+def one_label_each(x: Tensor, y: Tensor) -> None:
     if not torch.is_tensor(y) or y.ndim == 0 or len(y) != len(x):
         n = len(y) if torch.is_tensor(y) and y.ndim else "no batch dimension"
         raise ValueError(f"x has {len(x)} images and y has {n}; both need the same n (use x[:1], y[:1] for one)")
@@ -104,12 +116,13 @@ def repeatable(first: Tensor, second: Tensor) -> None:
 ROUNDING = 1e3  # units of it within which two passes count as the same computation in another order
 
 
-def not_differentiable(model: nn.Module, error: Exception) -> Exception:
-    """What to raise where a product with J fails: a ValueError that names the cause, or a MemoryError."""
+def not_differentiable(model: nn.Module, error: Exception, order: str = "second") -> Exception:
+    """What to raise where a derivative (or a product with J) fails: a ValueError that names the cause, or a
+    MemoryError."""
     if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
         return MemoryError(f"products with J ran out of memory ({error}): set method='recompute', or fewer images")
     if "modified by an inplace operation" in str(error):
         names = [path or "the model" for path, m in model.named_modules() if getattr(m, "inplace", False)]
         where = f"; these say inplace=True: {', '.join(names)}" if names else ""
         return ValueError(f"model: an in-place operation overwrites what a second derivative needs{where} ({error})")
-    return ValueError(f"model has an operation without a second derivative, which J = ∂²L/∂x∂θ needs: {error}")
+    return ValueError(f"model or loss has an operation without a {order} derivative, which J = ∂²L/∂x∂θ needs: {error}")

@@ -1,69 +1,77 @@
 """The map that an attacker inverts, x ↦ g(x) = ∇_θ L(x, θ), and its exact derivative at a point."""
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import dataclasses
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten
 
-from i2f import checks
+from i2f import checks, modules, targets
+from i2f.operations import Needs, Switch, Watch, carried_out, elementary
+from i2f.targets import Loss
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+__all__ = ["GradientMap", "Linearization", "Loss", "Recomputation", "elementary", "graph_nodes"]
 
 
-def elementary(model: nn.Module) -> AbstractContextManager:
-    """A context in which the model's LayerNorms are written out in elementary operations.
+@dataclass
+class _Way:
+    """How a network must be run for its gradient to be its own; found by `GradientMap.examine`, shared by the copies.
 
-    PyTorch's own is right up to the second derivative, which J needs, and wrong in the third (2.15), which Newton's
-    term and the penalties need. Nothing where the model has none, since such a context costs time at every operation.
+    needs: what its operations need. stateful: a forward leaves Python attributes behind, which are put back. bound:
+    parameters cannot be swapped (a second name in a list, a patched forward): "copy", the copied module's own are used;
+    "given", the caller's. linked: stopping and releasing the held values.
     """
-    has = any(isinstance(module, nn.LayerNorm) for module in model.modules())
-    return _LayerNormWrittenOut() if has else nullcontext()
 
-
-class _LayerNormWrittenOut(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        written_out = func is F.layer_norm or func is torch.layer_norm
-        return (_layer_norm if written_out else func)(*args, **(kwargs or {}))
-
-
-def _layer_norm(
-    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
-    eps: float = 1e-5, cudnn_enable: bool = True,
-) -> Tensor:  # fmt: skip
-    """As torch.nn.functional.layer_norm, whose names these are."""
-    axes = tuple(range(-len(normalized_shape), 0))
-    centred = input - input.mean(axes, keepdim=True)
-    out = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
-    out = out if weight is None else out * weight
-    return out if bias is None else out + bias
+    needs: Needs = field(default_factory=Needs)
+    stateful: bool = False
+    bound: str = ""
+    switch: Switch = field(default_factory=Switch)
 
 
 class GradientMap:
     """g(x) = ∇_θ L(x, θ) for one model, one set of labels and one loss, as a function of the input alone.
 
     Args:
-        model: any module in evaluation mode; parameters with `requires_grad=False` are left out of θ.
+        model: any module in evaluation mode; parameters with `requires_grad=False` are left out of θ. DataParallel,
+            torch.compile's and Opacus's wrappers are taken off.
         y: labels, one an image; what `loss` takes as its second argument.
         loss: (model output, y) -> scalar. Default: mean cross-entropy.
 
     θ is every trainable parameter, flattened and joined in `model.named_parameters()` order. Model and labels are
-    copied: what the caller does to them later does not change the map, and the map never changes them.
+    copied: what the caller does to them later does not change the map, and the map never changes them. (Where a copy
+    does not compute what the module does, as with a patched `forward`, the module itself is used.) A model in bfloat16
+    or float16 is computed in float32, with a warning; `given_dtype` is its own.
 
     Raises:
-        ValueError: no trainable parameter; a BatchNorm or Dropout layer in training mode.
+        TypeError: model is no module, or y no labels.
+        ValueError: no trainable parameter; a BatchNorm or Dropout layer in training mode; complex or missing weights.
     """
 
-    def __init__(self, model: nn.Module, y: Tensor | None, loss: Loss = F.cross_entropy):
-        checks.deterministic(model)
-        self.model, self.loss = copy.deepcopy(model), loss
-        self.y = y.clone() if torch.is_tensor(y) else y
+    def __init__(self, model: nn.Module, y: Any, loss: Loss = F.cross_entropy):
+        self._given: nn.Module | None = modules.unwrapped(model)
+        checks.deterministic(self._given)
+        self.model = modules.duplicate(self._given)
+        self._way, self.unit = _Way(), 1.0
+        self._index()
+        self.given_dtype = self.dtype
+        if any(p.dtype in HALF for p in self.model.parameters()):
+            warnings.warn(f"model has parameters in {self.dtype}: its gradient is computed in float32", stacklevel=3)
+            self.model = self._given = self.model.float()
+            self._index()
+        self.loss = targets.moved(loss, self.dtype)
+        self.y = targets.as_labels(y, self.dtype)
+
+    def _index(self) -> None:
+        """θ and its places, read off the module."""
         named = dict(self.model.named_parameters())
         self.parameters = {name: p.detach() for name, p in named.items() if p.requires_grad}
         self.frozen = {name: p.detach() for name, p in named.items() if not p.requires_grad}
@@ -71,14 +79,24 @@ class GradientMap:
         self._slots = {  # a shared layer once, a shared parameter under each of its names
             f"{prefix}.{name}".removeprefix("."): names[id(p)]
             for prefix, module in self.model.named_modules()
-            for name, p in module.named_parameters(recurse=False)
+            for name, p in module.named_parameters(recurse=False, remove_duplicate=False)
         }
         if not self.parameters:
             raise ValueError("model has no trainable parameter (requires_grad=True): there is no gradient to share")
         self.size = sum(p.numel() for p in self.parameters.values())
         first = next(iter(self.parameters.values()))
         self.dtype, self.device = first.dtype, first.device
-        self.unit = 1.0
+
+    @property
+    def plain(self) -> bool:
+        """Whether the network is what its modules say, and its parameters can be swapped: others need autograd's own
+        graph (no layer rules, no function transforms)."""
+        return not (self._way.bound or self._way.needs.stopped)
+
+    @property
+    def stops(self) -> bool:
+        """Whether something that depends on x is kept from the gradient by θ (`operations.Held`)."""
+        return self._way.needs.stopped
 
     def scaled(self, unit: float) -> "GradientMap":
         """The map of L/`unit`, a power of two, so that gradients and J are of order one and nothing under- or
@@ -87,72 +105,314 @@ class GradientMap:
         other.unit = unit
         return other
 
-    def flat(self, name: str, value: Any, batch: bool = True) -> Tensor:
-        """A gradient (or δ) as a flat, finite tensor, (d_θ,), or with `batch` also (k, d_θ). Takes a flat tensor or
-        array, a list of tensors in the parameters' order, or a dictionary by parameter name, in any order."""
-        return checks.flat(name, value, self.size, "the model's trainable parameter space", batch)
-
     def cast(self, dtype: torch.dtype) -> "GradientMap":
-        """The same map with parameters, buffers, targets and the loss's own tensors in another precision."""
-        return self if dtype == self.dtype else self._moved(dtype)
+        """The same map with parameters, buffers, targets and the loss's own tensors in another precision; itself where
+        only the caller's own module computes it."""
+        return self if dtype == self.dtype or self._way.bound == "given" else self._moved(dtype)
 
     def to(self, device: torch.device | str) -> "GradientMap":
         """The same map on another device; on "meta", its shapes alone."""
+        if self._way.bound == "given":
+            raise RuntimeError("the model runs where it is alone: a copy of it does not compute the same")
         return self._moved(device)
 
     def _moved(self, where: torch.dtype | torch.device | str) -> "GradientMap":
-        y = self.y
-        if torch.is_tensor(y) and (y.is_floating_point() or not isinstance(where, torch.dtype)):
-            y = y.to(where)
-        loss = copy.deepcopy(self.loss).to(where) if isinstance(self.loss, nn.Module) else self.loss
-        return GradientMap(copy.deepcopy(self.model).to(where), y, loss)
-
-    def relabel(self, y: Tensor | None) -> "GradientMap":
-        """The same map for other labels; the model is shared, not copied."""
         other = copy.copy(self)
-        other.y = y.clone() if torch.is_tensor(y) else y
+        other.model, other._given = modules.duplicate(self.model).to(where), None
+        other._index()
+        other.loss = targets.moved(self.loss, where)
+        if torch.is_tensor(self.y) and (self.y.is_floating_point() or not isinstance(where, torch.dtype)):
+            other.y = self.y.to(where)
         return other
 
-    def check(self, x: Tensor, what: str) -> Tensor:
-        """The model's output at `x`; a ValueError about `what` where it does not fit, or where a label is no class."""
-        try:
-            with torch.no_grad():
-                output = self.output(self.parameters, x)
-        except (RuntimeError, IndexError, AssertionError) as error:
-            raise ValueError(f"{what} does not fit the model: {error}") from error
-        if self.y is not None:
-            checks.classes_in_range(self.y, output)
+    def relabel(self, y: Any) -> "GradientMap":
+        """The same map for other labels; the model is shared, not copied."""
+        other = copy.copy(self)
+        other.y = targets.as_labels(y, self.dtype)
+        return other
+
+    @torch.inference_mode(False)
+    def check(self, x: Tensor, what: str) -> Any:
+        """The model's output at `x`, once everything that `examine` and `settle` look at is in order: before an attack
+        or a J. Without labels, the output alone is looked at."""
+        if self.y is None:
+            probe = copy.copy(self)
+            probe.y, probe.loss = torch.zeros(()), _any_function
+            output = probe.check(x, what)
+            self.model = probe.model
+            return output
+        x = x.clone()  # under inference mode, too, an ordinary tensor
+        output, own = self.examine(x, what)
+        self.settle(x, own, self(x))
         return output
 
-    def output(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        """The model's output at `x`, with θ given and buffers out of harm's way."""
-        buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}  # a forward may write to them
-        every = {**parameters, **self.frozen}
-        slots = {slot: every[name] for slot, name in self._slots.items()}
-        with sdpa_kernel(SDPBackend.MATH), elementary(self.model):  # fused attention has no second derivative
+    def examine(self, x: Tensor, what: str) -> tuple[Any, Tensor]:
+        """One forward and one plain backward of the caller's own module: its output, and its gradient, (d_θ,).
+
+        Finds how the network must be run (`_Way`), and the form in which the loss takes the labels. The module is left
+        as it was.
+
+        Raises: ValueError about `what` where it does not fit the model, for a loss that does not take the output or y,
+        or whatever is not finite.
+        """
+        watch, given = Watch(), self._given or self.model
+        with self._as_given(given) as changed:
+            with watch:
+                try:
+                    output = given(x.clone().requires_grad_())
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:  # a forward may raise anything
+                    raise ValueError(f"{what} does not fit the model: {type(error).__name__}: {error}") from error
+                value, self.y = targets.evaluate(self.loss, output, self.y)
+            own = self._own(given, value)
+        self._way.stateful |= bool(changed)
+        self._way.needs = watch.needs
+        if not torch.isfinite(own).all():
+            raise ValueError(self._not_finite(output, value))
+        return output, own
+
+    def settle(self, x: Tensor, own: Tensor, found: Tensor) -> bool:
+        """Whether the gradient `found` at x is the module's own; where it is not, the way to run it is changed so that
+        it becomes so, and False is returned.
+
+        Raises: ValueError where a second pass of the module itself gives another gradient: it is random, or keeps a
+        state.
+        """
+        apart = self._apart(own, found)
+        if apart <= 1:
+            if apart > 0 and self._way.needs == Needs() and not torch.equal(own, found):
+                self._warn_of_kernels(x, own)
+            return True
+        given = self._given or self.model
+        again = self._gradient_of(given, x)
+        difference = self._apart(own, again)
+        if difference > 0:
+            checks.repeatable(own, again)
+        for bound, module in (("copy", self.model), ("given", given)):
+            self._way.bound, self.model = bound, module
+            if self._apart(own, self(x)) <= 1:
+                return False
+        raise ValueError("model: its gradient cannot be computed apart from the module: a forward that keeps a state, "
+                         "or changes its own parameters? Give one whose answer depends on x and θ alone")  # fmt: skip
+
+    def may_ignore_stops(self, x: Tensor) -> bool:
+        """Whether what the network stops does not matter to J: a product with it and one without agree. Then the plain
+        graphs, which are faster, are used from here on."""
+        delta = torch.from_numpy(np.random.default_rng(1).standard_normal(self.size)).to(x)
+        held = Linearization(self, x)
+        self._way.needs = dataclasses.replace(self._way.needs, stopped=False)
+        plain, v = Linearization(self, x), torch.ones_like(x).reshape(-1)
+        if plain._by_x.requires_grad and any(g is not None for g in plain._by_theta):
+            found, wanted = plain._backward(delta, allow_unused=True), held.matvec(delta)
+            found = torch.zeros_like(wanted) if found is None else found.reshape(-1)
+            near = (1e-4 if x.dtype == torch.float32 else 1e-9) * float(wanted.norm())
+            by_v = float(delta @ plain.rmatvec(v))
+            size = float(wanted.norm()) * float(v.norm())
+            if float((found - wanted).norm()) <= near and abs(by_v - float(wanted @ v)) <= 1e-4 * size:
+                return True
+        self._way.needs = dataclasses.replace(self._way.needs, stopped=True)
+        return False
+
+    def confirm(self, x: Tensor, at_x: "Linearization | Recomputation") -> None:
+        """Where autograd cannot be taken at its word (an autograd.Function of the user's, a value that leaves PyTorch),
+        Jᵀv is compared with a central difference of the gradient, in float64.
+
+        Raises: ValueError where they differ.
+        """
+        doubt = sorted(self._way.needs.escaping)
+        if isinstance(at_x, Linearization):
+            doubt += sorted(at_x.own_functions)
+        if not doubt:
+            return
+        exact = self.scaled(at_x.gmap.unit).cast(torch.float64)
+        x = x.to(exact.dtype)
+        v = torch.from_numpy(np.random.default_rng(1).standard_normal(x.numel())).to(x)
+        wanted = Linearization(exact, x).rmatvec(v) if exact.dtype != at_x.x.dtype else at_x.rmatvec(v)
+        steps = (1e-4, 1e-5, 1e-6) if x.dtype == torch.float64 else (1e-2, 1e-3)
+        near, apart = (0.01 if x.dtype == torch.float64 else 0.1), []
+        for step in steps:  # a kink between the two points spoils one of them, not all
+            found = (exact(x + step * v.view_as(x)) - exact(x - step * v.view_as(x))) / (2 * step)
+            apart.append(float((found - wanted).norm()))
+            if apart[-1] <= near * float(torch.maximum(wanted.norm(), found.norm())):
+                return
+        raise ValueError(
+            f"model or loss: its gradient changes with x as no derivative of it shows; the cause may be "
+            f"{', '.join(doubt)}: use operations that autograd differentiates"
+        )
+
+    def _warn_of_kernels(self, x: Tensor, own: Tensor) -> None:
+        again = self._gradient_of(self._given or self.model, x)
+        if not torch.equal(own, again):
+            checks.repeatable(own, again)
+
+    def _gradient_of(self, module: nn.Module, x: Tensor) -> Tensor:
+        with self._as_given(module):
+            return self._own(module, self.loss(module(x.clone()), self.y))
+
+    @contextmanager
+    def _as_given(self, module: nn.Module) -> Iterator[list[bool]]:
+        """The module runs as it does for its owner, and is left as it was."""
+        way = carried_out(Needs(), self._way.switch)
+        with modules.preserved(module) as changed, modules.uncompiled(), torch.enable_grad(), way:
+            yield changed
+
+    def _own(self, module: nn.Module, value: Tensor) -> Tensor:
+        """∇_θ of a loss of the module, over `unit`, flat."""
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        if not value.requires_grad:
+            raise ValueError("loss depends neither on x nor on θ: its gradient gives nothing away")
+        value = value if self.unit == 1 else value / self.unit
+        try:
+            return joined(torch.autograd.grad(value, parameters, retain_graph=True, materialize_grads=True))
+        except RuntimeError as error:
+            raise checks.not_differentiable(module, error, "first") from error
+
+    def _apart(self, own: Tensor, found: Tensor) -> float:
+        """The largest distance of a parameter's two gradients, in units of what rounding may do; NaN counts as far."""
+        relative, floor = (1e-3, 1e-5) if own.dtype == torch.float32 else (1e-8, 1e-11)
+        whole, worst = floor * float(own.double().norm()), 0.0
+        for a, b in zip(self.split(own), self.split(found), strict=True):
+            distance = float((a.double() - b.double()).norm())
+            allowed = relative * float(a.double().norm()) + whole
+            worst = max(worst, distance / allowed if allowed else (0.0 if distance == 0 else float("inf")))
+        return worst
+
+    def _not_finite(self, output: Any, value: Tensor) -> str:
+        """Which one is NaN or infinite, the first on the way."""
+        named = [*self.model.named_parameters(), *self.model.named_buffers()]
+        named = [(f"model: {name}", t) for name, t in named]
+        tensors = [t for t in tree_flatten(output)[0] if torch.is_tensor(t)]
+        named += [("the model's output at this x", t) for t in tensors] + [("the loss at this x", value)]
+        for name, tensor in named:
+            if not torch.isfinite(tensor.detach()).all():
+                bad = int((~torch.isfinite(tensor.detach())).sum())
+                return f"{name} has {bad} NaN or infinite entries of {tensor.numel()}; it must be finite"
+        return "the gradient has NaN or infinite entries at this x, where model and loss are finite"
+
+    def leaves(self) -> dict[str, Tensor]:
+        """θ as the leaves of a new graph: what `value` takes, and gradients are taken by."""
+        if self._way.bound:
+            return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        return {name: p.detach().requires_grad_() for name, p in self.parameters.items()}
+
+    def output(self, parameters: dict[str, Tensor], x: Tensor) -> Any:
+        """The model's output at `x`, with θ given (`leaves`) and buffers out of harm's way."""
+        with self._carried_out():
+            x = x.clone()  # a forward may change it in place
+            if self._way.bound:
+                return self.model(x)
+            buffers = {
+                name: b.detach().clone() for name, b in self.model.named_buffers()
+            }  # a forward may write to them
+            every = {**parameters, **self.frozen}
+            slots = {slot: every[name] for slot, name in self._slots.items()}
             return functional_call(self.model, (slots, buffers), (x,), tie_weights=False)
 
+    @contextmanager
+    def _carried_out(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            if self._way.stateful or self._way.bound:
+                stack.enter_context(modules.preserved(self.model))
+            if self._way.bound:
+                stack.enter_context(modules.uncompiled())
+            stack.enter_context(carried_out(self._way.needs, self._way.switch))
+            yield
+
     def value(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor | None = None) -> Tensor:
-        """L(x, θ), a scalar; `y` instead of the map's own labels, where given."""
-        value = self.loss(self.output(parameters, x), self.y if y is None else y)
-        if value.ndim != 0:
-            raise ValueError(f"loss returned shape {tuple(value.shape)}; it must return one number (reduce it)")
+        """L(x, θ), a scalar, over `unit`; `y` instead of the map's own labels, where given."""
+        output = self.output(parameters, x)
+        with carried_out(self._way.needs, self._way.switch):
+            return self.loss_of(output, y)
+
+    def loss_of(self, output: Any, y: Tensor | None = None) -> Tensor:
+        """The loss of a model's output, over `unit`."""
+        value = self.loss(output, self.y if y is None else y)
         return value if self.unit == 1 else value / self.unit
 
+    @torch.inference_mode(False)
     def __call__(self, x: Tensor, y: Tensor | None = None, create_graph: bool = False) -> Tensor:
         """g(x), flat (d_θ,); differentiable in x (and in y) with `create_graph`. Cost: one gradient evaluation."""
-        parameters = {name: p.detach().requires_grad_() for name, p in self.parameters.items()}
+        x = x.clone() if x.is_inference() else x
+        parameters = self.leaves()
         with torch.enable_grad():
-            value = self.value(parameters, x, y)
-            gradient = torch.autograd.grad(
-                value, list(parameters.values()), create_graph=create_graph, materialize_grads=True
-            )
-        return torch.cat([g.reshape(-1) for g in gradient])
+            return joined(self.by_theta(self.value(parameters, x, y), list(parameters.values()), create_graph))
+
+    def by_theta(self, value: Tensor, leaves: Sequence[Tensor], create_graph: bool) -> tuple[Tensor, ...]:
+        """The gradient of a value by leaves of its graph, with what the network stops stopped."""
+        with self._way.switch.stop():
+            return torch.autograd.grad(value, leaves, create_graph=create_graph, materialize_grads=True)
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """A flat (..., d_θ) vector as one tensor a parameter, in the parameters' own shapes."""
         parts = vector.split([p.numel() for p in self.parameters.values()], dim=-1)
         return [v.reshape(*vector.shape[:-1], *p.shape) for v, p in zip(parts, self.parameters.values(), strict=True)]
+
+    def flat(self, name: str, value: Any, batch: bool = True) -> Tensor:
+        """A gradient (or δ) as a flat, finite tensor, (d_θ,), or with `batch` also (k, d_θ), in the order of `split`.
+
+        Takes a flat tensor or array; a list of tensors in the order of `model.named_parameters()`, trainable ones
+        alone, or a dictionary by those names, in any order. None stands for zeros, as `p.grad` of an unused parameter.
+
+        Raises: TypeError for anything else, ValueError for missing or unknown names, other shapes, NaN.
+        """
+        space = "the model's trainable parameter space"
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            value = torch.from_numpy(value)
+        if torch.is_tensor(value):
+            return checks.flat(name, value, self.size, space, batch)
+        shapes = {key: tuple(p.shape) for key, p in self.parameters.items()}
+        if isinstance(value, Mapping):
+            if value.keys() != shapes.keys():
+                missing, unknown = sorted(shapes.keys() - value.keys()), sorted(map(str, value.keys() - shapes.keys()))
+                raise ValueError(
+                    f"{name} does not have the model's trainable parameters: "
+                    f"missing {', '.join(missing) or 'none'}; unknown {', '.join(unknown) or 'none'}"
+                )
+            value = [value[key] for key in shapes]
+        if not isinstance(value, (list, tuple)):
+            raise TypeError(f"{name} is {type(value).__name__}; give a flat ({self.size},) tensor or array, or a list "
+                            "or dictionary of the parameters' gradients")  # fmt: skip
+        named = list(self.model.named_parameters())
+        if len(value) == len(named):  # with the frozen ones
+            value = [part for part, (_, p) in zip(value, named, strict=True) if p.requires_grad]
+        if len(value) != len(shapes):
+            raise ValueError(f"{name} has {len(value)} entries; the model has {len(shapes)} trainable parameters: "
+                             f"{', '.join(shapes)}")  # fmt: skip
+        parts = []
+        for (key, shape), part in zip(shapes.items(), value, strict=True):
+            part = self.parameters[key].new_zeros(shape) if part is None else torch.as_tensor(part)
+            if tuple(part.shape) != shape:
+                raise ValueError(f"{name}: {key} has shape {tuple(part.shape)}; it must be {shape}")
+            parts.append(part.detach().to(self.parameters[key]))
+        return checks.flat(name, joined(parts), self.size, space, batch)
+
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def _any_function(output: Any, y: Any) -> Tensor:
+    """A scalar that depends on every entry of an output, for a network without labels."""
+    parts = [t for t in tree_flatten(output)[0] if torch.is_tensor(t) and t.is_floating_point()]
+    weights = [torch.linspace(0.5, 1.5, t.numel(), dtype=t.dtype, device=t.device).view(t.shape) for t in parts]
+    return torch.stack([(t * w).sum() for t, w in zip(parts, weights, strict=True)]).sum()
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors in a row, flat."""
+    return torch.cat([part.to_dense().reshape(-1) if part.is_sparse else part.reshape(-1) for part in parts])
+
+
+def flatten_gradient(model: nn.Module, gradient: Any) -> Tensor:
+    """A gradient as one flat vector, (d_θ,), in the order that every function here takes: that of
+    `model.named_parameters()`, trainable ones alone, each in its own memory order.
+
+    Args: gradient: a list of tensors or arrays in that order ([p.grad for p in model.parameters()], None for zeros), a
+        dictionary by parameter name, or a vector that is flat already.
+
+    Raises: TypeError, ValueError naming what does not fit.
+    """
+    return GradientMap(model, None).flat("gradient", gradient, batch=False)
 
 
 class Linearization:
@@ -161,23 +421,23 @@ class Linearization:
         J δ  = ∇_x ⟨∇_θ L, δ⟩      parameter space -> input space
         Jᵀ v = ∇_θ ⟨∇_x L, v⟩      input space -> parameter space
 
-    Both gradients' graphs are kept, so that a product costs one backward pass through them. No checks: see
-    `GradientJacobian`.
+    Both gradients' graphs are kept, so that a product costs one backward pass through them. Where the network stops
+    part of its gradient (`GradientMap.stops`), g is no gradient of L, and Jᵀ v = ∇_δ ⟨J δ, v⟩ takes its place. No
+    checks: see `GradientJacobian`.
     """
 
     def __init__(self, gmap: GradientMap, x: Tensor):
         self.gmap, self.x = gmap, x.detach()
-        self._theta = {name: p.detach().requires_grad_() for name, p in gmap.parameters.items()}
+        self._theta = gmap.leaves()
         self._x = self.x.clone().requires_grad_()
         with torch.enable_grad():
             value = gmap.value(self._theta, self._x)
             if not value.requires_grad:
                 raise ValueError("loss depends neither on x nor on θ: its gradient gives nothing away")
-            *by_theta, self._by_x = torch.autograd.grad(
-                value, [*self._theta.values(), self._x], create_graph=True, materialize_grads=True
-            )
-        self.gradient = torch.cat([g.detach().reshape(-1) for g in by_theta])
+            *by_theta, self._by_x = gmap.by_theta(value, [*self._theta.values(), self._x], create_graph=True)
+        self.gradient = joined([g.detach() for g in by_theta])
         self._by_theta = [g if g.requires_grad else None for g in by_theta]
+        self._by_delta: tuple[Tensor, Tensor] | None = None  # δ, and J δ with its graph
 
     def checked(self) -> "Linearization":
         """Itself, or a ValueError where no path leads from x to ∇_θ L, so that J = 0 at every x; a RuntimeError where
@@ -185,10 +445,17 @@ class Linearization:
         ends = [g.grad_fn for g in (*self._by_theta, self._by_x) if g is not None]
         if any(node.name() == "torch::autograd::Error" for node in graph_nodes(ends)):
             raise RuntimeError("an autograd.Function of the model is marked once_differentiable")
-        constant = not self._by_x.requires_grad or all(g is None for g in self._by_theta)
+        constant = all(g is None for g in self._by_theta) or not (self._by_x.requires_grad or self.gmap.stops)
         if constant or self._backward(torch.zeros_like(self.gradient), allow_unused=True) is None:
             raise ValueError("∂²L/∂x∂θ is zero: loss must depend on x and on θ, and on both together")
         return self
+
+    @property
+    def own_functions(self) -> set[str]:
+        """The names of the autograd.Functions of the user's on the way: their backward may be anything."""
+        nodes = graph_nodes([g.grad_fn for g in (*self._by_theta, self._by_x) if g is not None])
+        names = {node.name() for node in nodes if isinstance(node, torch.autograd.function.BackwardCFunction)}
+        return {name.removesuffix("Backward") for name in names} - {"_Hold"}
 
     def matvec(self, delta: Tensor) -> Tensor:
         """J δ, (d_θ,) -> (d_x,), or (k, d_θ) -> (k, d_x) in one pass."""
@@ -197,15 +464,20 @@ class Linearization:
 
     def rmatvec(self, v: Tensor) -> Tensor:
         """Jᵀ v, (d_x,) -> (d_θ,), or (k, d_x) -> (k, d_θ) in one pass."""
+        many, weights = v.ndim == 2, v.view(*v.shape[:-1], *self._x.shape)
+        if self.gmap.stops:
+            if self._by_delta is None:
+                delta = torch.zeros_like(self.gradient).requires_grad_()
+                self._by_delta = delta, self._backward(delta, create_graph=True)
+            delta, product = self._by_delta
+            return torch.autograd.grad(product, delta, weights, retain_graph=True, is_grads_batched=many)[0]
+        leaves = list(self._theta.values())
         out = torch.autograd.grad(
-            self._by_x,
-            list(self._theta.values()),
-            v.view(*v.shape[:-1], *self._x.shape),
-            retain_graph=True,
-            materialize_grads=True,
-            is_grads_batched=v.ndim == 2,
+            self._by_x, leaves, weights, retain_graph=True, allow_unused=True, is_grads_batched=many
         )
-        return torch.cat([g.reshape(*v.shape[:-1], -1) for g in out], dim=-1)
+        parts = [p.new_zeros(*v.shape[:-1], p.numel()) if g is None else g.reshape(*v.shape[:-1], -1)
+                 for p, g in zip(leaves, out, strict=True)]  # fmt: skip
+        return torch.cat(parts, dim=-1)
 
     def _backward(self, delta: Tensor, **options: bool) -> Tensor:
         pairs = [(g, d) for g, d in zip(self._by_theta, self.gmap.split(delta), strict=True) if g is not None]

@@ -1,8 +1,9 @@
 """J = ∂²L/∂x∂θ as a linear operator: exact products, never formed unless asked."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -51,36 +52,56 @@ class GradientJacobian:
     Source: section 3 of the paper, where J appears in Eq. 3.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss = F.cross_entropy, method: str = "auto",
         memory: int | None = None,
     ):  # fmt: skip
         checks.one_of("method", method, ("auto", "dense", "matrix-free", "recompute"))
-        checks.images_and_labels(x, y)
+        x = torch.from_numpy(x) if isinstance(x, np.ndarray) else x
+        checks.images("x", x)
         self.map = GradientMap(model, y, loss)
+        checks.one_label_each(x, self.map.y)
         if x.device != self.map.device:
             raise ValueError(f"x is on {x.device} and the model on {self.map.device}; move one of them")
         self.x = x.detach().to(self.map.dtype, copy=True)  # what the caller does to x later must not move J
         self.shape = (self.x.numel(), self.map.size)
-        self.memory = memory
-        self.footprint = footprint(self.map, self.x)
-        group, self.chunk = self._plan(method)
-        what = f"x of shape {tuple(x.shape)}"
-        checks.repeatable(self.map.check(self.x, what), self.map.check(self.x, what))
+        self.memory, self.products = memory, 0
         size = self.shape[0] * self.shape[1] * self.x.element_size()
         self.is_dense = method == "dense" or (method == "auto" and size <= DENSE_BYTES)
-        self.products = 0
         self._dense: Tensor | None = None
         self._gram: Tensor | None = None
         self.spectrum = None  # kept here by spectrum.decompose
+        self.footprint = footprint(self.map, self.x)
+        self._plan(method)  # a MemoryError comes before any work
+        _, own = self.map.examine(self.x, f"x of shape {tuple(x.shape)}")
+        self.footprint = self.footprint or footprint(self.map, self.x)
+        group, self.chunk = self._plan(method)
+        self.unit = unit_of(own)
         try:
-            kept = Recomputation(self.map, self.x, group) if group else Linearization(self.map, self.x)
-            self._at_x = kept.checked()
+            self._at_x = self._built(own, group)
         except RuntimeError as error:
             raise checks.not_differentiable(model, error) from error
-        self.gradient = checks.finite("gradient", self._at_x.gradient)
-        size = float(self.gradient.double().norm())
-        self.unit = 2.0 ** round(math.log2(size)) if size else 1.0
+        self.gradient = checks.finite("gradient", self._at_x.gradient * self.unit)
+
+    def _built(self, own: Tensor, group: int) -> Linearization | Recomputation:
+        """The products over `unit`, once their gradient is the module's own and their J that of this gradient."""
+
+        def build() -> Linearization | Recomputation:
+            self._scaled = self.map.scaled(self.unit)
+            return Recomputation(self._scaled, self.x, group) if group else Linearization(self._scaled, self.x)
+
+        at_x = build()
+        if not self.map.settle(self.x, own, at_x.gradient * self.unit):
+            at_x = build()
+        if self.map.stops and self.map.may_ignore_stops(self.x):
+            at_x = build()
+        at_x.checked()
+        if not own.any():  # a stationary θ tells nothing of the size of J
+            self.unit = unit_of(at_x.rmatvec(_probe(self.x)))
+            at_x = build()
+        self.map.confirm(self.x, at_x)
+        return at_x
 
     def _plan(self, method: str) -> tuple[int, int]:
         """How many images take turns (0: none, the graphs of all are kept), and how many vectors go at once."""
@@ -117,21 +138,23 @@ class GradientJacobian:
     def device(self) -> torch.device:
         return self.x.device
 
+    @torch.inference_mode(False)
     def matvec(self, delta: Tensor) -> Tensor:
         """J δ: (d_θ,) -> (d_x,), or (k, d_θ) -> (k, d_x). One product a vector."""
-        delta = checks.flat("delta", delta, self.shape[1], "parameter space").to(self.x)
+        delta = self.map.flat("delta", delta).to(self.x)
         self.products += delta.numel() // self.shape[1]
         if self._dense is not None:
             return delta @ self._dense.T
-        return self._in_chunks(self._at_x.matvec, delta)
+        return self._in_chunks(self._at_x.matvec, delta) * self.unit
 
+    @torch.inference_mode(False)
     def rmatvec(self, v: Tensor) -> Tensor:
         """Jᵀ v: (d_x,) -> (d_θ,), or (k, d_x) -> (k, d_θ). One product a vector."""
         v = checks.flat("v", v, self.shape[0], "input space").to(self.x)
         self.products += v.numel() // self.shape[0]
         if self._dense is not None:
             return v @ self._dense
-        return self._in_chunks(self._at_x.rmatvec, v)
+        return self._in_chunks(self._at_x.rmatvec, v) * self.unit
 
     def _in_chunks(self, product: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
         if vectors.ndim == 1:
@@ -145,14 +168,19 @@ class GradientJacobian:
                 self.chunk = 1
         return torch.stack([product(one) for one in vectors])
 
+    @torch.inference_mode(False)
     def dense(self) -> Tensor:
         """J itself, (d_x, d_θ), in the model's dtype; formed once and kept. d_x products."""
         if self._dense is None:
             self._may_form("J", self.shape[0] * self.shape[1], self.dtype)
-            self._dense = dense_jacobian(self.map, self.x)
+            J, v = dense_jacobian(self._scaled, self.x), _probe(self.x)
+            if not _alike(v @ J, self._at_x.rmatvec(v)):  # a layer is not what its class says
+                J = torch.cat([self._in_chunks(self._at_x.rmatvec, e) for e in _unit_vectors(self.x)])
+            self._dense = J if self.unit == 1 else J.mul_(self.unit)
             self.products += self.shape[0]
         return self._dense
 
+    @torch.inference_mode(False)
     def gram(self) -> Tensor:
         """J Jᵀ, (d_x, d_x), accumulated in float64 whatever the model's dtype; formed once and kept. d_x products,
         unless J is there already."""
@@ -161,11 +189,51 @@ class GradientJacobian:
             if self._dense is None:
                 self._may_form("J, which J Jᵀ is made of,", self.shape[0] * self.shape[1], self.dtype)
         if self._gram is None and self._dense is not None:
-            self._gram = outer_gram(self._dense.double())
+            self._gram_of(self._dense)
         elif self._gram is None:
-            self._gram = jacobian_gram(self.map, self.x, torch.float64)
+            gram, v = jacobian_gram(self._scaled, self.x, torch.float64), _probe(self.x)
+            if not _alike(gram @ v.double(), self._at_x.matvec(self._at_x.rmatvec(v))):
+                return self._gram_of(self.dense())
+            self._gram = gram * self.unit**2
             self.products += self.shape[0]
         return self._gram
+
+    def _gram_of(self, J: Tensor) -> Tensor:
+        self._gram = outer_gram(J.double())
+        return self._gram
+
+
+def unit_of(vector: Tensor) -> float:
+    """The power of two that a gradient is divided by where its size is far from one (beyond 2^±20); else 1.
+
+    Raises: ValueError where it is too small for its dtype to hold with all its digits.
+    """
+    largest, info = float(vector.abs().max()), torch.finfo(vector.dtype)
+    if 0 < largest < info.tiny / info.eps:
+        raise ValueError(f"the gradient's largest entry is {largest:.1g}, too small for {vector.dtype}: scale the loss "
+                         "up, or use a wider dtype")  # fmt: skip
+    size = float(vector.double().norm())
+    return 1.0 if 2**-20 <= size <= 2**20 or size == 0 else 2.0 ** round(math.log2(size))
+
+
+def _probe(x: Tensor) -> Tensor:
+    """A fixed draw from N(0, I) of input space, (d_x,)."""
+    return torch.from_numpy(np.random.default_rng(1).standard_normal(x.numel())).to(x)
+
+
+def _unit_vectors(x: Tensor) -> Iterator[Tensor]:
+    """The identity of input space, some rows at a time."""
+    for start in range(0, x.numel(), MOST_AT_ONCE):
+        rows = min(MOST_AT_ONCE, x.numel() - start)
+        e = x.new_zeros(rows, x.numel())
+        e[torch.arange(rows), start + torch.arange(rows)] = 1
+        yield e
+
+
+def _alike(found: Tensor, wanted: Tensor) -> bool:
+    """Two ways to the same product agree, up to rounding in their dtype."""
+    rounding = 1e-3 if wanted.dtype == torch.float32 else 1e-7
+    return float((found.double() - wanted.double()).norm()) <= rounding * float(wanted.double().norm())
 
 
 def _gib(size: float) -> str:

@@ -214,9 +214,9 @@ class _RowByRow:
 def rule_for(layer: nn.Module, a: Tensor) -> type[Rule] | None:
     """The rule of a layer whose input is `a` (one image, without its batch axis); None where there is none."""
     if type(layer) in ELEMENTWISE:
-        return Elementwise
+        return Elementwise if a.ndim in (1, 3) else None
     if type(layer) is nn.Flatten:
-        return Flatten if (layer.start_dim, layer.end_dim) in ((1, -1), (1, a.ndim)) else None
+        return Flatten if (layer.start_dim, layer.end_dim) in ((1, -1), (1, a.ndim)) and a.ndim in (1, 3) else None
     if type(layer) is nn.Linear:
         return Linear if a.ndim == 1 else None
     if type(layer) is nn.Conv2d:

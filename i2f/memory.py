@@ -53,7 +53,7 @@ def footprint(gmap: GradientMap, x: Tensor) -> Footprint | None:
         if gmap.size + x.numel() > SMALL:
             gmap, x = gmap.to("meta"), x.to("meta")
         x = x.detach()
-        leaves = {name: p.detach().requires_grad_() for name, p in gmap.parameters.items()}
+        leaves = gmap.leaves()
         own = {p.untyped_storage()._cdata for p in [*leaves.values(), *gmap.frozen.values()]}
         first, both = _Count(own), _Count(own)
         with first, torch.enable_grad():

@@ -58,7 +58,7 @@ def bayes(
 
 def _rmatvec(model: nn.Module, x: Tensor, y: Tensor, w: Tensor, loss: Loss, graph: bool = True) -> list[Tensor]:
     parameters = [p for p in model.parameters() if p.requires_grad]
-    with torch.enable_grad(), elementary(model):
+    with torch.enable_grad(), elementary():
         x = x.detach().requires_grad_()
         (by_x,) = torch.autograd.grad(loss(model(x), y), x, create_graph=True)
         return list(torch.autograd.grad((by_x * w).sum(), parameters, create_graph=graph, materialize_grads=True))
@@ -68,7 +68,7 @@ def _gram(model: nn.Module, x: Tensor, y: Tensor, v: Tensor, loss: Loss) -> Tens
     """J Jᵀ v, of x's shape, without a graph in θ."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     v = [part.detach() for part in _rmatvec(model, x, y, v, loss, graph=False)]
-    with torch.enable_grad(), elementary(model):
+    with torch.enable_grad(), elementary():
         x = x.detach().requires_grad_()
         by_theta = torch.autograd.grad(loss(model(x), y), parameters, create_graph=True, materialize_grads=True)
         inner = torch.stack([(g * part).sum() for g, part in zip(by_theta, v, strict=True)]).sum()

@@ -1,0 +1,159 @@
+"""A user's network as it comes: wrappers taken off, copied whatever it holds, left as it was."""
+
+import copy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+WRAPPERS = {  # class name -> (its package, the attribute that holds the network)
+    "DataParallel": ("torch", "module"),
+    "DistributedDataParallel": ("torch", "module"),
+    "OptimizedModule": ("torch", "_orig_mod"),  # torch.compile
+    "AbstractGradSampleModule": ("opacus", "_module"),
+    "DPDDP": ("opacus", "module"),
+}
+REFUSED = {  # class name -> (its package, why)
+    "ScriptModule": ("torch", "is compiled by torch.jit, which fixes its derivatives: give the Python module"),
+    "FullyShardedDataParallel": ("torch", "holds a shard of the parameters: gather the module first"),
+}
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside DataParallel, torch.compile's and Opacus's wrappers; the parameters keep their order.
+
+    Raises: TypeError for what is no module; ValueError for one whose parameters or derivatives cannot be had.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}; it must be a torch.nn.Module")
+    hooked = False
+    while (inner := _inner(model)) is not None:
+        hooked |= _class(model, WRAPPERS) == "AbstractGradSampleModule"
+        model = inner
+    for path, module in model.named_modules():
+        name = _class(module, REFUSED)
+        if name:
+            raise ValueError(f"model: {path or 'the model'} ({name}) {REFUSED[name][1]}")
+    for path, p in model.named_parameters():
+        if isinstance(p, nn.parameter.UninitializedTensorMixin):
+            raise ValueError(f"model: parameter {path} is not initialised: run the model once on an input")
+        if p.is_complex():
+            raise ValueError(f"model: parameter {path} is {p.dtype}; J is defined for real parameters: split it into "
+                             "real and imaginary part")  # fmt: skip
+        if p.is_meta:
+            raise ValueError(f"model: parameter {path} is on the meta device and has no values: load them first")
+    return duplicate(model) if hooked else model
+
+
+def _inner(module: nn.Module) -> nn.Module | None:
+    name = _class(module, WRAPPERS)
+    return getattr(module, WRAPPERS[name][1]) if name else None
+
+
+def _class(module: nn.Module, table: dict[str, tuple[str, str]]) -> str:
+    """The table's name for a class of the module, or ""; by name, so that no package is imported for it."""
+    for kind in type(module).__mro__:
+        if kind.__name__ in table and kind.__module__.startswith(table[kind.__name__][0]):
+            return kind.__name__
+    return ""
+
+
+def duplicate(model: nn.Module) -> nn.Module:
+    """A deep copy, wrappers inside it taken off and Opacus's hooks removed.
+
+    What `copy.deepcopy` refuses, tensors that hang on a graph (a pruned or normalised weight, which a hook computes
+    anew at every pass), is copied by value. Tensors made under `torch.inference_mode` become ordinary ones.
+    """
+    values: dict[int, Any] = {}
+    for module in model.modules():
+        for tensor in _tensors(vars(module)):
+            if not tensor.is_leaf or tensor.is_inference():
+                values[id(tensor)] = _by_value(tensor)
+    with torch.inference_mode(False):
+        copied = copy.deepcopy(model, values)
+        for module in list(copied.modules()):
+            _ordinary(module)
+            for place, child in module.named_children():
+                while (inner := _inner(child)) is not None:
+                    setattr(module, place, inner)
+                    child = inner
+            for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
+                for key, hook in list(hooks.items()):
+                    if _package(hook) == "opacus":
+                        del hooks[key]
+    return copied
+
+
+def _tensors(attributes: dict[str, Any]) -> Iterator[Tensor]:
+    """The tensors among a module's own attributes, in lists, tuples and dictionaries too."""
+    left = [value for name, value in attributes.items() if name != "_modules"]
+    while left:
+        value = left.pop()
+        if torch.is_tensor(value):
+            yield value
+        elif isinstance(value, dict):
+            left.extend(value.values())
+        elif isinstance(value, (list, tuple)):
+            left.extend(value)
+
+
+def _by_value(tensor: Tensor) -> Any:
+    with torch.inference_mode(False):
+        try:
+            value = tensor.detach().clone()
+        except RuntimeError:  # what a transform left behind, dead by now: a hook makes it anew
+            return None
+        return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+
+
+def _ordinary(module: nn.Module) -> None:
+    for places in (module._parameters, module._buffers):
+        for name, tensor in places.items():
+            if tensor is not None and tensor.is_inference():
+                places[name] = _by_value(tensor)
+
+
+def _package(hook: Any) -> str:
+    return (getattr(getattr(hook, "func", hook), "__module__", None) or "").split(".")[0]
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[list[bool]]:
+    """The module's buffers and Python attributes are afterwards what they were; whether an attribute had to be put back
+    is told in the list."""
+    kept = [(m, dict(vars(m)), dict(m._buffers), dict(m._parameters)) for m in model.modules()]
+    values = [(b, b._version, b.detach().clone()) for b in model.buffers() if not b.is_inference()]
+    changed: list[bool] = []
+    try:
+        yield changed
+    finally:
+        for module, attributes, *own in kept:
+            for places, before in zip((module._buffers, module._parameters), own, strict=True):
+                if _differ(places, before):
+                    places.clear()
+                    places.update(before)
+            if _differ(vars(module), attributes):
+                changed.append(True)
+                vars(module).clear()
+                vars(module).update(attributes)
+        with torch.no_grad():
+            for buffer, version, value in values:
+                if buffer._version != version:
+                    buffer.copy_(value)
+
+
+def _differ(now: dict[str, Any], before: dict[str, Any]) -> bool:
+    return now.keys() != before.keys() or any(now[name] is not value for name, value in before.items())
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """torch.compile'd parts run as the Python that they were made of."""
+    if "torch._dynamo.eval_frame" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield

@@ -1,0 +1,199 @@
+"""What a network's operations lack for higher derivatives, and what takes their place while J is taken.
+
+Three kinds, each keyed to the operation, whoever calls it:
+
+rewritten   PyTorch's layer norm and weight norm are wrong in the third derivative, instance norm (and batch norm by the
+            batch's own statistics) have none, and fused attention has no second: written out in elementary operations.
+stopped     `detach`, `.data` and `torch.no_grad()` stop the gradient by θ, and hide from autograd that what is stopped
+            still depends on x. `Held` stops the one and shows the other.
+escaping    `item`, `numpy`, `tolist` take a value out of PyTorch: only a numerical check can see what depends on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+
+@contextmanager
+def elementary() -> Iterator[None]:
+    """A context in which a network's operations have the derivatives that J, Newton's term and the penalties need."""
+    with sdpa_kernel(SDPBackend.MATH), _Rewritten():
+        yield
+
+
+def _layer_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-5, cudnn_enable: bool = True,
+) -> Tensor:  # fmt: skip
+    """As torch.nn.functional.layer_norm, whose names these are."""
+    axes = tuple(range(-len(normalized_shape), 0))
+    out = _standardized(input, axes, eps)
+    out = out if weight is None else out * weight
+    return out if bias is None else out + bias
+
+
+def _batch_norm(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
+    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """As torch.nn.functional.batch_norm; by stored statistics PyTorch's own has every derivative."""
+    if not training:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    out = _standardized(input, (0, *range(2, input.ndim)), eps)
+    return _affine(out, weight, bias)
+
+
+def _instance_norm(
+    input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None, weight: Tensor | None = None,
+    bias: Tensor | None = None, use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    """As torch.nn.functional.instance_norm."""
+    if not use_input_stats:
+        return F.instance_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    return _affine(_standardized(input, tuple(range(2, input.ndim)), eps), weight, bias)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """As torch._weight_norm: g v/‖v‖, the norm over every axis but `dim`."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def _standardized(a: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
+    centred = a - a.mean(axes, keepdim=True)
+    return centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+
+
+def _affine(a: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    channel = [-1] + [1] * (a.ndim - 2)
+    a = a if weight is None else a * weight.view(channel)
+    return a if bias is None else a + bias.view(channel)
+
+
+REWRITTEN: dict[Callable, Callable] = {
+    F.layer_norm: _layer_norm,
+    torch.layer_norm: _layer_norm,
+    F.batch_norm: _batch_norm,
+    F.instance_norm: _instance_norm,
+    torch._weight_norm: _weight_norm,
+}
+STOPS = (Tensor.detach, Tensor.detach_, Tensor.data.__get__, torch.detach)
+ESCAPES = (
+    Tensor.item, Tensor.numpy, Tensor.tolist, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.__array__,
+    torch.tensor,
+)  # fmt: skip
+_set_grad_enabled = torch._C._set_grad_enabled
+
+
+class _Rewritten(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return REWRITTEN.get(func, func)(*args, **(kwargs or {}))
+
+
+@dataclass
+class Needs:
+    """What a forward pass was seen to need: of the kinds above, and nothing by default, since a context costs time at
+    every operation. escaping: the names of the operations."""
+
+    rewritten: bool = False
+    stopped: bool = False
+    escaping: set[str] = field(default_factory=set)
+
+
+class Watch(TorchFunctionMode):
+    """Finds out what a forward pass needs; nothing is changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.needs = Needs()
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        self.needs.rewritten |= func in REWRITTEN
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("model's forward enters torch.inference_mode(), which no derivative passes: use "
+                               "torch.no_grad() there")  # fmt: skip
+        stops, escapes = func in STOPS, func in ESCAPES
+        if (stops or escapes or not torch.is_grad_enabled()) and _attached(args, kwargs):
+            self.needs.stopped |= not escapes
+            if escapes:
+                self.needs.escaping.add(func.__name__)
+        return func(*args, **kwargs)
+
+
+class Switch:
+    """Whether held values stop a gradient (the one by θ) or let it pass (every further one)."""
+
+    def __init__(self) -> None:
+        self.stopping = False
+
+    @contextmanager
+    def stop(self) -> Iterator[None]:
+        before, self.stopping = self.stopping, True
+        try:
+            yield
+        finally:
+            self.stopping = before
+
+
+class _Hold(torch.autograd.Function):
+    """The identity, whose derivative is zero while the switch stops, and one otherwise."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, switch: Switch) -> Tensor:
+        ctx.switch = switch
+        return value.clone()  # what is held may be changed in place
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
+        return (None if ctx.switch.stopping else gradient), None
+
+
+class Held(TorchFunctionMode):
+    """A context in which what a forward stops is held instead (`_Hold`): the gradient by θ is the network's own, and
+    its derivative by x is exact. Under `no_grad` every operation is held."""
+
+    def __init__(self, switch: Switch):
+        super().__init__()
+        self.switch, self.off = switch, False
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is _set_grad_enabled:
+            self.off = not args[0]
+            return None
+        if func is Tensor.detach_:
+            raise RuntimeError("model's forward calls detach_() on a value that depends on x: use detach()")
+        if func in STOPS:
+            return self._hold(args[0])
+        out = REWRITTEN.get(func, func)(*args, **kwargs)
+        return tree_map(self._hold, out) if self.off else out
+
+    def _hold(self, value: Any) -> Any:
+        held = torch.is_tensor(value) and (value.is_floating_point() or value.is_complex())
+        return _Hold.apply(value, self.switch) if held and value.requires_grad else value
+
+
+@contextmanager
+def carried_out(needs: Needs, switch: Switch) -> Iterator[None]:
+    """The context that a forward with these needs runs in."""
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if needs.stopped:
+            stack.enter_context(Held(switch))
+        elif needs.rewritten:
+            stack.enter_context(_Rewritten())
+        yield
+
+
+def _attached(args: tuple, kwargs: dict) -> bool:
+    return any(torch.is_tensor(a) and a.requires_grad for a in tree_flatten((args, kwargs))[0])
