@@ -20,7 +20,7 @@ def client_step(
 ) -> tuple[torch.Tensor | None, float, float]:
     """The gradient to send, flat, or None; its noise's variance; the least judged RMSE of the images behind it."""
     found = audit(model, x, y, f"gaussian:{variance}", together=True, target_psnr=target_psnr)
-    needed = max(math.inf if sample.needed is None else sample.needed for sample in found)
+    needed = max(math.inf if sample.needed is None else sample.needed for sample in found)  # None: not found
     if math.isinf(needed):
         return None, needed, min(s.judged for s in found)
     if needed > variance:

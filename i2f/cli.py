@@ -1,6 +1,7 @@
 """The command line: `i2f audit …`, `i2f data …`."""
 
 import argparse
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -18,6 +19,7 @@ where the audit could not be made.
 
   i2f audit --model lenet --init uniform --data mnist:8 --defense gaussian:1e-3 --report out.html
   i2f audit --model mypackage.nets:make --checkpoint weights.pt --data batch.npz --min-rmse 0.1
+  i2f audit --model mypackage.nets:make --data standardised.npz --range -2.12,-2.04,-1.81 2.25,2.43,2.65
 
 Defences: none, gaussian:VARIANCE, laplace:VARIANCE, relative:NOISE/GRADIENT, dp:CLIP:MULTIPLIER, clip:NORM,
 prune:RATIO, quantize:BITS, designed:NOISE/GRADIENT."""
@@ -48,7 +50,10 @@ def _add_audit(commands: argparse._SubParsersAction) -> None:
                        "package.module:function, which is called without arguments and returns the module")  # fmt: skip
     audit.add_argument("--checkpoint", type=Path, help="a state dict to load into it (read with weights_only)")
     audit.add_argument("--data", required=True, help="NAME[:COUNT[:FIRST]] of a bundled set (mnist:8), or a file: .npz "
-                       "with x and y, or .pt with a dictionary of x and y; x (n, …) in [0, 1]")  # fmt: skip
+                       "with x and y, or .pt with a dictionary of x and y; x (n, …)")  # fmt: skip
+    audit.add_argument("--range", nargs=2, metavar=("LOW", "HIGH"), help="the smallest and largest value that an input "
+                       "can have, each a number or one for each channel, a,b,c (default: 0 1; bytes are divided by 255 "
+                       "where none is given); every error is in units of it")  # fmt: skip
     audit.add_argument("--init", default="default", help="of a network of models.build (default: PyTorch's)")
     audit.add_argument("--seed", type=int, default=0, help="of its weights, the noise and the attack (default: 0)")
     audit.add_argument("--normalize", action="store_true", help="put the data set's normalisation in front of it")
@@ -62,11 +67,16 @@ def _add_audit(commands: argparse._SubParsersAction) -> None:
                        "much (default: 15)")  # fmt: skip
     audit.add_argument("--report", type=Path, metavar="FILE", help="write a page with pictures (HTML)")
     audit.add_argument("--json", type=Path, metavar="FILE", help="write every number (JSON)")
-    audit.add_argument("--min-rmse", type=float, metavar="RMSE", help="status 3 where a sample is judged below")
+    audit.add_argument("--min-rmse", type=float, metavar="RMSE", help="status 3 where a sample is judged below, in "
+                       "units of the range")  # fmt: skip
+
+
+NEGATIVE = re.compile(r"-[\d.][\d.,eE+-]*")  # negative numbers, one or some; a space keeps argparse from taking options
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = parser().parse_args([f" {word}" if NEGATIVE.fullmatch(word) else word for word in words])
     try:
         return _audit(arguments) if arguments.command == "audit" else _data(arguments)
     except (ValueError, OSError, ImportError, MemoryError) as error:
@@ -104,11 +114,13 @@ def _audit(arguments: argparse.Namespace) -> int:
             raise ValueError(f"{path}: there is no folder {path.resolve().parent}; make it first")
     from i2f.audit import audit
 
-    x, y, name = _samples(arguments.data)
+    limits = arguments.range and [_numbers(word) for word in arguments.range]
+    x, y, name = _samples(arguments.data, bytes_are_pixels=limits is None)
     model = _model(arguments, name)
     exact = True if arguments.exact else False if arguments.bound else None
-    found = audit(model, x, y, defended, exact=exact, together=arguments.together, attack=arguments.attack,
-                  target_psnr=arguments.target_psnr, seed=arguments.seed, progress=True)  # fmt: skip
+    found = audit(model, x, y, defended, range=limits, exact=exact, together=arguments.together,
+                  attack=arguments.attack, target_psnr=arguments.target_psnr, seed=arguments.seed,
+                  progress=True)  # fmt: skip
     columns = ["index", "y", "judged", "predicted", "boxed", "prior", "bound", "psnr", "label", "verdict"]
     columns += ["attacked"] * arguments.attack
     print(found.table()[columns].to_string(index=False, float_format="{:.3g}".format))
@@ -129,12 +141,21 @@ def _audit(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _samples(text: str) -> "tuple[Tensor, Tensor, str | None]":
-    """x, y, and the name of the bundled set, if it is one."""
+def _numbers(text: str) -> list[float] | float:
+    try:
+        numbers = [float(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--range {text.strip()!r} is no number: give LOW HIGH, each a number or one for each "
+                         "channel, a,b,c") from None  # fmt: skip
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+def _samples(text: str, bytes_are_pixels: bool = True) -> "tuple[Tensor, Tensor, str | None]":
+    """x, y, and the name of the bundled set, if it is one. Bytes are divided by 255, or taken as they are."""
     import numpy as np
     import torch
 
-    from i2f import data
+    from i2f import checks, data
 
     path = Path(text)
     if path.suffix not in (".npz", ".pt"):
@@ -159,16 +180,19 @@ def _samples(text: str) -> "tuple[Tensor, Tensor, str | None]":
         if not torch.is_tensor(value):
             raise ValueError(f"data={text!r}: {key} is {type(value).__name__}; it must be an array")
     if x.dtype == torch.uint8:
-        x = x.float() / 255
+        x = x.float() / 255 if bytes_are_pixels else x.float()
     if not x.is_floating_point():
-        raise ValueError(f"data={text!r}: x is {x.dtype}; give floating-point numbers in [0, 1], or bytes (uint8)")
-    if y.is_floating_point() and not torch.equal(y, y.round()):
-        raise ValueError(f"data={text!r}: y holds fractions; it must be class numbers")
+        raise ValueError(f"data={text!r}: x is {x.dtype}; give floating-point numbers, or bytes (uint8)")
+    if y.is_floating_point():
+        checks.finite(f"data={text!r}: y", y)
+        if y.ndim == 2 and y.shape[1] > 1:  # a row of probabilities for each image
+            return x, y, None
+        if not torch.equal(y, y.round()):
+            raise ValueError(f"data={text!r}: y holds fractions; it must be class numbers, or rows of probabilities")
     return x, y.long(), None
 
 
 def _model(arguments: argparse.Namespace, dataset: str | None) -> "nn.Module":
-    """In float64, where I²F is exact; in the precision that it has, where it is large."""
     import torch
     from torch import nn
 
@@ -192,11 +216,7 @@ def _model(arguments: argparse.Namespace, dataset: str | None) -> "nn.Module":
         except Exception as error:  # torch.load and load_state_dict have many
             raise ValueError(f"checkpoint={str(arguments.checkpoint)!r} cannot be loaded into this model: "
                              f"{type(error).__name__}: {error}") from error  # fmt: skip
-    small = sum(p.numel() for p in model.parameters()) <= SMALL
-    return model.double() if small else model
-
-
-SMALL = 1_000_000  # parameters up to which a network is examined in float64
+    return model
 
 
 def _made(text: str) -> object:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from i2f import checks, perturb
+from i2f import checks, perturb, streams
 from i2f.jacobian import GradientJacobian
 
 
@@ -27,7 +27,12 @@ class Kind(NamedTuple):
 def _scaled(gradient: Tensor, values: tuple[float, ...]) -> float:
     """DP-SGD's noise, seen on a gradient that is scaled back to its own length: an attacker may know or guess it."""
     norm, multiplier = values
-    return (multiplier * max(norm, float(gradient.norm()))) ** 2
+    return (multiplier * max(norm, _norm(gradient))) ** 2
+
+
+def _norm(gradient: Tensor) -> float:
+    """‖g‖, summed in float64: squares of entries below 1e-20 are zero in float32, above 1e19 infinite."""
+    return float(gradient.double().norm())
 
 
 KINDS = {
@@ -46,13 +51,13 @@ KINDS = {
     "prune": Kind(("ratio",), lambda J, v, seed: perturb.prune(J.gradient, *v)),
     "quantize": Kind(("bits",), lambda J, v, seed: perturb.quantize(J.gradient, int(v[0]))),
     "designed": Kind(
-        ("noise norm / gradient norm",), lambda J, v, seed: designed(J, (v[0] * float(J.gradient.norm())) ** 2, seed)
+        ("noise norm / gradient norm",), lambda J, v, seed: designed(J, (v[0] * _norm(J.gradient)) ** 2, seed)
     ),
 }
 
 
 def _relative(gradient: Tensor, values: tuple[float, ...]) -> float:
-    return (values[0] * float(gradient.norm())) ** 2 / gradient.numel()
+    return (values[0] * _norm(gradient)) ** 2 / gradient.numel()
 
 
 @dataclass(frozen=True)
@@ -73,13 +78,17 @@ class Defense:
         """δ as a knowing attacker sees it, who scales a clipped gradient back to its own length; else δ itself."""
         if self.name not in ("dp", "clip"):
             return delta
-        scale = max(1.0, float(J.gradient.norm()) / self.values[0])
-        return scale * (J.gradient + delta) - J.gradient
+        scale = max(1.0, _norm(J.gradient) / self.values[0])
+        return (scale * (J.gradient.double() + delta) - J.gradient).to(delta)
 
     def variance(self, J: GradientJacobian) -> float | None:
         """σ² of isotropic noise as a knowing attacker sees it; None where it is of another kind."""
         rule = KINDS[self.name].variance
         return None if rule is None else rule(J.gradient, self.values)
+
+    def on_input(self, J: GradientJacobian) -> float | None:
+        """c, the variance of noise on the input whose gradient is sent; None for every other kind."""
+        return per_direction(J, (self.values[0] * _norm(J.gradient)) ** 2) if self.name == "designed" else None
 
 
 def parse(text: str) -> Defense:
@@ -115,9 +124,13 @@ def designed(J: GradientJacobian, energy: float, seed: int | None = None) -> Ten
     Raises: ValueError where J = 0.
     """
     checks.at_least("energy", energy, 0.0)
-    z = torch.randn(J.x.shape, generator=None if seed is None else torch.Generator().manual_seed(seed),
-                    dtype=torch.float64).to(J.x)  # fmt: skip
+    z = on_input(J, seed).to(J.x)
     return J.map(J.x + math.sqrt(per_direction(J, energy)) * z) - J.gradient
+
+
+def on_input(J: GradientJacobian, seed: int | None) -> Tensor:
+    """z ~ N(0, I) of the input's shape, float64: the draw of `designed`."""
+    return torch.randn(J.x.shape, generator=streams.generator("designed", seed), dtype=torch.float64)
 
 
 def per_direction(J: GradientJacobian, energy: float) -> float:
@@ -135,8 +148,7 @@ def trace(J: GradientJacobian) -> float:
     """tr(J Jᵀ) = ‖J‖²_F: of a formed J exactly, otherwise by random signs (Hutchinson 1989), one product each."""
     if J.is_dense:
         return float(J.gram().diagonal().sum())
-    generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(0, 2, (PROBES, J.shape[0]), generator=generator).to(J.x) * 2 - 1
+    signs = torch.randint(0, 2, (PROBES, J.shape[0]), generator=streams.generator("trace", 0)).to(J.x) * 2 - 1
     return float(J.rmatvec(signs).double().square().sum()) / PROBES
 
 
@@ -148,24 +160,21 @@ def averaged(values: Tensor, energy: float, spread: float) -> Tensor:
 
         s_i = τ² max(0, √(λ_i/ν) − λ_i),  ν such that they sum to the energy: directions with λ_i ≥ 1/ν get none.
 
-    Args: values: λ > 0 of J Jᵀ. Found by bisection in ν.
+    Args: values: λ > 0 of J Jᵀ. The k smallest share it, with 1/√ν = (energy/τ² + Σ λ_i)/Σ √λ_i over them, where k is
+    the largest for which the last of them gets any. In units of λ_max, so that no scale under- or overflows.
+
+    Raises: ValueError for eigenvalues or a spread that are not positive, or a negative energy.
     """
     values = values.double()
-    checks.at_least("spread", spread, 1e-300)
     checks.at_least("energy", energy, 0.0)
+    if not 0 < spread < math.inf:
+        raise ValueError(f"spread={spread} is out of range: τ must be positive and finite")
     if not (values > 0).all():
         raise ValueError("values holds eigenvalues that are not positive: give those above rounding (spectrum.rank)")
-
-    def shares(log_nu: float) -> Tensor:
-        return spread**2 * ((values * math.exp(-log_nu)).sqrt() - values).clamp_min(0)
-
-    low, high = -80.0, 80.0  # of log ν: the sum falls as ν grows
-    for _ in range(200):
-        middle = (low + high) / 2
-        if float(shares(middle).sum()) > energy:
-            low = middle
-        else:
-            high = middle
-    found = shares(high)
-    total = float(found.sum())
-    return found * (energy / total) if total > 0 else found
+    top = float(values.max())
+    rising = (values / top).sort().values
+    levels = (energy / top / spread**2 + rising.cumsum(0)) / rising.sqrt().cumsum(0)  # 1/√ν if the first k share it
+    level = levels[int((levels > rising.sqrt()).sum().clamp_min(1)) - 1]
+    shares = ((values / top).sqrt() * level - values / top).clamp_min(0)
+    total = float(shares.sum())
+    return shares * (energy / total) if total > 0 else shares

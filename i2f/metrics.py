@@ -29,7 +29,8 @@ class Units(NamedTuple):
     def within(self, name: str, x: Tensor) -> Tensor:
         """u, float64, in [0, 1]; a ValueError where x leaves the range by more than rounding."""
         u = self.of(checks.finite(name, x))
-        rounding = 4 * torch.finfo(x.dtype).eps * max(float(x.abs().max()), 1.0) / float(self.span.min())
+        eps = max(torch.finfo(dtype).eps for dtype in (x.dtype, torch.float32))  # float64 may hold what once was less
+        rounding = 4 * eps * max(float(x.abs().max()), 1.0) / float(self.span.min())
         if float(u.min()) < -rounding or float(u.max()) > 1 + rounding:
             low, high = float(self.low.min()), float((self.low + self.span).max())
             stated = f"[{low:g}, {high:g}]" if self.low.numel() == 1 else f"stated for each entry, [{low:g}, {high:g}]"

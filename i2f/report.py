@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from i2f.audit import LEVELS, Audit, Sample
+from i2f.metrics import UNIT
 
 STYLE = """
 body { font: 15px/1.45 system-ui, "DejaVu Sans", sans-serif; color: #222; background: #fff; margin: 2rem auto;
@@ -32,7 +33,7 @@ def page(audit: Audit, title: str) -> str:
     more = f"<p class=note>Pictures of the first {PICTURED} of {len(samples)}.</p>" if len(samples) > PICTURED else ""
     how = "one gradient of all of them" if audit.together else "each alone"
     exact = "the whole spectrum of J Jᵀ" if audit.exact else "products with J alone: bounds, no exact prediction"
-    unit = ", for pixels in [0, 1]" if all(s.scale == 1 for s in samples) else ", in the input's own unit"
+    unit = ", for pixels in [0, 1]" if audit.range == UNIT else ", in units of the range that inputs can have"
     worst = min(samples, key=lambda s: -1.0 if math.isnan(s.judged) else s.judged)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -44,16 +45,17 @@ Least protected: sample {worst.index}, {_number(worst.judged)} ({escape(worst.ve
 <p class=note>Errors are root mean squares per entry of the input{unit}. <b>Judged</b> is the smallest
 error of the attackers listed, to first order; it is no proof that no other attacker does better, and nothing here means
 "safe". The second picture is the
-predicted reconstruction of a perfect attacker without bounds, for one draw of the defence, clamped.</p>
+reconstruction that is predicted for one draw of the defence, clamped: of a perfect attacker without bounds, or, where
+J Jᵀ was not formed, of one with a prior.</p>
 {_spectra(samples)}
 <h2>Samples</h2>{more}
 {"".join(_sample(s) for s in shown)}
 <h2>All numbers</h2>
 {_table(samples, audit.target_psnr)}
-<p class=note>predicted: an attacker without bounds (I²F). box: one who knows that pixels lie in [0, 1]. prior: one who
+<p class=note>predicted: an attacker without bounds (I²F). box: one who knows the range of the input. prior: one who
 expects pixels of some deviation (the linear Bayes error). mask: one who reads the mask off a pruned gradient. bound:
-I_lb. needed: the variance of Gaussian noise for a PSNR of {audit.target_psnr:g} dB against an attacker who knows the
-box.</p>
+I_lb, for attackers without range and prior. needed: the variance of isotropic Gaussian noise at which the judged error
+has a PSNR of {audit.target_psnr:g} dB; ∞: no such noise reaches it; –: not found.</p>
 </body></html>
 """
 
@@ -82,7 +84,7 @@ judged RMSE {_number(s.judged)}, {_number(s.psnr)} dB{rank}{attacked}
 def _tone(s: Sample) -> str:
     if math.isnan(s.judged):
         return "unknown"
-    return "bad" if s.judged <= LEVELS[0][0] * s.scale else "mid" if s.judged <= LEVELS[1][0] * s.scale else "unknown"
+    return "bad" if s.judged <= LEVELS[0][0] else "mid" if s.judged <= LEVELS[1][0] else "unknown"
 
 
 def _table(samples: list[Sample], target: float) -> str:

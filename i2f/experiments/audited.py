@@ -24,8 +24,9 @@ def problems(setting: dict[str, Any], images: int, variances: list[float], targe
 
 def run(tasks: list[Problem], steps: int, jobs: int | None = None) -> pd.DataFrame:
     """A row each. asked: a variance, or a target PSNR in dB; variance: σ² of the noise; predicted_rmse, psnr: of the
-    audit, for the perturbation drawn; expected_psnr: over draws, for an attacker who knows the box; attacked_rmse,
-    attacked_psnr: what Gauss–Newton left (PSNR of the clamped image)."""
+    audit, for the perturbation drawn; expected_psnr: over draws, for the best of the attackers that an audit considers,
+    for whom the noise is sized; attacked_rmse, attacked_psnr: what Gauss–Newton left, without a prior (PSNR of the
+    clamped image)."""
     return sweep.run(partial(_solve, steps), tasks, together=("image",), at_most=8, jobs=jobs, description="audits")
 
 
@@ -41,7 +42,7 @@ def _solve(steps: int, chunk: list[Problem]) -> list[Row]:
         (found,) = audit(model, x, y, f"gaussian:{variance:.17g}", attack=True, attack_steps=steps, seed=p["image"])
         rows.append({
             "variance": variance, "predicted_rmse": found.drawn_rmse, "psnr": found.drawn_psnr,
-            "expected_psnr": -20 * math.log10(found.boxed),
+            "expected_psnr": -20 * math.log10(min(found.boxed, found.prior)),
             "attacked_rmse": found.attacked_rmse, "attacked_psnr": found.attacked_psnr,
             "label": found.label, "judged": found.judged, "verdict": found.verdict,
             "converged": found.attacked_reason.startswith(("stationary", "matched")), "reason": found.attacked_reason,
