@@ -1,5 +1,6 @@
 """Attacks find the image, or say how far they came; I²F meets a real inversion."""
 
+import hashlib
 import signal
 
 import pytest
@@ -172,7 +173,8 @@ class TestEveryMethod:
         assert torch.equal(attack.target, before)
 
 
-NOISE = torch.randn(1, 12, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+STREAM = int.from_bytes(hashlib.sha256(b"start:4").digest()[:8], "little") >> 1  # of the starts with seed 4
+NOISE = torch.randn(1, 12, generator=torch.Generator().manual_seed(STREAM), dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +197,7 @@ def test_dgl_keeps_its_best_iterate(mlp, backward):
     model, x, y = mlp
     trace = Trace()
     target = backward(model, x, y)
-    found = i2f.invert(model, target, y, x.shape, method="dgl", steps=60, lr=0.5, callback=trace)
+    found = i2f.invert(model, target, y, x.shape, method="dgl", steps=60, lr=0.5, seed=3, callback=trace)
     assert found.loss == min(trace.losses) < 0.5 * trace.losses[-1]
     assert squared(backward(model, found.x, y) - target) == pytest.approx(found.loss, rel=1e-9)
 
@@ -339,6 +341,7 @@ def test_bend_is_what_gauss_newton_leaves_out(tiny, twin, backward):
     model, x, y = tiny
     gmap, v, h = GradientMap(model, y), torch.linspace(-1, 1, x.numel(), dtype=x.dtype), 1e-3
     target = backward(model, x.flip(-1), y)
+    gmap.check(x, "x")
     point = Point(Problem(gmap, target, x, 1, 0.0, Match(gmap.size), Prior(0.0, 0.0, x)), x)
     ahead, behind = (twin(model, x + k * h * v.view_as(x), y) @ point.residual for k in (1, -1))
     torch.testing.assert_close(point.slope(), twin(model, x, y) @ point.residual, rtol=1e-6, atol=1e-9)

@@ -2,10 +2,13 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,8 +17,11 @@ from i2f.attacks.first_order import dgl, dlg, gs
 from i2f.attacks.gauss_newton import gauss_newton
 from i2f.attacks.labels import recover_labels
 from i2f.attacks.problem import Callback, Iterate, Problem, Reconstruction
-from i2f.attacks.setup import STARTS, make_problems
+from i2f.attacks.setup import STARTS, make_problems, whole
 from i2f.gradient import GradientMap, Loss
+
+Array = Tensor | np.ndarray | Sequence[float]
+Gradient = Array | Sequence[Tensor] | Mapping[str, Tensor]
 
 __all__ = ["METHODS", "STARTS", "Iterate", "Reconstruction", "invert", "invert_many", "recover_labels"]
 
@@ -24,7 +30,7 @@ class Method(NamedTuple):
     """An attack, with the settings that it is published with.
 
     box: pixels stay in [0, 1]. soft_labels: labels that are not given are optimised, not read off the gradient.
-    together: takes many problems in one pass.
+    together: takes many problems in one pass. cosine: its distance has no unit.
     """
 
     run: Callable[..., list[Reconstruction]]
@@ -33,6 +39,7 @@ class Method(NamedTuple):
     box: bool = False
     soft_labels: bool = False
     together: bool = True
+    cosine: bool = False
 
 
 METHODS = {
@@ -40,25 +47,25 @@ METHODS = {
     "dgl": Method(dgl, 24_000, "normal"),
     "dlg": Method(dlg, 300, "normal", soft_labels=True, together=False),
     "idlg": Method(dgl, 24_000, "normal"),
-    "gs": Method(gs, 24_000, "normal", box=True),
+    "gs": Method(gs, 24_000, "normal", box=True, cosine=True),
 }
 
 
 def invert(
     model: nn.Module,
-    gradient: Tensor,
-    y: Tensor | None,
+    gradient: Gradient,
+    y: Array | None,
     shape: Sequence[int],
     *,
     method: str = "gauss-newton",
     loss: Loss = F.cross_entropy,
-    mask: Tensor | None = None,
-    covariance: Tensor | None = None,
+    mask: Array | None = None,
+    covariance: Array | None = None,
     box: bool | None = None,
     tv: float = 0.0,
     ridge: float = 0.0,
-    mean: float | Tensor = 0.5,
-    start: str | Tensor | None = None,
+    mean: float | Array = 0.5,
+    start: str | Array | None = None,
     restarts: int = 1,
     seed: int = 0,
     steps: int | None = None,
@@ -69,16 +76,19 @@ def invert(
 ) -> Reconstruction:
     """DGL:  G_r(g) = argmin_x ‖∇_θ L(x, θ) − g‖².
 
-    The arguments are all that the attacker knows; the private input is not among them.
+    The arguments are all that the attacker knows; the private input is not among them. Tensors may be NumPy arrays or
+    lists of numbers. No answer depends on the scale of the loss, where `ridge`, `tv`, `l1` and `covariance` follow it.
 
     Args (the threat model):
         model: as shared, in evaluation mode, normalisation included as its first layer. loss: (output, y) -> scalar,
-            with its reduction. gradient: what was sent, flat (d_θ,), perturbed or not.
-        y: the labels, (n,); None where they are unknown: "dlg" then optimises them, every other method reads them off
-            the last layer's gradient (`recover_labels`). "idlg" always does.
+            with its reduction. gradient: what was sent, perturbed or not: flat (d_θ,), a list of one tensor a
+            parameter, or a dictionary by parameter name (`GradientMap.flat`).
+        y: the labels, (n,), or probabilities, (n, classes); None where they are unknown: "dlg" then optimises them,
+            every other method reads them off the last layer's gradient (`recover_labels`). "idlg" always does.
         shape: of the input, (n, C, H, W): n images behind one gradient are n·C·H·W unknowns.
         mask: (d_θ,) booleans: the coordinates of the gradient that are known to be exact; the others are not matched.
-            `gradient != 0` for a pruned gradient. covariance: of known noise, (d_θ,) variances or (d_θ, d_θ).
+            `gradient != 0` for a pruned gradient. covariance: of known noise, (d_θ,) variances or (d_θ, d_θ), beside
+            which the penalties below are weights on a distance without unit; otherwise on ‖∇L − g‖².
         box: pixels lie in [0, 1], enforced inside every step; None: as published ("gs" alone). tv: weight of the total
             variation (mean absolute difference of neighbours, smoothed at 10⁻³). ridge, mean: a Gaussian prior, the
             penalty ridge · ‖x − mean‖²; with ε = σ²/τ² for noise of variance σ² and pixels N(mean, τ²) this is the MAP
@@ -93,18 +103,14 @@ def invert(
         tolerance: the relative residual at which the gradient counts as matched; None: 64 units of rounding.
         progress: show a bar. callback: called with an `Iterate` at every iterate.
         options: of the method. "dgl", "idlg", "gs", "dlg": lr, optimizer (a torch class, or any function of
-            (parameters, lr=...)); "gs": signed; "dgl", "idlg": l1, the weight of TAG's ‖·‖₁.
+            (parameters, lr=...)), which sees the objective in units of ‖g‖²; "gs": signed; "dgl", "idlg": l1, the
+            weight of TAG's ‖·‖₁.
 
     Returns: a `Reconstruction`; after Ctrl-C the best so far. Raises: ValueError or TypeError for bad input, before
     any work.
     """
-    if gradient.ndim != 1:
-        raise ValueError(
-            f"gradient has shape {tuple(gradient.shape)}; invert takes what was sent at once, and invert_many a stack "
-            f"of problems: give a flat ({gradient.shape[-1] if gradient.ndim else 'd_θ'},) tensor"
-        )
     return invert_many(
-        model, gradient[None], None if y is None else y[None], shape, method=method, loss=loss, mask=mask,
+        model, [gradient], None if y is None else [y], shape, method=method, loss=loss, mask=mask,
         covariance=covariance, box=box, tv=tv, ridge=ridge, mean=mean, start=start,
         restarts=restarts, seed=seed, steps=steps, tolerance=tolerance, progress=progress, callback=callback,
         **options,
@@ -113,19 +119,19 @@ def invert(
 
 def invert_many(
     model: nn.Module,
-    gradients: Tensor,
-    y: Tensor | None,
+    gradients: Array | Sequence[Gradient],
+    y: Array | Sequence[Array] | None,
     shape: Sequence[int],
     *,
     method: str = "gauss-newton",
     loss: Loss = F.cross_entropy,
-    mask: Tensor | None = None,
-    covariance: Tensor | None = None,
+    mask: Array | None = None,
+    covariance: Array | None = None,
     box: bool | None = None,
     tv: float = 0.0,
     ridge: float = 0.0,
-    mean: float | Tensor = 0.5,
-    start: str | Tensor | None = None,
+    mean: float | Array = 0.5,
+    start: str | Array | None = None,
     restarts: int = 1,
     seed: int | Sequence[int] = 0,
     steps: int | None = None,
@@ -141,28 +147,42 @@ def invert_many(
     One that diverges comes back with `failed` and a reason; the others go on.
 
     Args:
-        gradients: (P, d_θ). y: (P, n), or None. shape: of one problem's input, (n, C, H, W).
+        gradients: (P, d_θ), or a sequence of P gradients, each as in `invert`. y: (P, n), a sequence of P labels each
+            as in `invert`, or None. shape: of one problem's input, (n, C, H, W).
         mask: (d_θ,), or (P, d_θ), one each. start: as in `invert`, or (P, n, C, H, W). seed: one for all (they start
             alike), or one each. Everything else: as in `invert`, the same for all.
     """
     chosen = METHODS[checks.one_of("method", method, METHODS)]
     _check_options(method, options)
-    for name, value in (("steps", steps), ("restarts", restarts)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value} is out of range: give at least 1")
+    steps, restarts = chosen.steps if steps is None else whole("steps", steps), whole("restarts", restarts)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback is {type(callback).__name__}; give a function of an Iterate")
     if method == "idlg" and y is not None:
         raise ValueError("idlg reads the labels off the gradient: give y=None, or method='dgl' for known labels")
-    rounds = make_problems(
-        GradientMap(model, None, loss), gradients, y, shape, mask=mask, covariance=covariance,
-        start=chosen.start if start is None else start, restarts=restarts, seed=seed,
-        box=chosen.box if box is None else box, tv=tv, ridge=ridge, mean=mean,
-        soft_labels=y is None and chosen.soft_labels,
-        steps=chosen.steps if steps is None else steps, tolerance=tolerance, callback=callback, progress=progress,
-    )  # fmt: skip
-    if chosen.together:
-        found = chosen.run([problem for one_round in rounds for problem in one_round], **options)
-        return [_best(found[i :: len(rounds[0])]) for i in range(len(rounds[0]))]
-    return _in_rounds(chosen, rounds, options)
+    with ordinary():
+        rounds = make_problems(
+            GradientMap(model, None, loss), gradients, y, shape, mask=mask, covariance=covariance,
+            start=chosen.start if start is None else start, restarts=restarts, seed=seed,
+            box=chosen.box if box is None else box, tv=tv, ridge=ridge, mean=mean,
+            soft_labels=y is None and chosen.soft_labels, cosine=chosen.cosine,
+            steps=steps, tolerance=tolerance, callback=callback, progress=progress,
+        )  # fmt: skip
+        if chosen.together:
+            found = chosen.run([problem for one_round in rounds for problem in one_round], **options)
+            return [_best(found[i :: len(rounds[0])]) for i in range(len(rounds[0]))]
+        return _in_rounds(chosen, rounds, options)
+
+
+@contextmanager
+def ordinary() -> Iterator[None]:
+    """Autograd as it is outside of any context: a caller's inference mode, no_grad or autocast changes no answer."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def _in_rounds(method: Method, rounds: Sequence[Sequence[Problem]], options: dict[str, Any]) -> list[Reconstruction]:

@@ -38,17 +38,25 @@ def descend(problems: Sequence[Problem], recipe: Recipe) -> list[Reconstruction]
 
         squared  ‖a − b‖² [+ l1 ‖a − b‖₁]        cosine  1 − ⟨a, b⟩ / ‖a‖‖b‖,
 
-    by any torch optimiser. Problems share the model, not their fate: each has its own leaf tensor, stops by itself,
-    and keeps its own best iterate. The problems of one call have the same shape, steps and prior.
+    by any torch optimiser, which sees the objective in units of ‖W g‖², so that its settings mean the same at every
+    scale of the loss. Problems share the model, not their fate: each has its own leaf tensor, stops by itself,
+    and keeps its own best iterate. The problems of one call have the same shape and steps.
 
     `converged` only where the gradient was matched: a first-order method cannot tell a slow descent from a stationary
     point, and the reason says how much the last tenth of its steps still gained.
     """
-    group = _group_size(problems, recipe)
-    found: list[Reconstruction] = []
-    for first in range(0, len(problems), group):
-        found += _Descent(problems[first : first + group], recipe).run()
+    most = _group_size(problems, recipe)
+    found: list[Reconstruction | None] = [None] * len(problems)
+    left = list(range(len(problems)))
+    while left:
+        alike = [i for i in left if 1 / ALIKE <= problems[i].gmap.unit / problems[left[0]].gmap.unit <= ALIKE]
+        for i, result in zip(alike[:most], _Descent([problems[i] for i in alike[:most]], recipe).run(), strict=False):
+            found[i] = result
+        left = [i for i in left if found[i] is None]
     return found
+
+
+ALIKE = 2.0**16  # units between which one problem's gradients can stand in for another's
 
 
 def _group_size(problems: Sequence[Problem], recipe: Recipe) -> int:
@@ -70,6 +78,8 @@ class _Descent:
         self.logits = [p.label_logits.clone().requires_grad_() for p in problems if p.label_logits is not None]
         self.targets = [p.match(p.target) for p in problems]
         self.goals = [_goal(p, recipe.cosine) for p in problems]
+        self.sizes_of = [problems[0].gmap.unit / p.gmap.unit for p in problems]
+        self.weights = [1.0 if recipe.cosine else p.scale**-2 for p in problems]
         self.gradients = BatchedGradient(problems[0].gmap)
         self.optimizer = recipe.optimizer([*self.images, *self.logits], lr=recipe.lr)
         self.running = list(range(len(problems)))
@@ -101,14 +111,19 @@ class _Descent:
         return self.found
 
     def evaluate(self) -> dict[int, Tensor]:
-        """The objective of every running problem, with its graph; keeps what is the best so far."""
+        """The objective of every running problem, with its graph; keeps what is the best so far. With a box, nothing
+        is evaluated outside it, whatever the optimiser tries between its steps."""
         chosen = self.running
+        if self.box:
+            self.project()
         xs = torch.stack([self.images[i] for i in chosen])
         if self.logits:
             ys = torch.stack([self.logits[i] for i in chosen]).softmax(-1)
         else:
             ys = torch.stack([self.problems[i].gmap.y for i in chosen])
         gradients = self.gradients(xs, ys)
+        if any(self.sizes_of[i] != 1 for i in chosen):
+            gradients = gradients * gradients.new_tensor([self.sizes_of[i] for i in chosen])[:, None]
         distance = _cosine if self.recipe.cosine else _squared
         if all(self.problems[i].match.plain for i in chosen):
             targets = torch.stack([self.targets[i] for i in chosen])
@@ -116,10 +131,11 @@ class _Descent:
         else:
             pairs = [(self.problems[i].match(g), self.targets[i]) for i, g in zip(chosen, gradients, strict=True)]
             misfits, absolute = (torch.stack([norm(*pair) for pair in pairs]) for norm in (distance, _absolute))
-        losses = misfits + self.recipe.l1 * absolute if self.recipe.l1 else misfits
-        prior = self.problems[0].prior
-        if prior.active:
-            losses = losses + torch.stack([prior.penalty(x) for x in xs])
+        losses = misfits
+        if self.recipe.l1:
+            losses = losses + absolute * absolute.new_tensor([self.recipe.l1 / self.problems[i].unit for i in chosen])
+        if self.problems[0].prior.active:
+            losses = losses + torch.stack([self.problems[i].prior.penalty(x) for i, x in zip(chosen, xs, strict=True)])
         self.evaluations += 1
         self.misfits = dict(zip(chosen, misfits.tolist(), strict=True))
         for i, loss in zip(chosen, losses.tolist(), strict=True):
@@ -136,7 +152,7 @@ class _Descent:
         for i, loss in losses.items():
             value = loss.item()
             self.problems[i].report(step, self.images[i], value, self.evaluations)
-            if not math.isfinite(value):
+            if not math.isfinite(self.problems[i].loss(value)):
                 self.stop(i, step, f"failed: the objective is NaN or infinite at step {step}", failed=True)
             elif not self.sizes[i] <= EXPLODED:
                 self.stop(i, step, f"failed: pixels beyond {EXPLODED:g} at step {step}", failed=True)
@@ -150,21 +166,24 @@ class _Descent:
         def closure() -> float:
             nonlocal pending
             now, pending = pending or self.evaluate(), None
-            self.backward(now)
-            return sum(now[i].item() for i in self.running)
+            return self.backward(now)
 
         with torch.enable_grad():
             self.optimizer.step(closure)
         if self.box:
-            with torch.no_grad():
-                for i in self.running:
-                    self.images[i].clamp_(*BOX)
+            self.project()
 
-    def backward(self, losses: dict[int, Tensor]) -> None:
-        """Gradients of the running problems' leaves; the others have none, so that the optimiser passes them by."""
+    @torch.no_grad()
+    def project(self) -> None:
+        for i in self.running:
+            self.images[i].clamp_(*BOX)
+
+    def backward(self, losses: dict[int, Tensor]) -> float:
+        """The sum that the optimiser minimises, and gradients of the running problems' leaves; the others have none, so
+        that the optimiser passes them by."""
         leaves = [*self.images, *self.logits]
         moving = [leaves[k] for k in range(len(leaves)) if k % len(self.images) in self.running]
-        total = torch.stack([losses[i] for i in self.running]).sum()
+        total = torch.stack([losses[i] * self.weights[i] for i in self.running]).sum()
         for leaf in leaves:
             leaf.grad = None
         for leaf, gradient in zip(moving, torch.autograd.grad(total, moving), strict=True):
@@ -173,6 +192,7 @@ class _Descent:
             for i in self.running:
                 self.images[i].grad.sign_()
         self.evaluations += 1
+        return float(total.detach())
 
     def stop_all(self, step: int, reason: str) -> None:
         for i in list(self.running):

@@ -18,6 +18,7 @@ MAX_DAMPING = 1e10  # μ at which an attack is given up; both in units of the cu
 SUFFICIENT_GAIN = 1e-4  # a step is accepted for this share of the decrease that the model promised
 STRAIGHT = 0.9  # gain ratio from which a step needs no correction
 MOST_CORRECTIONS = 3
+MIN_DAMPING = 1e-40  # where μ stays as long as all goes well, in the same units
 STATIONARY = 1e-14  # no step promises more than this share of the objective: nothing left to gain
 
 
@@ -29,6 +30,7 @@ def gauss_newton(problems: Sequence[Problem]) -> list[Reconstruction]:
     matrix whenever the model with S foretold the last change of the objective better than the one without (as in
     NL2SOL, Dennis, Gay and Welsch 1981). Then convergence is quadratic for a noisy gradient too.
 
+    Where the network has no third derivative, which S needs, the steps are Gauss–Newton's own, and the reason says so.
     With a box, a step minimises the same model among the images in [0, 1]. A prior's gradient joins the
     right side, its curvature the matrix. How steps are solved: `StepSolver`, or `KrylovSolver` for networks whose J is
     too large to form, where a step that the objective's curvature spoils is also corrected. A step is taken on its gain
@@ -59,9 +61,8 @@ class _Attack:
 
     def run(self) -> Reconstruction:
         problem = self.problem
-        if not math.isfinite(self.point.objective):
+        if not math.isfinite(problem.loss(self.point.objective)):
             return self.finish("failed: the gradient at the start is NaN or infinite; give another start or seed")
-        self.point.checked()
         self.report()
         with bar(total=problem.steps, description="gauss-newton", shown=problem.progress) as progress:
             try:
@@ -81,7 +82,10 @@ class _Attack:
         if self.reason:
             return
         if not self.mu:
-            curvature = float(point.rmatvec(slope / slope.norm()).square().sum())
+            curvature = point.curvature(slope)
+            if not 0 < curvature < math.inf:
+                self.reason = f"stalled: the curvature at the start is {curvature:g} in units of the gradient"
+                return
             self.mu, self.ceiling = INITIAL_DAMPING * curvature, MAX_DAMPING * curvature
             self.evaluations += 1
         self.evaluations += 1
@@ -100,13 +104,13 @@ class _Attack:
                 self.reason = "stationary: the model promises no further decrease"
             elif gain > SUFFICIENT_GAIN:
                 self.point, self.step = candidate, self.step + 1
-                self.mu *= max(0.1, 1 - (2 * gain - 1) ** 3)
+                self.mu = max(self.mu * max(0.1, 1 - (2 * gain - 1) ** 3), self.ceiling * (MIN_DAMPING / MAX_DAMPING))
                 self.growth = 2.0
                 self.report()
                 return
             else:
                 self.mu, self.growth = self.mu * self.growth, self.growth * 2
-                if self.mu > self.ceiling:
+                if not self.mu <= self.ceiling:
                     self.reason = "stalled: no step of any length decreases the objective"
 
     def corrected(
@@ -138,6 +142,8 @@ class _Attack:
         failed = reason.startswith("failed")
         if not float(self.point.x.abs().max()) <= EXPLODED:
             failed, reason = True, f"failed: pixels beyond {EXPLODED:g} at step {self.step}"
+        if not self.point.order.third:
+            reason += "; without the second-order term, as the network has no third derivative"
         return self.problem.finish(
             self.point.x, self.point.objective, self.step, self.evaluations + self.solver.products, reason,
             converged=reason.startswith(("matched", "stationary")), failed=failed,
@@ -145,47 +151,59 @@ class _Attack:
 
 
 class Point(Linearization):
-    """One iterate: its residual r, its objective f = ‖r‖² + penalty(x), and products with J Wᵀ there."""
+    """One iterate: its residual r, its objective f = ‖r‖² + penalty(x), and products with J Wᵀ there. order: what the
+    network is known to have, shared by the points of one attack."""
 
-    def __init__(self, problem: Problem, x: Tensor):
+    def __init__(self, problem: Problem, x: Tensor, order: "Order | None" = None):
         super().__init__(problem.gmap, x)
         self.problem, self.match, self.prior = problem, problem.match, problem.prior
+        self.order = order or Order()
         self.residual = self.match(self.gradient - problem.target)
-        self.misfit = float(self.residual @ self.residual)
+        self.misfit = float(self.residual.double().square().sum())
         self.objective = self.misfit + (float(self.prior.penalty(self.x)) if self.prior.active else 0.0)
         if not math.isfinite(self.objective):
             self.objective = math.inf
         self.belief = self.prior.curvature(self.x) if self.prior.active else None
-        self._half_gradient: Tensor | None = None
-        self._half_pull: Tensor | None = None
+        self._half_misfit: Tensor | None = None  # half the gradients, with their graphs
+        self._half_penalty: Tensor | None = None
 
     def at(self, s: Tensor) -> "Point":
         """The point a step away; rounding does not carry it out of the box."""
         x = self.x + s.view_as(self.x)
-        return Point(self.problem, x.clamp(*BOX) if self.problem.box else x)
+        return Point(self.problem, x.clamp(*BOX) if self.problem.box else x, self.order)
 
     def slope(self) -> Tensor:
         """½ ∇f = J Wᵀ r + ½ ∇penalty; its own graph is kept for `bend`."""
-        if self._half_gradient is None:
+        if self._half_misfit is None:
             weights = self.match.adjoint(self.residual, self.gradient.numel())
-            self._half_gradient = self._backward(weights, create_graph=True)
+            try:
+                self._half_misfit = self._backward(weights, create_graph=self.order.third)
+            except RuntimeError as error:
+                self.order.lacks_third(error)
+                self._half_misfit = self._backward(weights)
             if self.prior.active:
-                pull = self._pull()
-                self._half_gradient = self._half_gradient + pull
-                self._half_pull = pull.detach().reshape(-1)
-        return self._half_gradient.detach().reshape(-1)
+                with torch.enable_grad():
+                    half = 0.5 * self.prior.penalty(self._x)
+                    self._half_penalty = torch.autograd.grad(half, self._x, create_graph=True)[0]
+        out = self._half_misfit.detach().reshape(-1)
+        return out + self._pull() if self.prior.active else out
 
     def _pull(self) -> Tensor:
-        """½ ∇penalty, with its graph."""
-        with torch.enable_grad():
-            return torch.autograd.grad(0.5 * self.prior.penalty(self._x), self._x, create_graph=True)[0]
+        """½ ∇penalty, (d_x,)."""
+        return self._half_penalty.detach().reshape(-1)
+
+    def curvature(self, direction: Tensor) -> float:
+        """vᵀ(J WᵀW Jᵀ + the prior's curvature)v along a unit vector v."""
+        v = (direction.double() / direction.double().norm()).to(direction)
+        out = float(self.rmatvec(v).double().square().sum())
+        return out if self.belief is None else out + float(v @ self.belief(v))
 
     def chord(self, candidate: "Point", s: Tensor, newton: bool) -> Tensor:
         """½ ∇f at the candidate x + s as it would be if J [and S] had stayed as they are here: J Wᵀ r(x + s) [+ S s].
         What is left of it at a step that solves the model is due to r's curvature along s."""
         out = self.matvec(self.match.adjoint(candidate.residual, self.gradient.numel()))
         if self.prior.active:
-            out = out + self._half_pull + self.belief(s)  # as the model has it: `bend` adds what it lacks
+            out = out + self._pull() + self.belief(s)  # as the model has it: `bend` adds what it lacks
         return out + self.bend(s) if newton else out
 
     def rmatvec(self, v: Tensor) -> Tensor:
@@ -200,12 +218,17 @@ class Point(Linearization):
         return out + self.bend(v) if newton else out
 
     def bend(self, v: Tensor) -> Tensor:
-        """What `curve` leaves out of half the objective's Hessian: S v, and what the prior's stand-in lacks."""
-        if not self._half_gradient.requires_grad:
-            return torch.zeros_like(v)
-        out = torch.autograd.grad(
-            self._half_gradient, self._x, v.view_as(self._x), retain_graph=True, materialize_grads=True
-        )[0].reshape(-1)
+        """What `curve` leaves out of half the objective's Hessian: S v, and what the prior's stand-in lacks. Without
+        S where the network has no third derivative."""
+        halves = [self._half_misfit] if self.order.third else []
+        halves = [h for h in (*halves, self._half_penalty) if h is not None and h.requires_grad]
+        try:
+            out = torch.autograd.grad(
+                halves, self._x, [v.view_as(self._x)] * len(halves), retain_graph=True, materialize_grads=True
+            )[0].reshape(-1) if halves else torch.zeros_like(v)  # fmt: skip
+        except RuntimeError as error:
+            self.order.lacks_third(error)
+            return self.bend(v)
         return out if self.belief is None else out - self.belief(v)
 
     def promise(self, s: Tensor) -> tuple[float, float]:
@@ -213,7 +236,7 @@ class Point(Linearization):
         Js = self.rmatvec(s)
         linear = -float((2 * self.residual + Js) @ Js)
         if self.belief is not None:
-            linear -= float(s @ (2 * self._half_pull + self.belief(s)))
+            linear -= float(s @ (2 * self._pull() + self.belief(s)))
         return linear, linear - float(s @ self.bend(s))
 
     def matched(self) -> str:
@@ -226,4 +249,16 @@ class Point(Linearization):
         slope = self.slope().view_as(self.x)
         if self.problem.box:
             slope = slope[~((self.x <= BOX[0]) & (slope > 0) | (self.x >= BOX[1]) & (slope < 0))]
-        return "" if slope.any() else "stationary: the objective's gradient vanishes here"
+        return "" if float(slope.norm()) else "stationary: the objective's gradient vanishes here"
+
+
+class Order:
+    """Whether the network has the third derivative that S needs; known once it has been asked for."""
+
+    third = True
+
+    def lacks_third(self, error: RuntimeError) -> None:
+        """Says so; raises the error where it has another cause."""
+        if not self.third or isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise error
+        self.third = False

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from i2f import streams
 from i2f.gradient import GradientMap
 
-PROBES = 64  # dummy images that stand for the private ones where the network's average answer is needed
+PROBES = 64  # dummy images, at least, that stand for the private ones where the network's average answer is needed
 
 
 def recover_labels(gmap: GradientMap, gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -17,32 +18,43 @@ def recover_labels(gmap: GradientMap, gradient: Tensor, shape: tuple[int, ...]) 
         ∇_b L = s (Σ_i p_i − counts),    counts = Σ_i p_i − ∇_b L / s,
 
     the number of images of each class, up to the unknown probabilities p_i. These are replaced by the network's mean
-    answer to random images, and the counts rounded so that they sum to n. One image: the only negative entry of ∇_b L
-    is at its label (Zhao et al. 2020), which needs no guess. Without a bias, ∇_W L projected on the mean feature
-    takes the place of ∇_b L. Exact for one image; for a batch, as good as "one answer for all images" is: an untrained
-    network's (cf. Wainakh et al. 2022, Geng et al. 2021).
+    answer to random images, n at a time, and the counts by the nearest whole ones that sum to n. One image: the only
+    negative entry of ∇_b L is at its label (Zhao et al. 2020), which needs no guess. Without a bias, ∇_W L projected on
+    the mean feature takes the place of ∇_b L; of one image, whose ∇_W L = (p − e_y) hᵀ, the largest row is the label's.
+    Exact for one image; for a batch, as good as "one answer for all images" is: an untrained network's (cf. Wainakh et
+    al. 2022, Geng et al. 2021). Images that the loss ignores (`ignore_index`) leave no trace: n does not count them.
 
     Args:
-        gmap: its labels are not used. gradient: flat (d_θ,). shape: (n, ...), of the private batch.
+        gmap: its labels are not used. gradient: flat (d_θ,), or as `GradientMap.flat` takes it. shape: (n, ...), of the
+            private batch.
 
     Raises:
-        ValueError: the model does not end in a trainable linear layer, or the loss is not a cross-entropy.
+        ValueError: the model does not end in a trainable linear layer, the loss is not a plain cross-entropy, or two
+            labels explain the gradient equally well.
     """
     n = shape[0]
-    noise = torch.rand(PROBES, *shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    name, features, logits = _last_layer(gmap, noise.to(gradient))
-    probabilities = logits.softmax(1).mean(0)
-    scale = _reduction(gmap, logits[:1].expand(n, -1))
+    gradient = gmap.flat("gradient", gradient, batch=False).detach().to(gmap.device).double()
+    generator = streams.generator("label probe", 0)
+
+    def images() -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=torch.float64).to(gmap.device, gmap.dtype)
+
+    name, features, logits = _last_layer(gmap, images())
+    scale = _reduction(gmap, *logits.shape, like=logits)
     parts = dict(zip(gmap.parameters, gmap.split(gradient), strict=True))
     bias, weight = parts.get(f"{name}.bias"), parts.get(f"{name}.weight")
     if bias is None and weight is None:
         raise ValueError(f"y=None: the last layer, {name}, is frozen, so that no label can be read from it; give y")
+    if n == 1 and bias is not None:
+        return bias.argmin().view(1)
+    passes = [(features, logits), *(_last_layer(gmap, images())[1:] for _ in range(-(-PROBES // n) - 1))]
+    features, logits = (torch.cat(parts).double() for parts in zip(*passes, strict=True))
+    if n == 1:
+        return _largest_row(weight, features)
     if bias is None:
         mean = features.mean(0)
         bias = weight @ mean / (mean @ mean)
-    if n == 1:
-        return bias.argmin().view(1)
-    return _round(n * probabilities - bias / scale, n)
+    return nearest_counts(n * logits.softmax(1).mean(0), bias, scale, n)
 
 
 def _last_layer(gmap: GradientMap, x: Tensor) -> tuple[str, Tensor, Tensor]:
@@ -60,33 +72,66 @@ def _last_layer(gmap: GradientMap, x: Tensor) -> tuple[str, Tensor, Tensor]:
         for hook in hooks:
             hook.remove()
     for name, (features, logits) in reversed(seen.items()):
-        if logits.ndim == 2 and logits.shape == output.shape and torch.equal(logits, output):
+        shaped = torch.is_tensor(output) and logits.ndim == 2 and logits.shape == output.shape and len(logits) == len(x)
+        if shaped and torch.equal(logits, output):
             return name, features, logits
     raise ValueError("y=None: labels are read from a last linear layer, and this model does not end in one; give y")
 
 
-def _reduction(gmap: GradientMap, logits: Tensor) -> float:
-    """s with ∂L/∂logits = s (softmax − one-hot); a ValueError where the loss is not of that form."""
-    logits = logits.detach().clone().requires_grad_()
-    y = torch.arange(len(logits), device=logits.device) % logits.shape[1]
-    expected = logits.detach().softmax(1)
-    expected[torch.arange(len(y)), y] -= 1
-    try:
-        (found,) = torch.autograd.grad(gmap.loss(logits, y), logits)
-        scale = float((found * expected).sum() / expected.square().sum())
-        plain = torch.allclose(found, scale * expected, rtol=1e-3, atol=1e-6 * abs(scale))
-    except (RuntimeError, IndexError, TypeError, ValueError):
-        plain = False
-    if not plain or scale <= 0:
-        raise ValueError("y=None: labels can be read from a plain cross-entropy's gradient only; give y")
-    return scale
+def _reduction(gmap: GradientMap, n: int, classes: int, like: Tensor) -> float:
+    """s with ∂L/∂logits = s (softmax − one-hot), over `gmap.unit`; a ValueError where the loss is not of that form for
+    every label, as with weighted or ignored classes and smoothed labels. (For one image a class's own weight is no
+    obstacle: the sign of s is enough.)"""
+    logits = torch.randn(n, classes, generator=streams.generator("label probe", 1), dtype=torch.float64).to(like)
+    answers, scales, rows = logits.double().softmax(1), [], torch.arange(n, device=like.device)
+    for first in range(0, classes, n):
+        z, y = logits.clone().requires_grad_(), (first + rows) % classes
+        expected = answers.clone()
+        expected[rows, y] -= 1
+        try:
+            with torch.enable_grad():
+                (found,) = torch.autograd.grad(gmap.loss(z, y), z)
+        except (RuntimeError, IndexError, TypeError, ValueError):
+            found = torch.full_like(z, torch.nan)
+        found = found.double() / gmap.unit
+        scales.append(float((found * expected).sum() / expected.square().sum()))
+        plain = torch.allclose(found, scales[-1] * expected, rtol=1e-3, atol=1e-6 * abs(scales[-1])) and scales[-1] > 0
+        if not plain or (n > 1 and abs(scales[-1] / scales[0] - 1) > 1e-3):
+            raise ValueError("y=None: labels can be read from a plain cross-entropy's gradient only; give y")
+    return scales[0]
 
 
-def _round(counts: Tensor, n: int) -> Tensor:
-    """Labels of n images whose class counts are nearest to `counts`: whole, not negative, n in sum."""
-    whole = counts.clamp(min=0).floor().long()
-    while int(whole.sum()) > n:
-        whole[torch.where(whole > 0, counts - whole, torch.inf).argmin()] -= 1
-    while int(whole.sum()) < n:
-        whole[(counts - whole).argmax()] += 1
-    return torch.arange(len(whole), device=counts.device).repeat_interleave(whole)
+def _largest_row(weight: Tensor, features: Tensor) -> Tensor:
+    """The label of one image from ∇_W L = (p − e_y) hᵀ alone, (1,): 1 − p_y is no smaller than any other p. Where one
+    other class has all of it, the sign of h decides, if it is known (features that are never negative)."""
+    label = weight.square().sum(1).argmax()
+    rows = weight @ weight[label]
+    rival = rows.argmin()
+    if rows[rival] > -TIED * rows[label]:
+        return label.view(1)
+    if (features < 0).any():
+        raise ValueError(f"y=None: without a bias, labels {int(label)} and {int(rival)} explain the gradient equally "
+                         "well; give y")  # fmt: skip
+    return (weight @ features.mean(0)).argmin().view(1)
+
+
+TIED = 0.99
+
+
+def nearest_counts(answers: Tensor, bias: Tensor, scale: float, n: int) -> Tensor:
+    """Labels of n images, (n,), whose class counts are nearest to  c = answers − bias/scale  of all that are whole, not
+    negative, and n in sum.
+
+    These are the floors of c's Euclidean projection max(c − t, 0) on {k ≥ 0, Σk = n}, and one more for the largest
+    remainders: whole counts take the n largest of {c_j − i, i = 0, 1, …}, and so do these.
+    """
+    c = answers - (bias - bias.min()) / scale
+    c = (c - c.max()).clamp(min=-n - 1.0)  # a class that far below has none, however large the noise
+    falling = c.sort(descending=True).values
+    thresholds = (falling.cumsum(0) - n) / torch.arange(1, len(c) + 1, device=c.device)
+    t = thresholds[(falling > thresholds).nonzero()[-1, 0]]
+    share = (c - t).clamp(min=0)
+    counts = share.floor().long()
+    missing = n - int(counts.sum())
+    counts[(share - counts).topk(missing).indices] += 1
+    return torch.arange(len(c), device=c.device).repeat_interleave(counts)

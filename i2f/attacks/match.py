@@ -1,5 +1,7 @@
 """Which part of a gradient an attacker trusts, and how much: the norm in which gradients are matched."""
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -42,6 +44,8 @@ class Match:
                 f"covariance has shape {tuple(covariance.shape)}; give ({size},) variances or a ({size}, {size}) matrix"
             )
         checks.finite("covariance", covariance)
+        rounding = torch.finfo(covariance.dtype).eps if covariance.is_floating_point() else 0.0
+        covariance = covariance.double()  # its square root may lie within float32's range where it does not itself
         if covariance.ndim == 1:
             variances = self.select(covariance)
             if not (variances > 0).all():
@@ -49,22 +53,35 @@ class Match:
             self.scale = variances.rsqrt()
             return
         matrix = covariance if self.known is None else covariance[self.known][:, self.known]
+        unit = matrix / matrix.abs().max()
         self.factor, info = torch.linalg.cholesky_ex(matrix)
-        if int(info) or not torch.allclose(matrix, matrix.mT):
+        if int(info) or not torch.allclose(unit, unit.mT, atol=64 * rounding):
             raise ValueError("covariance is not symmetric positive definite")
+
+    def scaled(self, unit: float) -> "Match":
+        """The same for residuals that are divided by `unit`: where a covariance is known, W v stays what it is."""
+        other = copy.copy(self)
+        other.scale = None if self.scale is None else self.scale * unit
+        other.factor = None if self.factor is None else self.factor / unit
+        return other
 
     def to(self, like: Tensor) -> "Match":
         """The same in the dtype and on the device of `like`."""
-        other = object.__new__(Match)
+        other = copy.copy(self)
         other.known = None if self.known is None else self.known.to(like.device)
         other.scale = None if self.scale is None else self.scale.to(like)
         other.factor = None if self.factor is None else self.factor.to(like)
         return other
 
     @property
+    def whitens(self) -> bool:
+        """W v has no unit."""
+        return self.scale is not None or self.factor is not None
+
+    @property
     def plain(self) -> bool:
         """W is the identity."""
-        return self.known is None and self.scale is None and self.factor is None
+        return self.known is None and not self.whitens
 
     def __call__(self, v: Tensor) -> Tensor:
         """W v, (..., d_θ) -> (..., |K|): of a residual, or of every row of J."""

@@ -26,6 +26,10 @@ class Prior(NamedTuple):
     def active(self) -> bool:
         return bool(self.tv or self.ridge)
 
+    def scaled(self, unit: float) -> "Prior":
+        """The same belief beside ‖(∇L − g)/unit‖²."""
+        return self._replace(tv=self.tv / unit / unit, ridge=self.ridge / unit / unit)
+
     def penalty(self, x: Tensor) -> Tensor:
         """(n, ...) -> scalar."""
         value = self.ridge * (x - self.mean).square().sum()

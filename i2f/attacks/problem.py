@@ -38,6 +38,10 @@ class Problem:
     gmap: the model and the labels (None: unknown, and optimised from `label_logits`). target: what was sent, (d_θ,).
     start: (n, ...). match: which coordinates count, and how much. prior: the penalty
     on images. box: pixels stay in [0, 1]. tolerance: the relative residual at which the gradient counts as matched.
+
+    Everything is in units in which the target is of order one, a power of two (`gmap.unit`), so that no scale of the
+    loss under- or overflows. unit: what one unit of the residual W(∇L − g) is to the user; a loss of f here is
+    f · unit² there. It is 1 where W whitens, and for the cosine distance.
     """
 
     gmap: GradientMap
@@ -53,31 +57,35 @@ class Problem:
     restart: int = 0
     callback: Callback | None = None
     progress: bool = False
+    unit: float = 1.0
     scale: float = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scale", float(self.match(self.target).norm()) or 1.0)
+        object.__setattr__(self, "scale", float(self.match(self.target).double().norm()) or 1.0)
+
+    def loss(self, value: float) -> float:
+        """An objective in the user's units."""
+        return value * self.unit * self.unit
 
     def report(self, step: int, x: Tensor, loss: float, evaluations: int) -> None:
         if self.callback is not None:
-            self.callback(Iterate(self.index, self.restart, step, x.detach().clone(), loss, evaluations))
+            self.callback(Iterate(self.index, self.restart, step, x.detach().clone(), self.loss(loss), evaluations))
 
     def finish(
         self, x: Tensor, loss: float, steps: int, evaluations: int, reason: str,
         converged: bool = False, failed: bool = False, y: Tensor | None = None, soft: Tensor | None = None,
     ) -> "Reconstruction":  # fmt: skip
-        """The result for the best iterate `x`. Its residual is taken afresh, in the gradient's own units."""
-        gradient = self.gmap(x.detach(), soft)
-        known = self.match.select(self.target)
+        """The result for the best iterate `x`. Its residual is taken afresh, without weights."""
+        gradient = self.gmap(x.detach(), soft).double()
+        known = self.match.select(self.target).double()
         residual = float((self.match.select(gradient) - known).norm()) / (float(known.norm()) or 1.0)
-        if not residual <= max(self.tolerance, NOT_MATCHED):
-            reason += f"; the gradient is not matched, relative residual {residual:.2g}"
         return Reconstruction(
-            x.detach(), loss, residual, steps, evaluations, converged, reason, failed, self.gmap.y if y is None else y
-        )
+            x.detach(), self.loss(loss), residual, steps, evaluations, converged, reason, failed,
+            self.gmap.y if y is None else y, matched=residual <= max(self.tolerance, MATCHED),
+        )  # fmt: skip
 
 
-NOT_MATCHED = 1e-3
+MATCHED = 1e-3
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,8 @@ class Reconstruction:
         steps: taken. evaluations: gradient-evaluation equivalents of all restarts, where one ∇_θL and one product
             with J or Jᵀ count one each and a formed J counts d_x.
         converged: x is stationary. reason: why the attack stopped.
+        matched: the relative residual is at most 10⁻³ (or the tolerance). A stationary x need not match: noise leaves
+            a residual that no image explains.
         failed: it diverged (NaN, or pixels beyond 10⁶) or was never begun; x is its best iterate before that.
         y: (n,) the labels it used or found. restart: which one gave x.
     """
@@ -105,3 +115,4 @@ class Reconstruction:
     failed: bool = False
     y: Tensor | None = None
     restart: int = 0
+    matched: bool = False

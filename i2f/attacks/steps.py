@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,15 @@ CG_TOLERANCE = 1e-3  # on a step, in the norm of its preconditioned residual
 STALE_SHARE = 48  # past d_x/48 steps with the Gram matrix of an earlier iterate, a new one is the faster way
 CG_STEPS_FRESH = 100
 FACTOR_RANGE = 30.0  # how far μ may move before the Gram matrix is factored anew
+ROUGH_UNITS = 2.0**64  # of the gradient, between which a loss can be evaluated in float32
+MOST_SHIFTS = 40  # fourfold each: from rounding to far beyond the largest eigenvalue
+
+
+class Gram(NamedTuple):
+    """size · matrix, in float32, the largest diagonal entry of `matrix` one: no scale of J under- or overflows."""
+
+    matrix: Tensor
+    size: float
 
 
 class FirstGram:
@@ -30,12 +39,14 @@ class FirstGram:
 
     def __init__(self) -> None:
         self.problem: Problem | None = None
-        self.gram: Tensor | None = None
+        self.gram: Gram | None = None
 
-    def at(self, problem: Problem, compute: Callable[[], Tensor | None]) -> Tensor | None:
+    def at(self, problem: Problem, compute: Callable[[], Gram | None]) -> Gram | None:
         if not self._serves(problem):
             self.problem, self.gram = problem, compute()
-        return self.gram
+        if self.gram is None or self.problem is problem:
+            return self.gram
+        return self.gram._replace(size=self.gram.size * (self.problem.gmap.unit / problem.gmap.unit) ** 2)
 
     def _serves(self, problem: Problem) -> bool:
         last = self.problem
@@ -43,7 +54,8 @@ class FirstGram:
             return False
         ours, theirs = problem.gmap.y, last.gmap.y
         same = ours is theirs or (torch.is_tensor(ours) and torch.is_tensor(theirs) and torch.equal(ours, theirs))
-        return same and torch.equal(problem.start, last.start)
+        near = 2.0**-64 <= last.gmap.unit / problem.gmap.unit <= 2.0**64
+        return same and near and torch.equal(problem.start, last.start)
 
 
 class StepSolver:
@@ -57,11 +69,13 @@ class StepSolver:
 
     def __init__(self, problem: Problem, first: FirstGram):
         self.problem, self.first = problem, first
-        self.exact, self.rough = problem.gmap, problem.gmap.cast(torch.float32)
+        self.exact, self.rough = problem.gmap, problem.gmap
+        if 1 / ROUGH_UNITS <= problem.gmap.unit <= ROUGH_UNITS:
+            self.rough = problem.gmap.cast(torch.float32).scaled(problem.gmap.unit)
         self.match, self.box = problem.match, problem.box
         self.centre: Point | None = None  # where the Gram matrix was taken
-        self.gram: Tensor | None = None
-        self.factor: tuple[float, Tensor | None, Tensor] | None = None  # μ, the free pixels, the factor
+        self.gram: Gram | None = None
+        self.factor: tuple[float, Tensor | None, Tensor | None] | None = None  # μ, the free pixels, the factor
         self.products = 0
 
     def solve(self, point: Point, b: Tensor, mu: float, newton: bool) -> tuple[Tensor, bool]:
@@ -103,23 +117,28 @@ class StepSolver:
 
         return minimize_in_box(lambda v: A(v) + mu * v, b, BOX[0] - x, BOX[1] - x, free_step, CG_TOLERANCE)
 
-    def _rough_gram(self, point: Point) -> Tensor | None:
-        """J WᵀW Jᵀ and the prior's curvature in float32; in the model's precision where its loss holds tensors of that;
-        None where it overflows."""
-        x = point.x.to(self.rough.dtype)
+    def _rough_gram(self, point: Point) -> Gram | None:
+        """J WᵀW Jᵀ and the prior's curvature in float32; in the model's precision where its loss holds tensors of that,
+        or where float32 under- or overflows; None where that does too."""
+        x, gram = point.x.to(self.rough.dtype), None
         try:
             if self.match.plain:
-                gram = jacobian_gram(self.rough, x).float()
+                gram = jacobian_gram(self.rough, x)
             else:
-                gram = outer_gram(self.match.to(x)(dense_jacobian(self.rough, x))).float()
+                gram = outer_gram(self.match.to(x)(dense_jacobian(self.rough, x)))
         except RuntimeError:
             if self.rough is self.exact:
                 raise
-            self.rough = self.exact
-            return self._rough_gram(point)
-        if point.belief is not None:
-            gram += point.belief(torch.eye(len(gram), dtype=point.x.dtype).to(point.x)).float()
-        return gram if torch.isfinite(gram).all() else None
+        if gram is not None:
+            if point.belief is not None:
+                gram += point.belief(torch.eye(len(gram), dtype=point.x.dtype).to(point.x)).to(gram)
+            size, info = float(gram.diagonal().max()), torch.finfo(gram.dtype)
+            if info.tiny / info.eps < size and torch.isfinite(gram).all():
+                return Gram((gram / size).float(), size)
+        if self.rough is self.exact:
+            return None
+        self.rough = self.exact
+        return self._rough_gram(point)
 
     @staticmethod
     def fits(problem: Problem) -> bool:
@@ -133,11 +152,13 @@ class StepSolver:
         if self.factor is None or not self._serves(mu, free):
             self.factor = (mu, free, self._cholesky(mu, free))
         factor = self.factor[2]
+        if factor is None:
+            return lambda r: r
 
         def apply(r: Tensor) -> Tensor:
-            size = r.norm() or 1.0  # keeps tiny residuals within float32's range
+            size = float(r.norm()) or 1.0  # keeps tiny residuals within float32's range
             inner = (r if free is None else r[free]) / size
-            z = solve_factored(factor, inner.float()).to(r.dtype) * size
+            z = solve_factored(factor, inner.float()).to(r.dtype) * (size / self.gram.size)
             return z if free is None else torch.zeros_like(r).masked_scatter(free, z)
 
         return apply
@@ -147,12 +168,15 @@ class StepSolver:
         same = pixels is free if pixels is None or free is None else torch.equal(pixels, free)
         return same and 1 / FACTOR_RANGE <= mu / centre <= FACTOR_RANGE
 
-    def _cholesky(self, mu: float, free: Tensor | None) -> Tensor:
-        gram = self.gram if free is None else self.gram[free][:, free]
-        shift, info = mu, 1
-        while info:  # rounding may have made the float32 matrix indefinite
+    def _cholesky(self, mu: float, free: Tensor | None) -> Tensor | None:
+        """Of (Gram + μI)/size; None where no shift makes it positive definite (NaN)."""
+        gram = self.gram.matrix if free is None else self.gram.matrix[free][:, free]
+        shift = mu / self.gram.size
+        for _ in range(MOST_SHIFTS):  # rounding may have made the float32 matrix indefinite
             shifted = gram.clone()
-            shifted.diagonal().add_(shift)
+            shifted.diagonal().add_(min(shift, 1e30))
             factor, info = torch.linalg.cholesky_ex(shifted)
-            shift = 4 * shift + torch.finfo(torch.float32).eps * float(gram.diagonal().max())
-        return factor
+            if not int(info):
+                return factor
+            shift = 4 * shift + torch.finfo(torch.float32).eps
+        return None
