@@ -76,10 +76,13 @@ def bootstrap(
     The percentiles are expanded for small samples, by what Student's t differs from the normal and a sample's standard
     deviation from its unbiased estimate (Hesterberg 2015, The American Statistician 69, section 5.3.2). Up to six units
     the distribution is the exact one, over all samples; beyond, that of `draws` at random. Fewer than `least` units, or
-    a statistic that is not a number, have no interval. One that is the same for every unit has one of no width: read n.
+    a statistic that is not a number, over the table or over more resamplings than the percentiles leave out, have no
+    interval. If every unit agrees, the interval has zero width: judge it by n.
 
     Args:
-        table: tidy, with a column `unit` that says which rows belong together; resampling never splits a unit.
+        table: tidy, with a column `unit` that says which rows belong together; resampling never splits a unit. In a
+            resampled table that column numbers the copies, so that a unit drawn twice counts twice in statistics that
+            group by it.
     """
     groups = [np.flatnonzero(table[unit] == name) for name in table[unit].unique()]
     if not groups:
@@ -89,11 +92,16 @@ def bootstrap(
     if n < least or math.isnan(value):
         return value, -math.inf, math.inf
     samples, weights = _samples(n, draws, seed)
-    table = table.copy()  # one block a type, of which rows are taken far faster
-    drawn = np.array([statistic(table.take(np.concatenate([groups[i] for i in sample]))) for sample in samples])
+    copies = samples + n * _copies(samples)  # a number of its own for every copy of a unit
+    table, groups = _repeated(table, unit, groups, 1 + int(copies.max()) // n)
+    drawn = np.array([statistic(table.take(np.concatenate([groups[i] for i in copy]))) for copy in copies.tolist()])
     tail = float(ndtr(math.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.025)))
-    # "inverted_cdf" takes values that were drawn, since some may be infinite
-    low, high = np.nanquantile(drawn, [tail, 1 - tail], method="inverted_cdf", weights=weights)
+    # a resampling without a value might have any; "inverted_cdf" takes values that were drawn, since some are infinite
+    unknown = np.isnan(drawn)
+    low, high = (
+        np.quantile(np.where(unknown, end, drawn), share, method="inverted_cdf", weights=weights)
+        for end, share in ((-math.inf, tail), (math.inf, 1 - tail))
+    )
     return value, float(low), float(high)
 
 
@@ -105,6 +113,25 @@ def _samples(n: int, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         return samples, np.exp(gammaln(n + 1) - gammaln(times + 1).sum(0) - n * math.log(n))
     picks = np.random.default_rng(seed).integers(n, size=(draws, n))
     return np.unique(np.sort(picks), axis=0, return_counts=True)
+
+
+def _copies(samples: np.ndarray) -> np.ndarray:
+    """How often each entry of a sorted sample has stood in it before, (k, n): 0, or 1 for a unit's second copy, …"""
+    place = np.arange(samples.shape[1])
+    first = np.where(np.diff(samples, axis=1, prepend=-1) > 0, place, 0)
+    return place - np.maximum.accumulate(first, axis=1)
+
+
+def _repeated(
+    table: pd.DataFrame, unit: str, groups: list[np.ndarray], times: int
+) -> tuple[pd.DataFrame, list[np.ndarray]]:
+    """The table `times` over, the column `unit` holding the number of the copy, and the rows of each copy."""
+    groups = [group + len(table) * time for time in range(times) for group in groups]
+    numbers = np.empty(len(table) * times, dtype=table[unit].dtype if table[unit].dtype.kind in "if" else int)
+    for number, group in enumerate(groups):
+        numbers[group] = number
+    table = table.take(np.tile(np.arange(len(table)), times)).reset_index(drop=True)
+    return table.assign(**{unit: numbers}).copy(), groups  # one block a type, of which rows are taken far faster
 
 
 def verdict(low: float, high: float, at_least: float = -math.inf, at_most: float = math.inf) -> str:
@@ -155,13 +182,13 @@ def judge(
 
 
 def worst(table: pd.DataFrame, by: str | list[str], column: str) -> float:
-    """The largest of the groups' medians; arrays, since a bootstrap asks for it often."""
+    """The largest of the groups' medians, NaN where one is; arrays, since a bootstrap asks for it often."""
     names = [by] if isinstance(by, str) else by
     values, groups = table[column].to_numpy(), np.zeros(len(table), dtype=int)
     for name in names:
         codes, found = pd.factorize(table[name])
         groups = groups * len(found) + codes
-    return float(max(np.median(values[groups == group]) for group in np.unique(groups)))
+    return float(np.max([np.median(values[groups == group]) for group in np.unique(groups)]))
 
 
 def settled(table: pd.DataFrame) -> str:
@@ -190,6 +217,37 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
     """The same of arrays; NaN where one of them is all ties, or has a NaN."""
     with np.errstate(invalid="ignore", divide="ignore"):  # a draw of one unit many times has no order
         return float(np.corrcoef(_ranks(x), _ranks(y))[0, 1])
+
+
+def rank_agreement(table: pd.DataFrame, x: str, y: str) -> float:
+    """Spearman's correlation of y with x over the largest that their ties allow: 1 where y never falls as x grows, −1
+    where it never grows. For outcomes that tie by their nature, as shares of words do: of five levels of noise at three
+    of which nothing is lost, no predictor without ties has a Spearman above 0.89. NaN where one of them is all ties."""
+    first, second = (_ranks(table[name].to_numpy(dtype=float)) for name in (x, y))
+    first, second = first - first.mean(), second - second.mean()
+    found, ascending = first @ second, np.sort(second)
+    most = np.sort(first) @ (ascending if found >= 0 else -ascending[::-1])
+    return float(found / most) if most else math.nan
+
+
+def orders(table: pd.DataFrame, unit: str, x: str, y: str) -> pd.DataFrame:
+    """Spearman's correlation of y with x within every unit, one row each: (unit, order).
+
+    A perfect order is 1 in each of them, also where units differ in level. Values of y that are equal, as errors at the
+    numerical floor are, share their mean rank and count against the order; where all are equal there is none: 0. NaN
+    where x has a single value, or a number is missing.
+    """
+    found = []
+    for name, rows in table.groupby(unit, sort=False):
+        order = rank_correlation(rows, x, y)
+        flat = rows[y].nunique(dropna=False) == 1 and rows[y].notna().all() and rows[x].nunique() > 1
+        found.append((name, 0.0 if flat else order))
+    return pd.DataFrame(found, columns=[unit, "order"])
+
+
+def mean_order(table: pd.DataFrame) -> float:
+    """The mean of `orders`; NaN where one is."""
+    return float(table.order.to_numpy().mean())
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

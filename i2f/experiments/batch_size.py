@@ -130,9 +130,12 @@ def _attacked(J: GradientJacobian, delta: Tensor, found: Reconstruction) -> Row:
 def ratios(table: pd.DataFrame, batch: int) -> pd.DataFrame:
     """Expected RMSE of an image in a batch of B over that of the same image alone, and what of it is averaging.
 
-    Columns: set, image; total = averaging · mixing, averaging = B; share = log B / log total.
+    Columns: set, image; total = averaging · mixing, averaging = B; share = log B / log total. Where the batch's J Jᵀ is
+    singular, the expected error is infinite, and averaging has no share in that.
     """
     fixed = table[table.part == FIXED]
+    singular = fixed["rank"] < fixed.d_x
+    fixed = fixed.assign(expected_rmse=fixed.expected_rmse.mask(singular, np.inf))
     wide = fixed.pivot_table(index=["set", "image"], columns="batch", values="expected_rmse").dropna(subset=[1, batch])
     total = wide[batch] / wide[1]
     return pd.DataFrame({"total": total, "mixing": total / batch, "share": np.log(batch) / np.log(total)}).reset_index()

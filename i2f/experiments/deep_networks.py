@@ -132,7 +132,7 @@ def judge(table: pd.DataFrame, products: int, order: float, tight: float) -> lis
     failed = f"; {len(table) - len(measured)} failed" if len(measured) < len(table) else ""
     found = [
         claims.judge(
-            table, lambda t: float(t.products.max()), "image", at_most=products, **common,
+            table, lambda t: float(t.products.to_numpy().max()), "image", at_most=products, **common,
             id="deep_networks-products", statement="On deep networks too, I_lb needs only a few dozen products.",
             statistic="most products on any network and image, λ_max within 1%", note=names + failed,
         )

@@ -119,7 +119,7 @@ def judge(table: pd.DataFrame, dataset: str, cheaper: float, products: float) ->
     common: dict[str, Any] = {"source": "the abstract and the efficiency experiment", "unit": "image"}
     found = [
         claims.judge(
-            table[table.method == "I_lb"], lambda t: float(t.evaluations.max()), at_most=products, **common,
+            table[table.method == "I_lb"], lambda t: float(t.evaluations.to_numpy().max()), at_most=products, **common,
             id=f"efficiency-{dataset}-products",
             statement="I_lb needs only a few dozen products with the Jacobian.",
             attacker="none: an estimate",

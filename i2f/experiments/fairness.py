@@ -123,7 +123,7 @@ def class_effect(table: pd.DataFrame, name: str = "mse") -> tuple[float, float]:
 def explained(table: pd.DataFrame, causes: Sequence[str]) -> float:
     """Adjusted R² of log MSE on the causes: `label` as a class, any other column as its logarithm.
 
-    NaN where there are no more different images than coefficients.
+    NaN where there are no more different images than coefficients, as among copies of a few.
     """
     columns = [
         pd.get_dummies(table.label, drop_first=True).to_numpy(float)
@@ -133,9 +133,9 @@ def explained(table: pd.DataFrame, causes: Sequence[str]) -> float:
     ]
     A = np.column_stack([np.ones(len(table)), *columns])
     n, k = A.shape
-    if table.image.nunique() <= k:
-        return math.nan
     y = np.log(table.mse.to_numpy())
+    if len(np.unique(y)) <= k:
+        return math.nan
     left = y - A @ np.linalg.lstsq(A, y, rcond=None)[0]
     return 1 - float(left @ left) / (n - k) / float(y.var(ddof=1))
 

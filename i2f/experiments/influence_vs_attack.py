@@ -129,18 +129,32 @@ def at_every_level(table: pd.DataFrame) -> pd.Series:
 def end_of_law(table: pd.DataFrame, tolerance: float) -> float:
     """The predicted RMSE at which the median relative error passes `tolerance`, between noise levels by log–log lines.
 
-    Where it never does, the largest median prediction that was tried: the law ends beyond it.
+    0 where it is above `tolerance` at the lowest level already: the law holds nowhere that was tried. Where it never
+    is, the largest median prediction that was tried: the law ends beyond it.
     """
+    return _end(table, tolerance)[0]
+
+
+def reached(table: pd.DataFrame, tolerance: float, cut: float) -> float:
+    """`end_of_law`, to be compared with `cut`; NaN where the law holds at every level and none goes as far."""
+    end, ended = _end(table, tolerance)
+    return end if ended or end >= cut else np.nan
+
+
+def _end(table: pd.DataFrame, tolerance: float) -> tuple[float, bool]:
+    """`end_of_law`, and whether the law ended among the levels at all."""
     levels = table.groupby("variance")[["predicted_rmse", "relative_error"]].median()
     x, y = np.log(levels.clip(lower=1e-16).to_numpy()).T  # an error of zero has no logarithm
-    beyond = np.flatnonzero(y > np.log(tolerance))
+    beyond = np.flatnonzero(~(y <= np.log(tolerance)))  # an unknown error too
     if not len(beyond):
-        return float(np.exp(x[-1]))
+        return float(np.exp(x.max())), False
     k = beyond[0]
     if k == 0:
-        return float(np.exp(x[0]))
+        return 0.0, True
+    if not np.isfinite(y[k]):
+        return float(np.exp(x[k - 1])), True
     share = (np.log(tolerance) - y[k - 1]) / (y[k] - y[k - 1])
-    return float(np.exp(x[k - 1] + share * (x[k] - x[k - 1])))
+    return float(np.exp(x[k - 1] + share * (x[k] - x[k - 1]))), True
 
 
 def judge(
@@ -189,8 +203,8 @@ def judge(
               at_most=accuracy)  # fmt: skip
     ours = table[(table.model == first) & (table.attacker == "gauss-newton") & whole]
     claim(ours, "end", f"The linear law reaches at least to a predicted RMSE of {cut:g}.",
-          f"predicted RMSE at which the median relative error passes {tolerance:g}",
-          lambda t: end_of_law(t, tolerance), at_least=cut)  # fmt: skip
+          f"predicted RMSE at which the median relative error passes {tolerance:g}; 0 where it holds nowhere",
+          lambda t: reached(t, tolerance, cut), at_least=cut)  # fmt: skip
     for attacker in KNOWS:
         mine = table[(table.model == first) & (table.attacker == attacker)]
         tag = attacker.replace(", ", "-")

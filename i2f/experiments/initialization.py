@@ -105,9 +105,9 @@ def wide(rows: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def leader_share(seeds: pd.DataFrame, init: str = "uniform") -> float:
-    """Share of weight seeds in which `init` has the lowest value of all initialisations."""
-    lowest = seeds.to_numpy()[:, 1:].argmin(axis=1)
-    return float((lowest == list(seeds.columns[1:]).index(init)).mean())
+    """Share of weight seeds in which `init` has a lower value than every other initialisation: a tie is no lead."""
+    values, at = seeds.to_numpy()[:, 1:], list(seeds.columns[1:]).index(init)
+    return float((values[:, at] < np.delete(values, at, axis=1).min(axis=1)).mean())
 
 
 def ratio(seeds: pd.DataFrame, over: str = "normal", under: str = "uniform") -> float:

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from i2f import claims, data, models, penalty, perturb, spectrum, sweep
+from i2f import claims, data, models, penalty, perturb, spectrum, streams, sweep
 from i2f.attacks import invert
 from i2f.experiments.designed_noise import defended, median_norm
 from i2f.influence import expected_square
@@ -62,20 +62,20 @@ def _train(
 ) -> tuple[torch.nn.Module, float]:  # fmt: skip
     x, y = data.load(p["dataset"], digits + held_out, split="train")
     model = models.build("lenet", p["dataset"], init=p["init"], seed=p["weight_seed"], normalize=False)
-    generator = torch.Generator().manual_seed(p["seed"])
+    order, noise, probe = (streams.generator(name, p["seed"]) for name in ("order", "training noise", "penalty"))
     clip = median_norm(model, x[:50], y[:50]) if p["method"] == DP else 0.0
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     for _ in range(epochs):
-        for number, chosen in enumerate(torch.randperm(digits, generator=generator).split(batch)):
+        for number, chosen in enumerate(torch.randperm(digits, generator=order).split(batch)):
             if p["method"] == DP:
-                gradients = defended(model, x[chosen], y[chosen], DP, p["weight"], clip, generator)
+                gradients = defended(model, x[chosen], y[chosen], DP, p["weight"], clip, noise)
                 for parameter, gradient in zip(model.parameters(), gradients, strict=True):
                     parameter.grad = gradient
             else:
                 optimizer.zero_grad()
                 loss = F.cross_entropy(model(x[chosen]), y[chosen])
                 if p["method"] != PLAIN and number % every == 0:
-                    terms = [_term(p["method"], model, x[i : i + 1], y[i : i + 1], damping, generator)
+                    terms = [_term(p["method"], model, x[i : i + 1], y[i : i + 1], damping, probe)
                              for i in chosen[:penalised].tolist()]  # fmt: skip
                     loss = loss + every * p["weight"] * torch.stack(terms).mean()
                 loss.backward()
@@ -113,7 +113,7 @@ def _attacks(
             rows[-1] |= {
                 "rmse": float((found.x - J.x).square().mean().sqrt()),
                 "mse_clamped": float((found.x.clamp(0, 1) - J.x).square().mean()),
-                "converged": found.converged, "failed": found.failed, "reason": found.reason,
+                "converged": found.converged, "matched": found.matched, "failed": found.failed, "reason": found.reason,
             }  # fmt: skip
     return rows
 

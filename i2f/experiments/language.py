@@ -13,10 +13,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from i2f import checks, claims, devices, language, perturb, spectrum, sweep, text
+from i2f import checks, claims, devices, language, perturb, spectrum, streams, sweep, text
 from i2f.attacks import Reconstruction, invert
 from i2f.attacks.tokens import read_last_token, read_tokens, token_set
-from i2f.experiments.problems import relative_error
+from i2f.experiments import problems as shared
 from i2f.jacobian import GradientJacobian
 from i2f.language import LanguageModel
 from i2f.sweep import Problem, Row
@@ -170,8 +170,8 @@ def _read(sent: Sent, gradients: Tensor, among: Tensor | None = None) -> list[Te
 
 def _read_shared(sent: Sent, gradient: Tensor, variance: float, seed: int) -> Row:
     rows = language.embedding_gradient(sent.model, sent.tokens, sent.y)
-    noise = perturb.gaussian(rows.flatten(), variance, seed=seed + 1).view_as(rows)
-    named = token_set(rows + noise, variance)
+    noise = variance**0.5 * torch.randn(rows.shape, generator=streams.generator("embedding", seed), dtype=torch.float64)
+    named = token_set(rows + noise.to(rows), variance)
     truth = sent.tokens.unique()
     right = int(torch.isin(truth, named).sum())
     (found,) = _read(sent, gradient[None], named if len(named) else None)
@@ -182,7 +182,7 @@ def _read_shared(sent: Sent, gradient: Tensor, variance: float, seed: int) -> Ro
 
 def _random(sent: Sent, seed: int) -> Tensor:
     """N(0, τ²), as embeddings are: nothing of the text is in it."""
-    noise = torch.randn(sent.J.x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    noise = torch.randn(sent.J.x.shape, generator=streams.generator("start", seed), dtype=torch.float64)
     return sent.spread * noise.to(sent.J.x)
 
 
@@ -224,7 +224,7 @@ def _scored(sent: Sent, tokens: Tensor, x: Tensor, found: Reconstruction | None 
         return row
     return row | {
         "relative_residual": found.relative_residual, "steps": found.steps, "evaluations": found.evaluations,
-        "converged": found.converged, "failed": found.failed, "reason": found.reason,
+        "converged": found.converged, "matched": found.matched, "failed": found.failed, "reason": found.reason,
     }  # fmt: skip
 
 
@@ -236,12 +236,20 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def lost(table: pd.DataFrame) -> pd.DataFrame:
+    """The table in which an attack that failed has found nothing: no token, no word, and an infinite error."""
+    failed = table.failed.astype(bool)
+    shown = [name for name in ("all_found", "named", *METRICS) if name in table]
+    return shared.lost(table).assign(**{name: table[name].mask(failed, 0.0).astype(float) for name in shown})
+
+
 def judge(
     table: pd.DataFrame, share: float, cut: float, accuracy: float, order: float, flat: tuple[float, float],
     kept: float, fallen: float, middle: float,
 ) -> list[claims.Claim]:  # fmt: skip
     """The experiment's claims. The thresholds are the notebook's parameters."""
     found: list[claims.Claim] = []
+    table = lost(table)
     for (network, task), whole in table.groupby(NETWORK, sort=False):
         tag = network if task == "classification" else f"{network}-{task}"
         words = tag.replace("-", " ", 1) if network != "minilm" else "MiniLM"
@@ -256,51 +264,52 @@ def judge(
                                           attacker=attacker, **more))  # fmt: skip
 
         def of(attacker: str, whole: pd.DataFrame = whole) -> pd.DataFrame:
-            return whole[(whole.attacker == attacker) & ~whole.failed.astype(bool)]
+            return whole[whole.attacker == attacker]
 
-        none = "share of texts found whole, no noise"
+        none, ties = "share of texts found whole, no noise", ", over the largest that ties allow"
         for attacker, name, statement in (
             (READING, "read", "every token is read off the first layers' gradient, without a search."),
             (SEARCH, "searched", "Gauss–Newton finds every token from a random start."),
             (TAG, "tag", "TAG finds every token from a random start."),
         ):
             rows = whole[(whole.attacker == attacker) & (whole.relative == 0)]
-            claim(rows.assign(all_found=rows.all_found.fillna(False).astype(float)), name, statement, none,
-                  lambda t: float(t.all_found.mean()), ATTACKERS[attacker], at_least=share, source="ours")  # fmt: skip
+            claim(rows, name, statement, none, lambda t: float(t.all_found.mean()), ATTACKERS[attacker],
+                  at_least=share, source="ours")  # fmt: skip
         if "predicted_rmse" in whole and whole.predicted_rmse.notna().any():
             fine = of(REFINED)
             fine = fine[(fine.relative > 0) & (fine.predicted_rmse <= cut * fine.spread)]
             claim(fine, "accuracy", "I²F is the error of the embeddings, modulo what LayerNorm hides.",
-                  "median relative error of the predicted RMSE", lambda t: float(relative_error(t).median()),
+                  "median relative error of the predicted RMSE", lambda t: float(shared.relative_error(t).median()),
                   ATTACKERS[REFINED], at_most=accuracy,
                   note=f"predicted RMSE at most {cut:g} standard deviations of E; {claims.settled(fine)}")  # fmt: skip
         best = of(REFINED if (whole.attacker == REFINED).any() else READING)
-        noisy = best[best.relative > 0]
+        noisy = best[(best.relative > 0) & best.bound_norm.notna()]
         claim(noisy, "features", "I_lb tells how far the network's answer moves, over levels of noise.",
-              "Spearman of the feature MSE with I_lb",
-              lambda t: claims.rank_correlation(t, "bound_norm", "feature_mse"), ATTACKERS[best.attacker.iloc[0]],
+              f"Spearman of the feature MSE with I_lb{ties}",
+              lambda t: claims.rank_agreement(t, "bound_norm", "feature_mse"), ATTACKERS[best.attacker.iloc[0]],
               at_least=order)  # fmt: skip
         claim(noisy.assign(lost=1 - noisy.rougeL), "order", "I_lb tells how much text leaks, over levels of noise.",
-              "Spearman of 1 − ROUGE-L with I_lb", lambda t: claims.rank_correlation(t, "bound_norm", "lost"),
+              f"Spearman of 1 − ROUGE-L with I_lb{ties}", lambda t: claims.rank_agreement(t, "bound_norm", "lost"),
               ATTACKERS[best.attacker.iloc[0]], at_least=order)  # fmt: skip
         level = of(READING)
-        level = level[level.relative == middle]
+        level = level[(level.relative == middle) & level.bound_norm.notna()]
         claim(level.assign(lost=1 - level.accuracy), "texts", "at one level of noise, I_lb tells which texts leak.",
-              f"Spearman over texts of the share of tokens lost with I_lb, relative noise {middle:g}",
-              lambda t: claims.rank_correlation(t, "bound_norm", "lost"), ATTACKERS[READING], at_least=order,
+              f"Spearman over texts of the share of tokens lost with I_lb{ties}, relative noise {middle:g}",
+              lambda t: claims.rank_agreement(t, "bound_norm", "lost"), ATTACKERS[READING], at_least=order,
               least=claims.LEAST_RANKED)  # fmt: skip
         low, high = flat
         claim(noisy[noisy.bound_norm <= low], "flat", f"ROUGE-L is flat up to an I_lb of {low:g}.",
               f"mean ROUGE-L at I_lb ≤ {low:g}", lambda t: float(t.rougeL.mean()),
               ATTACKERS[best.attacker.iloc[0]], at_least=kept)  # fmt: skip
-        claim(noisy[noisy.bound_norm >= high], "fallen", f"ROUGE-L has fallen at an I_lb of {high:g}.",
+        finished = noisy[~noisy.failed.astype(bool)]  # an attack that failed is no proof of protection
+        claim(finished[finished.bound_norm >= high], "fallen", f"ROUGE-L has fallen at an I_lb of {high:g}.",
               f"mean ROUGE-L at I_lb ≥ {high:g}", lambda t: float(t.rougeL.mean()),
               ATTACKERS[best.attacker.iloc[0]], at_most=fallen)  # fmt: skip
-        shared = of(SHARED)
-        shared = shared[shared.relative == shared.relative.max()]
-        claim(shared, "shared", "the embedding's gradient names a text's words, in no order.",
+        named = of(SHARED)
+        named = named[named.relative == named.relative.max()]
+        claim(named, "shared", "the embedding's gradient names a text's words, in no order.",
               "median F-measure of the words that it names", lambda t: float(t.named.median()), ATTACKERS[SHARED],
-              at_least=share, note=_named(shared, whole))  # fmt: skip
+              at_least=share, note=_named(named, whole))  # fmt: skip
     return found
 
 

@@ -158,7 +158,7 @@ def judge(table: pd.DataFrame, dataset: str, exact: float, share: float) -> list
             note="no noise, one image a gradient, random start",
         ),
         claims.judge(
-            table, lambda t: float(t.label_found.mean()), "image", at_least=share, **common,
+            table, lambda t: float(t.label_found.eq(True).mean()), "image", at_least=share, **common,
             id=f"leakage-{dataset}-label",
             statement="The gradient of one image gives its label away.",
             statistic="share of labels read from the last layer's gradient",

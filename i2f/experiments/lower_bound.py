@@ -88,7 +88,7 @@ def _row(problem: Problem, predicted: Row, cg_steps: list[int], attack_steps: in
         row[_name(steps)] = float(u.norm()) / J.shape[0] ** 0.5
     if problem["attacked"]:
         (found,) = shared.attack([{**problem, "steps": attack_steps}])
-        row |= {name: found[name] for name in ("rmse", "converged", "failed", "reason")}
+        row |= {name: found[name] for name in ("rmse", "converged", "matched", "failed", "reason")}
     return row
 
 

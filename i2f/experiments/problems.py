@@ -141,7 +141,8 @@ def attack(problems: list[Problem], options: dict[str, Any] | None = None, keep:
     all of them. First-order methods run together, in float32 as published; the others one after another, in float64.
 
     A row: `metrics.compare`'s columns; feature_mse (logits); objective_ratio = ‖∇L(x̂) − g‖²/‖δ‖², 1 at the truth;
-    relative_residual, steps, evaluations, label_found, converged, failed, reason; `keep`: picture, (n, C, H, W).
+    relative_residual, steps, evaluations, label_found, converged, matched, failed, reason (see `Reconstruction`);
+    `keep`: picture, (n, C, H, W).
     """
     rows = []
     for _, alike in itertools.groupby(problems, key=lambda p: [p.get(name) for name in CALL]):
@@ -194,6 +195,7 @@ def score(J: GradientJacobian, delta: Tensor, found: Reconstruction, keep: bool 
         if found.y is not None
         else False,
         "converged": found.converged,
+        "matched": found.matched,
         "failed": found.failed,
         "reason": found.reason,
         **({"picture": ordered.detach().clamp(0, 1).cpu().numpy().astype(np.float32)} if keep else {}),
@@ -212,8 +214,8 @@ def lost(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def relative_error(table: pd.DataFrame, predicted: str = "predicted_rmse") -> pd.Series:
-    """|RMSE − predicted|/predicted, a row; infinite for an attack that failed."""
-    return (table.rmse.mask(_lost(table), np.inf) / table[predicted] - 1).abs()
+    """|RMSE − predicted|/predicted, one per row; infinite for an attack that failed, whatever was predicted."""
+    return (table.rmse / table[predicted] - 1).abs().mask(_lost(table), np.inf)
 
 
 def _lost(table: pd.DataFrame) -> pd.Series:

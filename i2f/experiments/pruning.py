@@ -137,11 +137,12 @@ def judge(
     depth = reach(reads, exact).rename("reach").reset_index()
     found = [
         claims.judge(
-            rows, lambda t: claims.rank_correlation(t, "size", "rmse"), "image", at_least=order, **words,
+            claims.orders(rows, "image", "size", "rmse"), claims.mean_order, "image", at_least=order, **words,
             note=f"{note}; {claims.settled(rows)}",
             id=f"pruning-{dataset}-{name}",
             statement=f"Pruning protects against an attacker who ignores the mask, the more the better{more}.",
-            statistic="Spearman correlation of RMSE with the ratio pruned",
+            statistic="Spearman correlation of RMSE with the ratio pruned, within an image (0 where all errors are "
+            "equal), mean over images",
         )
         for name, rows, words, more in (("protects", ignores, blind, ""), ("protects-adam", adam, published, " (Adam)"))
     ]  # fmt: skip
@@ -177,9 +178,15 @@ def judge(
             statistic="largest ratio up to which the image is recovered, median over images",
         ),
         claims.judge(
-            reads, lambda t: float(((t.mse <= exact) == (t.predicted_rmse == 0)).mean()), "image", at_least=share,
+            reads, lambda t: _agreement(t, exact), "image", at_least=share,
             id=f"pruning-{dataset}-rank", note=note, **sees,
             statement="The image is recovered exactly where the kept columns of J have full rank.",
             statistic="share of problems in which rank and recovery agree",
         ),
     ]  # fmt: skip
+
+
+def _agreement(table: pd.DataFrame, exact: float) -> float:
+    """Share of problems recovered where the rank is full, or not where it is not; none of them where it is unknown."""
+    recovered, full = table.mse <= exact, table.predicted_rmse == 0
+    return float(((recovered == full) & table.predicted_rmse.notna()).mean())

@@ -57,7 +57,7 @@ def _row(problem: Problem, relative: float, steps: int, seed: int) -> Row:
     if rank == J.shape[0]:
         expected = float((variance * values.reciprocal().sum() / J.shape[0]).sqrt())
     (found,) = shared.attack([{**problem, "steps": steps, "start_seed": seed}])
-    kept = ("rmse", "mse", "relative_residual", "steps", "evaluations", "converged", "failed", "reason")
+    kept = ("rmse", "mse", "relative_residual", "steps", "evaluations", "converged", "matched", "failed", "reason")
     return {
         "d_theta": J.shape[1], "gradient_norm": norm, "rank": rank, "lambda_max": float(values[0]),
         "lambda_median": float(values[len(values) // 2]), "lambda_min": float(values[-1]),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from i2f import checks, claims, data, devices, models, perturb, spectrum, sweep
+from i2f import checks, claims, data, devices, models, perturb, spectrum, streams, sweep
 from i2f.attacks import Reconstruction, invert_many
 from i2f.experiments import problems as shared
 from i2f.influence import expected_square, influence, lower_bound
@@ -42,7 +42,7 @@ def train(
     x, y = sets["train"]
     model = _network(setting)
     steps = OPTIMIZERS[optimizer](model.parameters(), lr=lr)
-    order = torch.Generator().manual_seed(seed)
+    order = streams.generator("order", seed)
     kept, rows, threads = {}, [], torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -120,7 +120,8 @@ def _solve(
     relative = facts["gradient_norm"] ** 2 / J.shape[1]
     variances = [p["size"] ** 2 * relative if p["noise"] == "relative" else p["size"] for p in chunk]
     deltas = torch.stack([perturb.gaussian(J.gradient, v, seed=1000 * seed + image) for v in variances])
-    starts = {"random": None, "near": J.x + perturb.gaussian(J.x.flatten(), NEAR**2, seed=seed).view_as(J.x)}
+    beside = torch.randn(J.x.shape, generator=streams.generator("near", seed), dtype=torch.float64).to(J.x)
+    starts = {"random": None, "near": J.x + NEAR * beside}
     found: dict[int, Reconstruction] = {}
     for name, start in starts.items():
         mine = [i for i, p in enumerate(chunk) if p["start"] == name]
@@ -166,9 +167,8 @@ def _facts(J: GradientJacobian) -> Row:
 
 
 def trend(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """A row an image: Spearman's correlation of `column` with the epoch, over its checkpoints."""
-    orders = {image: claims.rank_correlation(rows, "epoch", column) for image, rows in table.groupby("image")}
-    return pd.DataFrame({"image": orders.keys(), "order": orders.values()})
+    """One row per image: Spearman's correlation of `column` with the epoch over its checkpoints (`claims.orders`)."""
+    return claims.orders(table, "image", "epoch", column)
 
 
 def judge(
@@ -186,7 +186,7 @@ def judge(
     }
     common = {"source": "the experiment on training stages", "attacker": attackers["random"]}
     nobody = common | {"attacker": "none: predicted by I²F"}
-    mean = {"measure": lambda t: float(t.order.mean()), "unit": "image", "at_least": growth}
+    mean = {"measure": claims.mean_order, "unit": "image", "at_least": growth}
     order = "Spearman correlation of {} with the epoch, mean over images"
     found = [
         claims.judge(
