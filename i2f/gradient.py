@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,7 +118,8 @@ class GradientMap:
 
     def _moved(self, where: torch.dtype | torch.device | str) -> "GradientMap":
         other = copy.copy(self)
-        other.model, other._given = modules.duplicate(self.model).to(where), None
+        shapes = where == "meta"
+        other.model, other._given = modules.duplicate(self.model, shapes).to(where), None
         other._index()
         other.loss = targets.moved(self.loss, where)
         if torch.is_tensor(self.y) and (self.y.is_floating_point() or not isinstance(where, torch.dtype)):
@@ -159,7 +160,7 @@ class GradientMap:
         with self._as_given(given) as changed:
             with watch:
                 try:
-                    output = given(x.clone().requires_grad_())
+                    output = given(x.clone().requires_grad_().clone())  # no leaf, which it may change in place
                 except torch.OutOfMemoryError:
                     raise
                 except Exception as error:  # a forward may raise anything
@@ -181,7 +182,7 @@ class GradientMap:
         """
         apart = self._apart(own, found)
         if apart <= 1:
-            if apart > 0 and self._way.needs == Needs() and not torch.equal(own, found):
+            if apart > 0 and self._way.needs == Needs():
                 self._warn_of_kernels(x, own)
             return True
         given = self._given or self.model
@@ -270,6 +271,8 @@ class GradientMap:
 
     def _apart(self, own: Tensor, found: Tensor) -> float:
         """The largest distance of a parameter's two gradients, in units of what rounding may do; NaN counts as far."""
+        if torch.equal(own, found):
+            return 0.0
         relative, floor = (1e-3, 1e-5) if own.dtype == torch.float32 else (1e-8, 1e-11)
         whole, worst = floor * float(own.double().norm()), 0.0
         for a, b in zip(self.split(own), self.split(found), strict=True):
@@ -341,12 +344,15 @@ class GradientMap:
     def by_theta(self, value: Tensor, leaves: Sequence[Tensor], create_graph: bool) -> tuple[Tensor, ...]:
         """The gradient of a value by leaves of its graph, with what the network stops stopped."""
         with self._way.switch.stop():
-            return torch.autograd.grad(value, leaves, create_graph=create_graph, materialize_grads=True)
+            kept = create_graph or bool(self._way.bound)  # part of the graph may be the module's own
+            return torch.autograd.grad(
+                value, leaves, retain_graph=kept, create_graph=create_graph, materialize_grads=True
+            )
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """A flat (..., d_θ) vector as one tensor a parameter, in the parameters' own shapes."""
         parts = vector.split([p.numel() for p in self.parameters.values()], dim=-1)
-        return [v.reshape(*vector.shape[:-1], *p.shape) for v, p in zip(parts, self.parameters.values(), strict=True)]
+        return [v.reshape(vector.shape[:-1] + p.shape) for v, p in zip(parts, self.parameters.values(), strict=True)]
 
     def flat(self, name: str, value: Any, batch: bool = True) -> Tensor:
         """A gradient (or δ) as a flat, finite tensor, (d_θ,), or with `batch` also (k, d_θ), in the order of `split`.
@@ -426,12 +432,14 @@ class Linearization:
     checks: see `GradientJacobian`.
     """
 
-    def __init__(self, gmap: GradientMap, x: Tensor):
+    def __init__(self, gmap: GradientMap, x: Tensor, forward: Callable[[], None] = lambda: None):
+        """forward: called once L's own graph stands, before the gradients'."""
         self.gmap, self.x = gmap, x.detach()
         self._theta = gmap.leaves()
         self._x = self.x.clone().requires_grad_()
         with torch.enable_grad():
             value = gmap.value(self._theta, self._x)
+            forward()
             if not value.requires_grad:
                 raise ValueError("loss depends neither on x nor on θ: its gradient gives nothing away")
             *by_theta, self._by_x = gmap.by_theta(value, [*self._theta.values(), self._x], create_graph=True)

@@ -82,7 +82,7 @@ class GradientJacobian:
             self._at_x = self._built(own, group)
         except RuntimeError as error:
             raise checks.not_differentiable(model, error) from error
-        self.gradient = checks.finite("gradient", self._at_x.gradient * self.unit)
+        self.gradient = checks.finite("gradient", times(self.unit, self._at_x.gradient))
 
     def _built(self, own: Tensor, group: int) -> Linearization | Recomputation:
         """The products over `unit`, once their gradient is the module's own and their J that of this gradient."""
@@ -92,7 +92,7 @@ class GradientJacobian:
             return Recomputation(self._scaled, self.x, group) if group else Linearization(self._scaled, self.x)
 
         at_x = build()
-        if not self.map.settle(self.x, own, at_x.gradient * self.unit):
+        if not self.map.settle(self.x, own, times(self.unit, at_x.gradient)):
             at_x = build()
         if self.map.stops and self.map.may_ignore_stops(self.x):
             at_x = build()
@@ -145,7 +145,7 @@ class GradientJacobian:
         self.products += delta.numel() // self.shape[1]
         if self._dense is not None:
             return delta @ self._dense.T
-        return self._in_chunks(self._at_x.matvec, delta) * self.unit
+        return times(self.unit, self._in_chunks(self._at_x.matvec, delta))
 
     @torch.inference_mode(False)
     def rmatvec(self, v: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ class GradientJacobian:
         self.products += v.numel() // self.shape[0]
         if self._dense is not None:
             return v @ self._dense
-        return self._in_chunks(self._at_x.rmatvec, v) * self.unit
+        return times(self.unit, self._in_chunks(self._at_x.rmatvec, v))
 
     def _in_chunks(self, product: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
         if vectors.ndim == 1:
@@ -176,7 +176,7 @@ class GradientJacobian:
             J, v = dense_jacobian(self._scaled, self.x), _probe(self.x)
             if not _alike(v @ J, self._at_x.rmatvec(v)):  # a layer is not what its class says
                 J = torch.cat([self._in_chunks(self._at_x.rmatvec, e) for e in _unit_vectors(self.x)])
-            self._dense = J if self.unit == 1 else J.mul_(self.unit)
+            self._dense = times(self.unit, J)
             self.products += self.shape[0]
         return self._dense
 
@@ -214,6 +214,10 @@ def unit_of(vector: Tensor) -> float:
                          "up, or use a wider dtype")  # fmt: skip
     size = float(vector.double().norm())
     return 1.0 if 2**-20 <= size <= 2**20 or size == 0 else 2.0 ** round(math.log2(size))
+
+
+def times(unit: float, value: Tensor) -> Tensor:
+    return value if unit == 1 else value * unit
 
 
 def _probe(x: Tensor) -> Tensor:

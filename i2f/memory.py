@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from i2f.gradient import GradientMap, Linearization
+from i2f.modules import preserved
 
 SHARE = 0.9  # of the memory that is free
 SMALL = 2**18  # numbers in θ and x up to which graphs are simply built: the meta device's first use takes seconds
@@ -52,18 +53,14 @@ def footprint(gmap: GradientMap, x: Tensor) -> Footprint | None:
     try:
         if gmap.size + x.numel() > SMALL:
             gmap, x = gmap.to("meta"), x.to("meta")
-        x = x.detach()
-        leaves = gmap.leaves()
-        own = {p.untyped_storage()._cdata for p in [*leaves.values(), *gmap.frozen.values()]}
-        first, both = _Count(own), _Count(own)
-        with first, torch.enable_grad():
-            value = gmap.value(leaves, x.requires_grad_())
-        with both:
-            at_x = Linearization(gmap, x)
-        del value, at_x
+        own = {p.untyped_storage()._cdata for p in [*gmap.parameters.values(), *gmap.frozen.values()]}
+        held = _Count(own)
+        with preserved(gmap.model), held:
+            at_x = Linearization(gmap, x.detach(), forward=held.mark)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
         return None
-    return Footprint(both.bytes, first.bytes, parameters)
+    del at_x
+    return Footprint(held.bytes, held.marked, parameters)
 
 
 def available(device: torch.device) -> int:
@@ -81,7 +78,7 @@ class _Count(saved_tensors_hooks):
 
     def __init__(self, own: set[int]):
         self.storages: dict[int, torch.UntypedStorage] = {}
-        self.own = own
+        self.own, self.marked = own, 0
         super().__init__(self._pack, lambda tensor: tensor)
 
     def _pack(self, tensor: Tensor) -> Tensor:
@@ -89,6 +86,10 @@ class _Count(saved_tensors_hooks):
         if storage._cdata not in self.own:
             self.storages[storage._cdata] = storage  # kept alive, so that no other takes its address
         return tensor
+
+    def mark(self) -> None:
+        """Keeps the bytes so far."""
+        self.marked = self.bytes
 
     @property
     def bytes(self) -> int:

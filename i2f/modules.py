@@ -29,9 +29,9 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; it must be a torch.nn.Module")
-    hooked = False
+    copied = any(p.is_inference() for p in model.parameters())
     while (inner := _inner(model)) is not None:
-        hooked |= _class(model, WRAPPERS) == "AbstractGradSampleModule"
+        copied |= _class(model, WRAPPERS) == "AbstractGradSampleModule"
         model = inner
     for path, module in model.named_modules():
         name = _class(module, REFUSED)
@@ -45,7 +45,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
                              "real and imaginary part")  # fmt: skip
         if p.is_meta:
             raise ValueError(f"model: parameter {path} is on the meta device and has no values: load them first")
-    return duplicate(model) if hooked else model
+    return duplicate(model) if copied else model
 
 
 def _inner(module: nn.Module) -> nn.Module | None:
@@ -61,8 +61,9 @@ def _class(module: nn.Module, table: dict[str, tuple[str, str]]) -> str:
     return ""
 
 
-def duplicate(model: nn.Module) -> nn.Module:
-    """A deep copy, wrappers inside it taken off and Opacus's hooks removed.
+def duplicate(model: nn.Module, shapes: bool = False) -> nn.Module:
+    """A deep copy, wrappers inside it taken off and Opacus's hooks removed; `shapes`: on the meta device, of the shapes
+    of parameters and buffers alone.
 
     What `copy.deepcopy` refuses, tensors that hang on a graph (a pruned or normalised weight, which a hook computes
     anew at every pass), is copied by value. Tensors made under `torch.inference_mode` become ordinary ones.
@@ -72,6 +73,10 @@ def duplicate(model: nn.Module) -> nn.Module:
         for tensor in _tensors(vars(module)):
             if not tensor.is_leaf or tensor.is_inference():
                 values[id(tensor)] = _by_value(tensor)
+    if shapes:
+        for p in model.parameters():
+            values[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
+        values |= {id(b): torch.empty_like(b, device="meta") for b in model.buffers()}
     with torch.inference_mode(False):
         copied = copy.deepcopy(model, values)
         for module in list(copied.modules()):
