@@ -8,6 +8,8 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
+from i2f import linalg
+
 BREAKDOWN = 0.75  # an off-diagonal entry below this power of the rounding unit, of the largest, ends the Krylov space
 GROWTH = 32  # rows by which the basis grows
 
@@ -28,7 +30,7 @@ class Lanczos:
     """
 
     def __init__(self, A: Callable[[Tensor], Tensor], b: Tensor, semidefinite: bool = False):
-        self.A, self.norm, self.semidefinite = A, float(b.norm()), semidefinite
+        self.A, self.norm, self.semidefinite = A, linalg.norm(b), semidefinite
         self._basis = b.new_empty(GROWTH, len(b))
         self._basis[0] = b / self.norm
         self.diagonal: list[float] = []
@@ -58,26 +60,43 @@ class Lanczos:
         if not torch.isfinite(w).all():
             self.exhausted = self.broken = True
             return
-        self.diagonal.append(float(w @ self._basis[k]))
+        self.diagonal.append(linalg.dot(w, self._basis[k]))
         for _ in range(2):  # once leaves rounding that the second pass takes away
             w = w - self.basis.T @ (self.basis @ w)
-        beta = float(w.norm())
+        beta = linalg.norm(w)
         self.beside.append(beta)
-        rounding = torch.finfo(w.dtype).eps ** BREAKDOWN * max(*map(abs, self.diagonal), *self.beside)
-        self.exhausted = beta <= rounding or k + 1 == len(w)
+        negligible = self.rounding * torch.finfo(w.dtype).eps ** (BREAKDOWN - 1)
+        self.exhausted = beta <= negligible or k + 1 == len(w)
         if self.exhausted:
             return
         if k + 1 == len(self._basis):
             self._basis = torch.cat([self._basis, w.new_empty(max(GROWTH, k), len(w))])
         self._basis[k + 1] = w / beta
 
+    @property
+    def rounding(self) -> float:
+        """The rounding of a product with A, from the largest number in T: no Ritz value is known better."""
+        return torch.finfo(self._basis.dtype).eps * max(map(abs, (*self.diagonal, *self.beside)))
+
     def ritz(self) -> tuple[np.ndarray, np.ndarray]:
         """Eigenvalues of T, ascending, and its eigenvectors as columns; Qᵀ carries them to those of A."""
         return eigh_tridiagonal(np.array(self.diagonal), np.array(self.beside[:-1]))
 
+    def quadrature(self, node: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Nodes, clipped at 0, and weights of Σ w f(θ) ≈ bᵀ f(A) b, A semidefinite: the Gauss rule, or the Gauss–Radau
+        rule with a `node` that is at most λ_min (Golub 1973)."""
+        diagonal, beside = np.array(self.diagonal), np.array(self.beside)
+        if node is not None:
+            node -= self.rounding  # keeps T − node·I positive definite where a Ritz value is zero to rounding
+            values, vectors = self.ritz()
+            inverse = float(vectors[-1] ** 2 @ (1 / (values.clip(min=0) - node)))
+            diagonal, beside = np.append(diagonal, node + beside[-1] ** 2 * inverse), np.append(beside, 0.0)
+        nodes, vectors = eigh_tridiagonal(diagonal, beside[:-1])
+        return nodes.clip(min=0), (self.norm * vectors[0]) ** 2
+
     def residuals(self, vectors: np.ndarray) -> np.ndarray:
         """‖A u − θ u‖ of the Ritz vectors u = Qᵀ s: β times the last entry of s."""
-        return (0.0 if self.exhausted else self.beside[-1]) * np.abs(vectors[-1])
+        return self.beside[-1] * np.abs(vectors[-1])
 
     def solve(self, shift: float) -> tuple[Tensor, float, bool]:
         """u = Qᵀ (T + εI)⁻¹ ‖b‖ e₁, the residual ‖(A + εI)u − b‖/‖b‖, and whether T + εI is positive definite.
@@ -90,5 +109,5 @@ class Lanczos:
         if values[0] + shift <= 0:
             return torch.zeros_like(self._basis[0]), math.inf, False
         y = vectors @ (self.norm * vectors[0] / (values + shift))
-        left = 0.0 if self.exhausted else self.beside[-1] * abs(y[-1]) / self.norm
+        left = self.beside[-1] * abs(y[-1]) / self.norm
         return self.basis.T @ torch.from_numpy(y).to(self._basis), left, True

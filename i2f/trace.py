@@ -2,7 +2,8 @@
 
 tr f(J Jᵀ) = E[zᵀ f(J Jᵀ) z] for random signs z (Hutchinson 1989), and zᵀ f(J Jᵀ) z is a Gauss quadrature whose nodes
 and weights are the eigenpairs of the Lanczos tridiagonal matrix that starts at z (Golub and Meurant 1994; Ubaru, Chen
-and Saad 2017, "stochastic Lanczos quadrature").
+and Saad 2017, "stochastic Lanczos quadrature"). Where the derivatives of f alternate in sign, as those of 1/(λ + ε) do,
+it is a lower bound, and the Gauss–Radau rule with a node at λ = 0 an upper one: their distance bounds the error.
 """
 
 import math
@@ -14,7 +15,7 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from i2f import checks
+from i2f import checks, spectrum
 from i2f.jacobian import GradientJacobian
 from i2f.lanczos import Lanczos
 
@@ -26,8 +27,9 @@ class Trace:
     """An estimate of a trace.
 
     value: the mean over probes. low, high: its 95% interval over the probes' draw, by Student's t. probes, products:
-    what it took. converged: every probe's quadrature settled within the tolerance; otherwise the value leans to that of
-    a spectrum without its small eigenvalues.
+    what it took. converged: every probe's quadrature settled within the tolerance, and the products' rounding moves it
+    by less; otherwise the value leans to that of a spectrum without its small eigenvalues, or rests on digits that J's
+    dtype does not have (float32: from ε ≈ 1e-5·λ_max down).
     """
 
     value: float
@@ -51,8 +53,11 @@ def expected_square(
 
     Raises: ValueError for bad input.
     """
-    checks.at_least("variance", variance, 0.0)
-    return _scaled(J, variance, damping, lambda values: values / (values + damping) ** 2, probes, tol, max_steps, seed)
+
+    def f(values: np.ndarray, eps: float) -> np.ndarray:  # λ/(λ + ε)² as a difference of completely monotone functions
+        return np.stack([1 / (values + eps), -eps / (values + eps) ** 2])
+
+    return _scaled(J, variance, damping, f, probes, tol, max_steps, seed)
 
 
 def bayes_error(
@@ -63,18 +68,21 @@ def bayes_error(
 
     Squared pixels; divide by d_x for the MSE. Arguments and errors: as for `expected_square`.
     """
-    checks.at_least("variance", variance, 0.0)
-    return _scaled(J, variance, damping, lambda values: 1 / (values + damping), probes, tol, max_steps, seed)
+    return _scaled(J, variance, damping, lambda values, eps: 1 / (values + eps), probes, tol, max_steps, seed)
 
 
 def _scaled(
-    J: GradientJacobian, variance: float, damping: float, f: Callable[[np.ndarray], np.ndarray], probes: int,
+    J: GradientJacobian, variance: float, damping: float, f: Callable[[np.ndarray, float], np.ndarray], probes: int,
     tol: float, max_steps: int, seed: int,
 ) -> Trace:  # fmt: skip
+    """σ² tr f(J Jᵀ, ε) for an f of degree −1, in units of J."""
+    spectrum.operator_at(J)
+    variance, damping = float(checks.at_least("variance", variance, 0.0)), float(damping)
     if not 0 < damping < math.inf:
         raise ValueError(f"damping={damping} is out of range: it must be positive and finite, since small eigenvalues "
                          "decide an undamped trace, and products alone do not find them")  # fmt: skip
-    found = estimate(J, f, probes, tol, max_steps, seed)
+    damping, variance = (number / J.unit / J.unit for number in (damping, variance))
+    found = _estimate(J, lambda values: f(values, damping), probes, tol, max_steps, seed)
     value, low, high = (variance * number for number in (found.value, found.low, found.high))
     return Trace(value, low, high, found.probes, found.products, found.converged)
 
@@ -83,7 +91,20 @@ def estimate(
     J: GradientJacobian, f: Callable[[np.ndarray], np.ndarray], probes: int = 8, tol: float = 1e-2,
     max_steps: int = 200, seed: int = 0,
 ) -> Trace:  # fmt: skip
-    """tr f(J Jᵀ), f a function of eigenvalues, smooth on [0, λ_max]. Arguments: as for `expected_square`."""
+    """tr f(J Jᵀ), f a function of eigenvalues, smooth on [0, λ_max]. Arguments: as for `expected_square`.
+
+    f may return several rows, which are summed: `converged` is a proof where each one is, up to its sign, completely
+    monotone, and an estimate for any other f.
+    """
+    spectrum.operator_at(J)
+    return _estimate(J, lambda values: f(values * J.unit * J.unit), probes, tol, max_steps, seed)
+
+
+@spectrum.outside_inference
+def _estimate(
+    J: GradientJacobian, f: Callable[[np.ndarray], np.ndarray], probes: int, tol: float, max_steps: int, seed: int
+) -> Trace:
+    """tr f(J Jᵀ/u²), u = `J.unit`."""
     for name, number, least in (("probes", probes, 2), ("max_steps", max_steps, 1)):
         if number < least:
             raise ValueError(f"{name}={number} is out of range: give at least {least}")
@@ -101,28 +122,34 @@ def estimate(
 
 @dataclass
 class _Quadrature:
-    """zᵀ f(J Jᵀ) z by Lanczos from z, as it stands; `settled`: within the tolerance."""
+    """zᵀ f(J Jᵀ/u²) z by Lanczos from z, as it stands; `settled`: within the tolerance."""
 
     process: Lanczos
     value: float = math.inf
     settled: bool = False
 
     def look(self, f: Callable[[np.ndarray], np.ndarray], tol: float) -> None:
-        nodes, vectors = self.process.ritz()
-        before, self.value = self.value, self.process.norm**2 * float(vectors[0] ** 2 @ f(nodes.clip(min=0)))
-        self.settled = self.process.exhausted or abs(self.value - before) <= tol * abs(self.value)
+        process = self.process
+        nodes, weights = process.quadrature()
+        parts = np.atleast_2d(f(nodes)) @ weights
+        others, their = process.quadrature(node=0.0)
+        apart = abs(np.atleast_2d(f(others)) @ their - parts).sum()
+        moved = abs(np.atleast_2d(f(nodes + process.rounding) - f(nodes))).sum(axis=0) @ weights
+        self.value = float(parts.sum())
+        self.settled = bool(max(apart, moved) <= tol * abs(self.value))
 
 
 def _quadratures(
     J: GradientJacobian, signs: list[Tensor], f: Callable[[np.ndarray], np.ndarray], tol: float, max_steps: int
 ) -> list[_Quadrature]:
     """One for each z, side by side: a step is one pair of products with all that have not settled."""
-    found = [_Quadrature(Lanczos(lambda v: J.matvec(J.rmatvec(v)), z)) for z in signs]
+    apply = spectrum.gram_product(J)
+    found = [_Quadrature(Lanczos(apply, z)) for z in signs]
     for step in range(1, max_steps + 1):
-        left = [one for one in found if not one.settled]
+        left = [one for one in found if not one.settled and not one.process.exhausted]
         if not left:
             break
-        products = J.matvec(J.rmatvec(torch.stack([one.process.front for one in left])))
+        products = apply(torch.stack([one.process.front for one in left]))
         for one, product in zip(left, products, strict=True):
             one.process.advance(product)
             if step % LOOK == 0 or one.process.exhausted or step == max_steps:

@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import least_squares
 
 import i2f
-from i2f import perturb, spectrum
+from i2f import perturb, spectrum, trace
 from i2f.influence import expected_square
 
 # ε in units of λ_max
@@ -173,3 +173,104 @@ def test_against_an_independent_minimiser(mlp, backward):
         errors.append(relative(i2f.influence(J, size * direction).displacement, moved))
     assert errors[0] <= 0.01
     assert errors[1] / errors[0] == pytest.approx(0.5, rel=0.05)
+
+
+ASKED = {
+    "influence": lambda J, d, e: i2f.influence(J, d, e).norm,
+    "lower_bound": lambda J, d, e: i2f.lower_bound(J, d, e).norm,
+    "expected_square": lambda J, d, e: expected_square(J, 2.0, e),
+    "decompose": lambda J, d, e: float(spectrum.decompose(J).values[1]),
+    "eigenpairs": lambda J, d, e: float(spectrum.eigenpairs(J, 2).values[1]),
+    "lambda_max": lambda J, d, e: spectrum.lambda_max(J).value,
+    "eigenvector": lambda J, d, e: float(perturb.eigenvector(J, index=1)[3]),
+    "expected trace": lambda J, d, e: trace.expected_square(J, 2.0, e, probes=2).value,
+    "Bayes trace": lambda J, d, e: trace.bayes_error(J, 2.0, e, probes=2).value,
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_model_is_no_jacobian(mlp, name):
+    with pytest.raises(TypeError, match=r"^J is Sequential; give an i2f.GradientJacobian\(model, x, y\)$"):
+        ASKED[name](mlp[0], torch.zeros(3), 0.1)
+
+
+@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("method", ["dense", "matrix-free"])
+def test_inference_mode_changes_no_answer(mlp, name, method):
+    """And what J keeps from there serves autograd afterwards."""
+    J, K = (i2f.GradientJacobian(*mlp, method=method) for _ in range(2))
+    delta = perturb.gaussian(J.gradient, 1e-2, seed=0)
+    right = ASKED[name](J, delta, 0.1)
+    with torch.inference_mode():
+        found = ASKED[name](K, delta.clone(), 0.1)
+    assert found == right
+    assert ASKED[name](K, delta, 0.1) == right
+    kept = spectrum.decompose(K).vectors
+    assert not kept.is_inference()
+    assert not K.gram().is_inference()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, torch.tensor, int])
+def test_numbers_of_every_kind(mlp, kind):
+    J = i2f.GradientJacobian(*mlp)
+    delta = perturb.gaussian(J.gradient, 1e-2, seed=0)
+    one = kind(1)
+    for name in ("influence", "lower_bound", "expected_square", "expected trace", "Bayes trace"):
+        found = ASKED[name](J, delta, one)
+        assert found == ASKED[name](J, delta, 1.0)
+        assert type(found) is float
+    assert trace.bayes_error(J, one, 1.0, probes=2) == trace.bayes_error(J, 1.0, 1.0, probes=2)
+    assert expected_square(J, one) == expected_square(J, 1.0)
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, torch.tensor])
+@pytest.mark.parametrize("bad", ["nan", "inf", "-1"])
+def test_numbers_that_are_none_are_named(mlp, kind, bad):
+    J, number = i2f.GradientJacobian(*mlp), kind(float(bad))
+    delta = torch.ones_like(J.gradient)
+    for name in ("influence", "lower_bound", "expected_square", "expected trace", "Bayes trace"):
+        with pytest.raises(ValueError, match=r"^damping="):
+            ASKED[name](J, delta, number)
+    for ask in (
+        expected_square,
+        lambda J, v: trace.bayes_error(J, v, 1.0),
+        lambda J, v: trace.expected_square(J, v, 1.0),
+    ):
+        with pytest.raises(ValueError, match=r"^variance="):
+            ask(J, number)
+
+
+@pytest.mark.parametrize("method", ["dense", "matrix-free"])
+@pytest.mark.parametrize("ask", [i2f.influence, i2f.lower_bound])
+def test_delta_of_every_form(mlp, method, ask):
+    model, x, y = mlp
+    J = i2f.GradientJacobian(model, x, y, method=method)
+    delta = perturb.gaussian(J.gradient, 1e-2, seed=0)
+    right, parts = ask(J, delta).norm, J.map.split(delta)
+    named = dict(zip((name for name, _ in model.named_parameters()), parts, strict=True))
+    for form in (parts, tuple(parts), named, dict(reversed(named.items())), delta.numpy(), [p.numpy() for p in parts]):
+        assert ask(J, form).norm == right
+    for bad in ("noise", None, 3):
+        with pytest.raises(TypeError, match="delta"):
+            ask(J, bad)
+    for bad in (delta[:-1], parts[:-1], delta * float("nan")):
+        with pytest.raises(ValueError, match="delta"):
+            ask(J, bad)
+
+
+@pytest.mark.parametrize("method", ["dense", "matrix-free"])
+@pytest.mark.parametrize("damping", [0.0, 1.0])
+def test_a_gradient_that_does_not_react_predicts_nothing(method, damping):
+    """Every ReLU is off at x: J = 0, and I²F = 0 is no sign of a perfect attack."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3)).double()
+    with torch.no_grad():
+        model[0].bias.fill_(-100)
+    J = i2f.GradientJacobian(model, torch.rand(1, 4, dtype=torch.float64), torch.tensor([1]), method=method)
+    prediction = i2f.influence(J, torch.ones_like(J.gradient), damping)
+    assert not prediction.converged
+    assert "does not react to the input" in prediction.reason
+    for ask in (lambda: i2f.lower_bound(J, torch.ones_like(J.gradient)), lambda: expected_square(J, 1.0, damping),
+                lambda: spectrum.eigenpairs(J, 2)):  # fmt: skip
+        with pytest.raises(ValueError, match="J Jᵀ is zero at this x"):
+            ask()
+    assert i2f.influence(J, torch.zeros_like(J.gradient), 1.0).converged

@@ -29,6 +29,7 @@ class Prescribed:
         self.values = np.asarray(values, dtype=float)
         self.J = torch.from_numpy(self.U * np.sqrt(self.values))
         self.shape, self.x, self.products = self.J.shape, self.J[:1], 0
+        self.dtype, self.unit = self.J.dtype, 1.0
 
     def matvec(self, v):
         self.products += 1
@@ -125,3 +126,58 @@ def test_it_stops_when_the_space_is_exhausted():
         process.step()
     assert len(process) == 3
     np.testing.assert_allclose(process.ritz()[0], [3, 4, 5], rtol=1e-10)
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_product_that_is_not_finite_ends_it_unsolved(after):
+    """Never a residual of zero: the space did not close, it was cut off."""
+    A = matrix(SPECTRA["geometric"])
+    process = Lanczos(lambda v: A @ v if len(process) < after else v / 0, torch.ones(N, dtype=torch.float64))
+    while not process.exhausted:
+        process.step()
+    assert process.broken
+    assert len(process) == after
+    assert process.residuals(process.ritz()[1])[-1] > 1e-6
+    u, residual, _ = process.solve(1.0)
+    assert residual > 1e-6
+    b = torch.ones(N, dtype=torch.float64)
+    assert float((A @ u + u - b).norm() / b.norm()) == pytest.approx(residual, rel=1e-6)
+
+
+def test_lambda_max_of_products_that_are_not_finite_is_refused():
+    J = Prescribed(SPECTRA["geometric"])
+    J.matvec = lambda v: v / 0
+    with pytest.raises(ValueError, match=r"J has a product that is not finite in torch.float64: scale the loss down"):
+        spectrum.lambda_max(J)
+
+
+@pytest.mark.parametrize("scale", [2.0**-70, 2.0**70])
+def test_the_process_has_no_scale_in_float32(scale):
+    """Squares of b's and of A's numbers would leave float32."""
+    A, b = matrix(np.geomspace(1e-3, 1, N)).float(), torch.linspace(-1, 2, N)
+    plain, scaled = Lanczos(lambda v: A @ v, b), Lanczos(lambda v: scale * (A @ v), scale * b)
+    for _ in range(10):
+        plain.step()
+        scaled.step()
+    torch.testing.assert_close(scaled.basis, plain.basis)
+    np.testing.assert_allclose(np.array(scaled.diagonal) / scale, plain.diagonal)
+    torch.testing.assert_close(scaled.solve(1e-2 * scale)[0], plain.solve(1e-2)[0])
+
+
+@pytest.mark.parametrize("k", [3, 12, N])
+def test_quadrature_brackets_what_it_sums(k):
+    """bᵀ(A + ε)⁻¹b is no less than the Gauss rule says and no more than the Gauss–Radau rule with a node at 0."""
+    values = np.geomspace(1e-4, 1, N)
+    A, b = matrix(values), torch.linspace(-1, 2, N, dtype=torch.float64)
+    process = Lanczos(lambda v: A @ v, b)
+    for _ in range(k):
+        process.step()
+    exact = float(b @ torch.linalg.solve(A + 1e-3 * torch.eye(N, dtype=A.dtype), b))
+    below, above = (float(w @ (1 / (n + 1e-3))) for n, w in (process.quadrature(), process.quadrature(node=0.0)))
+    assert below <= exact * (1 + 1e-9)
+    assert above >= exact * (1 - 1e-9)
+    assert (above - below <= 1e-6 * exact) == (k == N)
+    assert process.quadrature(node=0.0)[0][0] == pytest.approx(0, abs=1e-12) or k == N
+    nodes, weights = process.quadrature(node=0.0)
+    assert float(weights.sum()) == pytest.approx(float(b @ b))
+    assert float(weights @ nodes) == pytest.approx(float(b @ A @ b))

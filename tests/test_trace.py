@@ -17,6 +17,7 @@ class Diagonal:
         self.shape = (len(self.values), len(self.values))
         self.x = torch.zeros(1, dtype=torch.float64)
         self.products, self.chunk = 0, chunk
+        self.dtype, self.unit = self.values.dtype, 1.0
 
     def matvec(self, v):
         self.products += v.numel() // len(self.values)
@@ -83,7 +84,7 @@ def test_a_budget_too_small_is_said():
 
 def test_side_by_side_probes_give_and_cost_what_they_do_one_after_another():
     """Probes settle at different steps, and each leaves then."""
-    alone, together = (rotated(np.geomspace(1, 1e-4, 60), chunk=chunk) for chunk in (1, 3))
+    alone, together = (rotated(np.geomspace(1, 1e-4, 100), chunk=chunk) for chunk in (1, 3))
     first, second = (trace.bayes_error(J, 1.0, 1e-4, probes=5, tol=1e-2) for J in (alone, together))
     assert second.value == pytest.approx(first.value, rel=1e-9)
     assert second.high == pytest.approx(first.high, rel=1e-9)
@@ -94,9 +95,51 @@ def test_side_by_side_probes_give_and_cost_what_they_do_one_after_another():
 def test_an_exhausted_space_ends_the_search():
     """Three different eigenvalues need three steps."""
     J = rotated(np.repeat([1.0, 0.5, 0.1], 20))
-    found = trace.bayes_error(J, 1.0, 1e-3, probes=2, tol=0.0)
+    found = trace.bayes_error(J, 1.0, 1e-3, probes=2, tol=1e-10)
     assert found.converged
     assert found.products == 2 * 2 * 3
+
+
+def probed(J, f, probes, seed=0):
+    """The mean of zᵀ f(J Jᵀ) z over the probes that `trace` draws, from eigenvectors."""
+    A = (J.matvec(J.rmatvec(torch.eye(len(J.values), dtype=torch.float64)))).numpy()
+    values, vectors = np.linalg.eigh((A + A.T) / 2)
+    rng = np.random.default_rng(seed)
+    signs = np.stack([rng.choice([-1.0, 1.0], len(values)) for _ in range(probes)])
+    return float(((signs @ vectors) ** 2 @ f(values.clip(0))).mean())
+
+
+@pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-4])
+@pytest.mark.parametrize("damping", [1e-3, 1e-5])
+@pytest.mark.parametrize("spectrum", [np.geomspace(1, 1e-8, 300), np.r_[1.0, np.geomspace(1e-5, 1e-7, 299)]])
+def test_converged_means_within_the_tolerance(spectrum, damping, tol):
+    """Each quadrature against the exact one of the same probes: two looks that agree may stand on a plateau."""
+    J = rotated(spectrum)
+    squares = trace.expected_square(J, 1.0, damping, probes=3, tol=tol, max_steps=300)
+    bayes = trace.bayes_error(J, 1.0, damping, probes=3, tol=tol, max_steps=300)
+    assert squares.converged
+    assert bayes.converged
+    assert squares.value == pytest.approx(probed(J, lambda v: v / (v + damping) ** 2, 3), rel=1.01 * tol)
+    assert bayes.value == pytest.approx(probed(J, lambda v: 1 / (v + damping), 3), rel=1.01 * tol)
+
+
+@pytest.mark.parametrize(("damping", "resolved"), [(1e-3, True), (1e-6, False), (1e-8, False)])
+def test_what_rests_on_roundings_has_not_converged(damping, resolved):
+    """float32's products are known to 1e-7·λ_max: of smaller eigenvalues, which decide, they say nothing."""
+    values = np.r_[1.0, np.geomspace(1e-5, 1e-7, 299)]
+    J = rotated(values)
+    J.x, J.dtype, (matvec, rmatvec) = J.x.float(), torch.float32, (J.matvec, J.rmatvec)
+    draw, size = torch.Generator().manual_seed(0), torch.finfo(torch.float32).eps
+
+    def rounded(product):  # as a product in float32 is: to a share of ‖J‖, in every direction
+        return lambda v: (
+            product(v.double()) + size * torch.randn(v.shape, generator=draw) / len(values) ** 0.5
+        ).float()
+
+    J.matvec, J.rmatvec = rounded(matvec), rounded(rmatvec)
+    found = trace.bayes_error(J, 1.0, damping, max_steps=300)
+    assert found.converged == resolved
+    assert not resolved or found.value == pytest.approx((1 / (values + damping)).sum(), rel=0.02)
 
 
 @pytest.mark.parametrize(
