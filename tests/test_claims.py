@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pandas as pd
@@ -57,6 +58,40 @@ def test_exact_and_random_bootstraps_agree():
     assert weights.sum() == pytest.approx(1)
     assert weights[0] == pytest.approx(6**-6)
     assert weights.max() == pytest.approx(720 * 6**-6)  # each unit once
+
+
+def test_a_unit_drawn_twice_counts_twice():
+    """Of units 1, 2 and 6, the sample 1, 1, 6 has the mean 8/3 of its units' values; merged, it would be 3.5."""
+    table = pd.DataFrame({"image": [7, 8, 8, 9], "value": [1.0, 1.5, 2.5, 6.0]})
+
+    def of_units(t: pd.DataFrame) -> float:
+        return float(t.groupby("image").value.mean().mean())
+
+    found = []
+    claims.bootstrap(lambda t: found.append(of_units(t)) or 0.0, table, "image", draws=10, least=3)
+    means = sorted(np.mean(s) for s in [(1, 1, 1), (1, 1, 2), (1, 1, 6), (1, 2, 2), (1, 2, 6), (1, 6, 6), (2, 2, 2),
+                                        (2, 2, 6), (2, 6, 6), (6, 6, 6)])  # fmt: skip
+    assert sorted(found[1:]) == pytest.approx(means)
+    assert found[0] == pytest.approx(3)
+
+
+def test_units_with_names_and_repeated_rows_stay_whole():
+    table = pd.DataFrame({"text": list("aabc"), "value": [1.0, 1.0, 2.0, 6.0], "kind": list("xyxy")})
+    seen = []
+    claims.bootstrap(lambda t: seen.append(t) or 0.0, table, "text", draws=10, least=3)
+    for drawn in seen[1:]:
+        assert drawn.text.nunique() == 3
+        assert drawn.index.is_unique
+        for _, rows in drawn.groupby("text"):
+            assert sorted(rows.value) in ([1.0, 1.0], [2.0], [6.0])
+    assert list(table.text) == list("aabc")  # the table itself is left as it was
+
+
+def test_samples_without_a_value_might_have_any():
+    """One image of eight decides: a third of all samples are without it, and nothing is known of these."""
+    table = pd.DataFrame({"image": range(8), "x": range(8), "y": [0.0] * 7 + [1.0]})
+    value, low, high = claims.bootstrap(lambda t: claims.rank_agreement(t, "x", "y"), table, "image")
+    assert (value, low, high) == (1.0, -math.inf, math.inf)
 
 
 def test_a_statistic_that_is_no_number_has_no_interval():
@@ -176,6 +211,35 @@ def test_spearman_is_the_librarys():
     assert math.isnan(claims.spearman(x, y))
 
 
+def test_rank_agreement_is_spearmans_over_the_largest_that_ties_allow():
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        table = pd.DataFrame({"x": rng.integers(4, size=7), "y": rng.integers(3, size=7)}).astype(float)
+        largest = {sign: sign * max(sign * spearmanr(table.x, order).statistic for order in permutations(table.y))
+                   for sign in (1, -1)}  # fmt: skip
+        plain = spearmanr(table.x, table.y).statistic
+        assert claims.rank_agreement(table, "x", "y") == pytest.approx(plain / abs(largest[1 if plain >= 0 else -1]))
+    table = pd.DataFrame({"x": [1.0, 2, 3, 4], "y": [0.0, 0, 0, 5]})
+    assert claims.rank_agreement(table, "x", "y") == 1
+    assert claims.rank_agreement(table.assign(y=-table.y), "x", "y") == -1
+    assert math.isnan(claims.rank_agreement(table.assign(y=0.0), "x", "y"))
+    plain = pd.DataFrame({"x": [1.0, 2, 3, 4], "y": [1.0, 3, 2, 4]})
+    assert claims.rank_agreement(plain, "x", "y") == pytest.approx(0.8)  # without ties, Spearman's
+
+
+def test_orders_are_those_within_a_unit():
+    floor, lost = 1e-10, np.inf
+    errors = [1.0, 2, 3, 300, 200, 100, floor, floor, floor, floor, floor, 7, 1, lost, lost]
+    table = pd.DataFrame({"image": np.repeat(range(5), 3), "x": [1, 2, 3] * 5, "y": errors})
+    found = claims.orders(table, "image", "x", "y").order.to_numpy()
+    tied = 1.5 / 3**0.5  # ranks 1, 2, 3 with 1½, 1½, 3
+    assert found == pytest.approx([1, -1, 0, tied, tied])
+    assert claims.mean_order(claims.orders(table, "image", "x", "y")) == pytest.approx(2 * tied / 5)
+    missing = table.assign(y=table.y.mask(table.image == 4))
+    assert math.isnan(claims.mean_order(claims.orders(missing, "image", "x", "y")))
+    assert claims.orders(table.assign(x=1), "image", "x", "y").order.isna().all()  # nothing was compared
+
+
 def test_a_rank_correlation_may_ask_for_more_units():
     table = noisy(5, 2, 0.1)
     assert claims.judge(table, mean, "image", at_least=-9.0, **WORDS).verdict == "holds"
@@ -207,5 +271,7 @@ def test_worst_and_settled():
     )  # fmt: skip
     assert claims.worst(table, "size", "miss") == 0.4
     assert claims.worst(table.assign(kind=list("aabbba")), ["size", "kind"], "miss") == 9
+    for values in ([np.nan, 1.0], [1.0, np.nan]):
+        assert math.isnan(claims.worst(pd.DataFrame({"size": [1, 2], "miss": values}), "size", "miss"))
     assert claims.settled(table) == "4 of 6 attacks converged, 1 failed"
     assert claims.settled(table[:4]) == "4 of 4 attacks converged"

@@ -163,8 +163,27 @@ def test_the_end_of_the_law_lies_between_the_levels_that_it_separates():
         {"variance": [1, 2, 3], "predicted_rmse": [0.01, 0.1, 1.0], "relative_error": [0.01, 0.1 * 10**0.5, 1.0]}
     )
     assert experiment.end_of_law(table, 0.1) == pytest.approx(0.01 * 10 ** (1 / 1.5))
-    assert experiment.end_of_law(table, 0.001) == pytest.approx(0.01)  # never held
+    assert experiment.end_of_law(table, 0.001) == 0.0  # held nowhere
     assert experiment.end_of_law(table, 2.0) == pytest.approx(1.0)  # never ended
+    lost = table.assign(relative_error=[0.01, np.inf, np.inf])
+    assert experiment.end_of_law(lost, 0.1) == pytest.approx(0.01)  # the last level at which it held
+    unknown = table.assign(relative_error=[0.01, np.nan, 0.01])
+    assert experiment.end_of_law(unknown, 0.1) == pytest.approx(0.01)
+
+
+def test_a_law_that_holds_nowhere_does_not_reach_far():
+    """Off by half at every level, the lowest of them far beyond the cut."""
+    table = fake(lambda predicted: 1.5 * predicted)
+    table[["predicted_rmse", "rmse"]] *= 100
+    (end,) = (c for c in experiment.judge(table, "mnist", **THRESHOLDS) if c.id.endswith("-end"))
+    assert (end.value, end.verdict) == (0.0, "fails")
+
+
+def test_levels_that_stay_below_the_cut_do_not_ask_whether_the_law_reaches_it():
+    table = fake()
+    (end,) = (c for c in experiment.judge(table[table.variance < 1e-5], "mnist", **THRESHOLDS) if c.id.endswith("-end"))
+    assert np.isnan(end.value)
+    assert end.verdict == "inconclusive"
 
 
 def test_correlations_are_those_of_a_perfect_and_of_a_reversed_ranking():

@@ -106,6 +106,12 @@ def test_a_ranking_that_only_small_noise_shows_holds_only_there():
     assert claim.value == 0
 
 
+def test_a_tie_and_an_unknown_error_are_no_lead():
+    seeds = pd.DataFrame({"weight_seed": range(4), "normal": [2.0, 2, 2, 2], "uniform": [1.0, 1, np.nan, 3],
+                          "xavier": [3.0, 1, 3, 3]})  # fmt: skip
+    assert initialization.leader_share(seeds) == 0.25
+
+
 def test_medians_are_those_of_their_draws():
     table = fake(UP, DOWN)
     shown = initialization.medians(table)

@@ -48,6 +48,10 @@ def test_attack_says_what_was_found():
     assert row["rmse"] == pytest.approx(float((found.x - J.x).square().mean().sqrt()), rel=1e-6)
     assert row["objective_ratio"] == pytest.approx(found.loss / float(delta.square().sum()), rel=1e-6)
     assert row["label_found"]
+    loud, clean = shared.attack([{**NOISY, "size": 1e-3}, {**NOISY, "noise": "none"}])
+    assert loud["converged"]  # no image has that gradient
+    assert loud["relative_residual"] > 1e-3
+    assert (loud["matched"], row["matched"], clean["matched"]) == (False, True, True)
     assert row["picture"].shape == (1, 1, 28, 28)
     assert row["rmse"] != other["rmse"]
 
@@ -83,6 +87,8 @@ def test_an_attack_that_failed_recovered_nothing():
          "predicted_rmse": [0.1, 0.1, 0.1, np.nan]}
     )  # fmt: skip
     assert list(shared.relative_error(table)) == pytest.approx([0.1, np.inf, np.inf, np.nan], nan_ok=True)
+    raised = table.assign(predicted_rmse=[0.1, np.nan, np.inf, 0.1])
+    assert list(shared.relative_error(raised)) == pytest.approx([0.1, np.inf, np.inf, 0.0], abs=1e-12)
     assert list(shared.lost(table).mse) == pytest.approx([0.0121, np.inf, np.inf, 0.01])
     assert list(shared.scored(table).index) == [0, 3]
     assert table.rmse[2] == 0.1  # the table itself is left as it was

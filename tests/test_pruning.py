@@ -108,6 +108,15 @@ def test_verdicts_follow_the_table(table, expected):
     assert [c.verdict for c in found] == expected
 
 
+def test_a_problem_of_unknown_rank_agrees_with_nothing():
+    """Rows of problems that raised have neither an image nor a rank."""
+    table = fake(4, 0.01, 0.7)
+    gone = (table.attacker == "reads") & (table.image == 0)
+    table.loc[gone, ["failed", "rmse", "mse", "predicted_rmse"]] = [True, np.nan, np.nan, np.nan]
+    (found,) = (c for c in pruning.judge(table, "mnist", **THRESHOLDS) if c.id.endswith("-rank"))
+    assert found.value == pytest.approx(0.8)
+
+
 def test_the_prediction_is_judged_a_second_time_within_the_linear_regime():
     table = fake(4, 0.01, 0.7)
     ignores = table.attacker.str.startswith("ignores")

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from i2f import perturb
+from i2f import perturb, streams
 from i2f.experiments import problems as shared
 from i2f.experiments import rivals
 from i2f.figures import rivals as draw
@@ -43,8 +43,8 @@ def test_every_measure_by_its_formula(table):
     }
     for name, value in expected.items():
         assert row[name] == pytest.approx(value, rel=1e-5), name
-    generator = torch.Generator().manual_seed(1)
-    direction = torch.randn(J.x.shape, generator=generator, dtype=torch.float64).reshape(-1)
+    probe = streams.generator("sensitivity", 1)
+    direction = torch.randn(J.x.shape, generator=probe, dtype=torch.float64).reshape(-1)
     along = float((direction @ D).norm() / direction.norm())
     assert row.sensitivity == pytest.approx(sigma / along, rel=1e-2)
     assert row.rmse == pytest.approx(row.influence, rel=0.02)
@@ -74,6 +74,20 @@ def test_claims():
     assert found["bound"].value == pytest.approx(-1)
     assert found["influence"].n == 8
     assert "gradient-norm" in found
+
+
+def test_an_attack_that_failed_is_the_largest_error():
+    """Of the image that every measure calls the safest, the order stands; of the least safe one, it does not."""
+    table = made_up()
+    for image, order in ((7, 1.0), (0, 1 - 6 * (7**2 + 7 * 1**2) / (8 * 63))):  # it moves seven ranks, the others one
+        spoiled = table.assign(failed=table.image == image, rmse=table.rmse.mask(table.image == image, 1e-9))
+        found = {c.id.removeprefix("rivals-mnist-lenet-uniform-"): c for c in rivals.judge(spoiled, 0.7, 1.5)}
+        assert found["influence"].value == pytest.approx(order)
+        assert found["influence"].n == 8
+        assert found["calibration"].value == np.inf  # two attacks of sixteen: more than one in ten
+    raised = table.assign(failed=table.image == 0)
+    raised.loc[raised.failed, [*rivals.MEASURES, "rmse"]] = np.nan  # nothing was foretold of it
+    assert {c.n for c in rivals.judge(raised, 0.7, 1.5)} == {7}
 
 
 def test_comparison_and_figure():
