@@ -6,6 +6,7 @@ must name the reason. `EITHER`: exact, or refused for that reason. d_x ≤ 40 an
 
 import collections
 import copy
+import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -243,6 +244,36 @@ class Once(torch.autograd.Function):
         return (1 - ctx.saved_tensors[0] ** 2) * by_output
 
 
+class Sine(torch.autograd.Function):
+    """sin with two derivatives and no third."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx: Any, by_output: Tensor) -> Tensor:
+        return SineBackward.apply(ctx.saved_tensors[0], by_output)
+
+
+class SineBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, by_output: Tensor) -> Tensor:
+        ctx.save_for_backward(x, by_output)
+        return x.cos() * by_output
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, Tensor]:
+        return SineLast.apply(*ctx.saved_tensors, v)
+
+
+class SineLast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, by_output: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return -x.sin() * by_output * v, x.cos() * v
+
+
 class Symmetric(nn.Module):
     """A parametrization: W = A + Aᵀ."""
 
@@ -331,6 +362,114 @@ class Twice(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return 2 * torch.tanh(super().forward(x))
+
+
+def inner_step(create_graph: bool) -> Callable[[Net, Tensor], Tensor]:
+    """The features after one step down an energy of their own, as energy-based networks and MAML have them."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            z = net.a(x)
+            z = z if z.requires_grad else z.requires_grad_()
+            (slope,) = torch.autograd.grad(z.sin().square().sum(), z, create_graph=create_graph)
+        return net.b(z - 0.3 * slope)
+
+    return forward
+
+
+def fixed_point(net: Net, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        z = x.new_zeros(1, 7)
+        for _ in range(5):
+            z = torch.tanh(net.a(x) + 0.3 * z)
+    return net.b(torch.tanh(net.a(x) + 0.3 * z))
+
+
+def without_grad(net: Net, x: Tensor) -> Tensor:
+    before = torch.is_grad_enabled()
+    torch.set_grad_enabled(False)
+    z = torch.tanh(net.a(x))
+    torch.set_grad_enabled(before)
+    return net.b(z * net.a(x))
+
+
+def in_inference_mode(net: Net, x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        z = torch.tanh(net.a(x))
+    return net.b(z.clone())
+
+
+def clamping(net: Net, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        net.a.weight.clamp_(-0.2, 0.2)
+    return net.b(torch.tanh(net.a(x)))
+
+
+def experts(net: Net, x: Tensor) -> Tensor:
+    weight, which = net.d(x).softmax(-1).topk(2)
+    return net.b(sum(w * torch.tanh(net.c[i](x)) for w, i in zip(weight[0], which[0].tolist(), strict=True)))
+
+
+def hypernetwork(net: Net, x: Tensor) -> Tensor:
+    weight = net.c(x).view(3, 7)
+    return torch.func.functional_call(net.b, {"weight": torch.tanh(weight)}, (torch.tanh(net.a(x)),))
+
+
+def packed(net: Net, x: Tensor) -> Tensor:
+    lengths = torch.tensor([4, 2])
+    _, h = net.layer(nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True))
+    return net.head(h[-1])
+
+
+def fresh(net: Net, x: Tensor) -> Tensor:
+    out = x.new_zeros(1, 7)
+    out += torch.tanh(net.a(x))
+    out[:, 0] = x.sum()
+    return net.b(out)
+
+
+def keeping(net: Net, x: Tensor) -> Tensor:
+    net.features = torch.tanh(net.a(x))
+    return net.b(net.features)
+
+
+def run_before(case: Case) -> Case:
+    case.model(case.x)
+    return case
+
+
+def features_in_loss() -> Case:
+    case = run_before(forwarded(keeping))
+    return case._replace(loss=lambda out, y: F.cross_entropy(out, y) + 0.1 * case.model.features.square().mean())
+
+
+def knows_parent() -> Case:
+    case = forwarded(lambda net, x: net.b(torch.tanh(net.a(x))) * net.a.parent[0].scale)
+    case.model.scale, case.model.a.parent = 1.5, [case.model]
+    return case
+
+
+COMPILED = torch.compile(lambda z: z.sin() * z, backend="aot_eager")
+
+
+class Standardized(nn.Conv2d):
+    """A convolution whose weight is standardised in the forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, w / (w.square().mean((1, 2, 3), keepdim=True) + 1e-3).sqrt(), self.bias)
+
+
+class Adapted(nn.Module):
+    """A frozen layer and a trainable product of two thin matrices beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.base, self.head = nn.Linear(5, 6).requires_grad_(False), nn.Linear(6, 3).requires_grad_(False)
+        self.down, self.up = nn.Parameter(torch.randn(2, 5)), nn.Parameter(torch.randn(6, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.base(x) + x @ self.down.T @ self.up.T))
 
 
 Output = collections.namedtuple("Output", ("logits", "features"))
@@ -557,7 +696,8 @@ RIGHT: dict[str, Callable[[], Case]] = {
         need_weights=False)[0].flatten(1)), a=nn.MultiheadAttention(4, 2, kdim=3, vdim=2, add_bias_kv=True,
         add_zero_attn=True, **SEQUENCE)),
     "MultiheadAttention, mask": lambda: attention(
-        lambda net, x: net.head(net.a(x, x, x, attn_mask=MASK)[0].flatten(1)), a=nn.MultiheadAttention(4, 2, **SEQUENCE)),
+        lambda net, x: net.head(net.a(x, x, x, attn_mask=MASK)[0].flatten(1)), a=nn.MultiheadAttention(4, 2,
+        **SEQUENCE)),
     "scaled_dot_product_attention": lambda: attention(lambda net,
         x: net.head(F.scaled_dot_product_attention(*net.a(x).unflatten(-1, (3, 2, 2)).permute(2, 0, 3, 1, 4),
         is_causal=True).transpose(1, 2).flatten(1)), a=nn.Linear(4, 12)),
@@ -742,7 +882,54 @@ RIGHT: dict[str, Callable[[], Case]] = {
     "x transposed": lambda: Case(mlp(), torch.rand(5, 2).T, labels(2)),
     "training mode, nothing random": lambda: Case(mlp().train(), torch.rand(1, 5), labels()),
     # forwards
+    "a branch": lambda: forwarded(lambda net, x: net.b(net.a(x).sin() if x.sum() > 0 else net.a(x))),
+    "a choice by argmax": lambda: forwarded(
+        lambda net, x: net.b(torch.tanh(net.a(x))) * net.c.weight[0, x.argmax().item()],
+        c=nn.Linear(5, 1)),
+    "mixture of experts": lambda: forwarded(
+        experts, c=nn.ModuleList(nn.Linear(5, 7) for _ in range(3)), d=nn.Linear(5, 3)),
+    "weights by .data": lambda: forwarded(lambda net, x: net.b(torch.tanh(net.c(F.linear(x, net.a.weight.data)))),
+        c=nn.Linear(7, 7)),
+    "a step of gradient descent": lambda: forwarded(inner_step(True)),
+    "vmap in the forward": lambda: forwarded(
+        lambda net, x: net.b(torch.func.vmap(lambda z: z.sin() * z.sum())(net.a(x)))),
+    "jacrev in the forward": lambda: forwarded(lambda net, x: net.b(torch.func.vmap(torch.func.jacrev(
+        lambda z: net.a(z).sin().sum()))(x) @ net.a.weight.T)),
+    "a hypernetwork": lambda: forwarded(hypernetwork, c=nn.Linear(5, 21)),
+    "PackedSequence": lambda: Case(Net(packed, layer=nn.GRU(3, 3, batch_first=True), head=nn.Linear(3, 3)).eval(),
+        torch.rand(2, 4, 3), labels(2)),
+    "writes into a fresh tensor": lambda: forwarded(fresh),
+    "in place on activations": lambda: forwarded(lambda net, x: net.b((net.a(x).mul_(2).tanh_() * 1.5).add_(x.sum()))),
+    "gather and scatter": lambda: forwarded(
+        lambda net, x: net.b(x.new_zeros(1, 7).index_add(1, torch.tensor([0, 2, 2, 6, 1]),
+        x.sin()) * net.a(x)).gather(1, torch.tensor([[2, 0, 1]]))),
+    "linalg": lambda: forwarded(
+        lambda net, x: net.b(torch.linalg.solve(torch.eye(7, dtype=x.dtype) * 3 + torch.tanh(net.a(x)).T @ net.a(x),
+        net.a(x).T).T)),
+    "eigenvalues": lambda: forwarded(lambda net, x: net.b(torch.linalg.eigvalsh(torch.diag(torch.arange(7.0)).to(x)
+        + torch.tanh(net.a(x)).T @ torch.tanh(net.a(x)))[None])),
+    "weight standardisation": lambda: Case(nn.Sequential(Standardized(1, 2, 2), nn.Tanh(), nn.Flatten(),
+        nn.Linear(8, 3)).eval(), torch.rand(1, 1, 3, 3), labels()),
+    "low-rank adapter": lambda: Case(Adapted().eval(), torch.rand(1, 5), labels()),
+    "AveragedModel": lambda: changed(torch.optim.swa_utils.AveragedModel),
+    "a wrapped layer": lambda: changed(lambda net: nn.Sequential(nn.DataParallel(net[0]), net[1], net[2])),
+    "a compiled layer": lambda: changed(
+        lambda net: nn.Sequential(torch.compile(net[0], backend="eager"), net[1], net[2])),
+    "compiled, aot_eager": lambda: changed(lambda net: torch.compile(net, backend="aot_eager")),
+    "a module that cannot be copied": lambda: forwarded(
+        lambda net, x: net.b(torch.tanh(net.a(x))), lock=threading.Lock()),
+    "a module that keeps its features": lambda: run_before(forwarded(keeping)),
+    "a module that knows its parent": knows_parent,
+    "x that requires a gradient": lambda: (case := changed(lambda net: None))._replace(x=case.x.requires_grad_()),
+    "without a batch axis inside": lambda: forwarded(lambda net, x: net.b(torch.tanh(net.a(x[0]))),
+        lambda out, y: F.cross_entropy(out, y[0])),
+    "batch and tokens joined": lambda: Case(
+        nn.Sequential(nn.Flatten(0, 1), nn.Linear(4, 3)), torch.rand(2, 3, 4), labels(2),
+        lambda out, y: F.cross_entropy(out, y.repeat_interleave(3))),
+    "batch joined, square": lambda: Case(nn.Sequential(nn.Flatten(0), nn.Linear(6, 3)), torch.rand(1, 2, 3), labels(),
+        lambda out, y: F.cross_entropy(out, y[0])),
     "a custom Function, no forward mode": lambda: forwarded(lambda net, x: net.b(Square.apply(net.a(x)))),
+    "no third derivative": lambda: forwarded(lambda net, x: net.b(Sine.apply(net.a(x)))),
     "in place on its input": lambda: forwarded(in_place),
     "a detached weight": lambda: forwarded(lambda net, x: net.b(torch.tanh(net.a(x)) / net.b.weight.detach().norm())),
     "fixed batch size": lambda: forwarded(lambda net, x: net.b(torch.tanh(net.a(x)).view(1, -1))),
@@ -849,6 +1036,36 @@ EITHER: dict[str, tuple[Callable[[], Case], str]] = {
         use_reentrant=True))), "checkpoint"),
     "EmbeddingBag": (lambda: Case(Net(bag, table=nn.EmbeddingBag(6, 4, mode="sum"), index=torch.tensor([[4, 0, 4]]),
         head=nn.Linear(4, 3)).eval(), torch.rand(1, 3), labels()), "second derivative"),
+    "straight-through by detach": (lambda: forwarded(lambda net, x: net.b((z := net.a(x)) + (z.round() - z).detach())),
+        DETACHED),
+    "fake quantisation": (lambda: changed(quantized), DETACHED),
+    "a step of gradient descent, first order": (lambda: forwarded(inner_step(False)), DETACHED),
+    "a fixed point under no_grad": (lambda: forwarded(fixed_point), DETACHED),
+    "set_grad_enabled": (lambda: forwarded(without_grad), DETACHED),
+    "detach_": (lambda: forwarded(lambda net, x: net.b(torch.tanh(net.a(x)) * net.a(x).clone().detach_())), DETACHED),
+    "through tolist": (lambda: forwarded(
+        lambda net, x: net.b(net.a(x) * torch.tensor(net.a(x).tolist(), dtype=x.dtype))), DETACHED),
+    "through float()": (lambda: forwarded(lambda net, x: net.b(net.a(x) * float(x.sum()))), DETACHED),
+    "through new_tensor": (lambda: forwarded(
+        lambda net, x: net.b(net.a(x) * x.new_tensor([x.sum().item()]))), DETACHED),
+    "through a loss's item()": (lambda: forwarded(lambda net, x: net.b(torch.tanh(net.a(x))), lambda out, y:
+        F.cross_entropy(out, y) * F.cross_entropy(out, y).item()), DETACHED),
+    "inference_mode": (lambda: forwarded(in_inference_mode), "inference_mode"),
+    "a loss that reads the module's features": (features_in_loss, "apart from the module"),
+    "weights clamped by the forward": (lambda: forwarded(clamping), "changes its own parameters|in-place|in place"),
+    "Embedding, scaled by frequency": (lambda: Case(Net(position_table, table=nn.Embedding(6, 4,
+        scale_grad_by_freq=True), index=torch.tensor([4, 1, 4]), head=nn.Linear(12, 3)).eval(), torch.rand(1, 3, 4),
+        labels()), "second derivative|scale_grad_by_freq"),
+    "Embedding, renormalised": (lambda: Case(Net(position_table, table=nn.Embedding(6, 4, max_norm=0.5),
+        index=torch.tensor([4, 1, 4]), head=nn.Linear(12, 3)).eval(), torch.rand(1, 3, 4), labels()),
+        "changes its own parameters|max_norm|in-place|in place"),
+    "torch.sparse.mm": (lambda: Case(
+        Net(lambda net, x: net.b(torch.tanh(torch.sparse.mm(net.graph, net.a(x[0])))).view(1,
+        -1), a=nn.Linear(4, 3), b=nn.Linear(3, 1), graph=nn.Buffer(torch.eye(3).roll(1, 0).to_sparse())).eval(),
+        torch.rand(1, 3, 4), labels()), "sparse|second derivative"),
+    "CTCLoss": (lambda: Case(nn.Sequential(nn.Linear(4, 3)), torch.rand(1, 5, 4), torch.tensor([[1, 2]]),
+        lambda out, y: F.ctc_loss(out.log_softmax(-1).transpose(0, 1), y, (5,), (2,))), "second derivative"),
+    "a compiled function": (lambda: forwarded(lambda net, x: net.b(COMPILED(net.a(x)))), "compile"),
     "sparse embedding": (lambda: Case(Net(position_table, table=nn.Embedding(6, 4, sparse=True), index=torch.tensor([4,
         1, 4]), head=nn.Linear(12, 3)).eval(), torch.rand(1, 3, 4), labels()), "sparse"),
     "traced": (lambda: changed(lambda net: torch.jit.trace(net, torch.rand(1, 5))), "script|trace|jit"),
@@ -875,9 +1092,6 @@ EITHER: dict[str, tuple[Callable[[], Case], str]] = {
 REFUSED: dict[str, tuple[Callable[[], Case], str]] = {
     "straight-through estimator": (lambda: forwarded(lambda net, x: net.b(Round.apply(net.a(x)))),
         DETACHED),
-    "straight-through by detach": (lambda: forwarded(lambda net, x: net.b((z := net.a(x)) + (z.round() - z).detach())),
-        DETACHED),
-    "fake quantisation": (lambda: changed(quantized), DETACHED),
     "once_differentiable": (lambda: forwarded(lambda net, x: net.b(Once.apply(net.a(x)))),
         "once_differentiable|second"),
     "scripted": (lambda: changed(torch.jit.script), "script|jit"),
@@ -931,7 +1145,8 @@ class Counter:
 
 
 def central(case: Case, h: float = 2e-4) -> tuple[Tensor, Tensor, float]:
-    """g and J of the user's own module, by plain backward() and its central differences of fourth order, and the relative
+    """g and J of the user's own module, by plain backward() and its central differences of fourth order,
+        and the relative
     distance of those of second order at h and 2h, which is large where a kink is near."""
     rows, apart = [], 0.0
     for e in torch.eye(case.x.numel(), dtype=case.x.dtype):
