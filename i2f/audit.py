@@ -183,9 +183,12 @@ def audit(
     Computed in float64 where J fits in 2 GiB, whatever the model's precision; otherwise a reservation says so.
 
     Raises: ValueError for bad input, as `GradientJacobian` and `defense.parse` say it; for x outside the range; for
-    clipping of several samples behind one gradient, which is done to each before the mean; for J = 0.
+    clipping of several samples behind one gradient, which is done to each before the mean; for J = 0. TypeError for a
+    model, labels or a defence of another kind.
     """
     defended = parse(defense) if isinstance(defense, str) else defense
+    if not isinstance(defended, Defense):
+        raise TypeError(f"defense is {type(defense).__name__}; give its text, such as 'gaussian:1e-3', or a Defense")
     x, y = torch.from_numpy(x) if isinstance(x, np.ndarray) else x, as_labels(y, torch.float64)
     checks.images_and_labels(x, y)
     checks.at_least("spread", spread, 1e-6)

@@ -121,7 +121,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     found = audit(model, x, y, defended, range=limits, exact=exact, together=arguments.together,
                   attack=arguments.attack, target_psnr=arguments.target_psnr, seed=arguments.seed,
                   progress=True)  # fmt: skip
-    columns = ["index", "y", "judged", "predicted", "boxed", "prior", "bound", "psnr", "label", "verdict"]
+    columns = ["index", "y", "judged", "predicted", "boxed", "prior", "bound", "psnr", "needed", "label", "verdict"]
     columns += ["attacked"] * arguments.attack
     print(found.table()[columns].to_string(index=False, float_format="{:.3g}".format))
     for line in dict.fromkeys(words for sample in found for words in sample.reservations):

@@ -1,13 +1,15 @@
 """Defences by name, and noise that is designed: no other of its energy protects the worst direction more."""
 
+import copy
 import math
 
 import pytest
 import torch
+from torch import nn
 
 import i2f
-from i2f import defense, spectrum
-from i2f.defense import Defense, averaged, designed, parse
+from i2f import defense, spectrum, streams
+from i2f.defense import Defense, averaged, designed, on_input, parse
 
 
 @pytest.fixture
@@ -87,10 +89,48 @@ def test_designed_noise_is_the_gradient_of_a_noisy_input(mlp):
     J = i2f.GradientJacobian(model, x, y)
     c = 0.01
     delta = designed(J, c * defense.trace(J), seed=5)
-    z = torch.randn(x.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    z = torch.randn(x.shape, generator=streams.generator("designed", 5), dtype=torch.float64)
     found = i2f.invert(model, J.gradient + delta, y, x.shape, start=x.clone())
     torch.testing.assert_close(found.x, x + math.sqrt(c) * z, atol=1e-6, rtol=0)
     assert not torch.equal(designed(J, 1.0), designed(J, 1.0))  # no seed: nobody can draw it again
+
+
+def test_a_seed_draws_designed_noise_of_its_own(lenet, digits):
+    """Neither the seed's own stream, nor an attack's start, nor Gaussian noise of that seed begins at its secret."""
+    J = i2f.GradientJacobian(lenet, digits[0][:1], digits[1][:1], method="matrix-free")
+    z = on_input(J, 3).flatten()
+    assert torch.equal(z, on_input(J, 3).flatten())
+    others = [torch.Generator().manual_seed(3), *(streams.generator(name, 3) for name in ("start", "gaussian"))]
+    for generator in others:
+        draw = torch.randn(len(z), generator=generator, dtype=torch.float64)
+        assert abs(float(torch.corrcoef(torch.stack([z, draw]))[0, 1])) < 0.2
+
+
+SCALES = [(torch.float64, c) for c in (1e-30, 1e-15, 1e15, 1e30)] + [(torch.float32, c) for c in (1e-15, 1e15)]
+
+
+@pytest.mark.parametrize(("dtype", "factor"), SCALES)
+@pytest.mark.parametrize(
+    "text", ["relative:0.3", "clip:0.25", "dp:0.25:0.1", "prune:0.5", "quantize:4", "designed:0.1"]
+)
+@pytest.mark.parametrize("method", ["dense", "matrix-free"])
+def test_defences_do_not_depend_on_the_losss_scale(mlp, dtype, factor, text, method):
+    """δ, what is left of it to a knowing attacker, and its variance, all in units of the gradient."""
+    model, x, y = mlp
+    J = i2f.GradientJacobian(model, x, y, method=method)
+    K = i2f.GradientJacobian(
+        copy.deepcopy(model).to(dtype), x, y, lambda out, y: factor * nn.functional.cross_entropy(out, y), method=method
+    )
+    own = parse(text)
+    scaled = Defense(own.name, (own.values[0] * factor, *own.values[1:])) if own.name in ("clip", "dp") else own
+    near = {"rtol": 1e-6, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-5}
+    delta, found = own.delta(J, 1), scaled.delta(K, 1)
+    torch.testing.assert_close(found.double() / factor, delta, **near)
+    torch.testing.assert_close(scaled.undone(K, found).double() / factor, own.undone(J, delta), **near)
+    if own.variance(J):
+        assert scaled.variance(K) == pytest.approx(own.variance(J) * factor**2, rel=1e-4)
+    if own.on_input(J):
+        assert scaled.on_input(K) == pytest.approx(own.on_input(J), rel=1e-4)
 
 
 def test_traces_agree(tiny):
@@ -122,3 +162,21 @@ def test_averaged_shares_are_optimal():
     assert left(shares) > left(torch.full_like(values, energy / 30))
     with pytest.raises(ValueError, match="not positive"):
         averaged(torch.tensor([1.0, 0.0]), 1.0, 1.0)
+    with pytest.raises(ValueError, match="spread=0 is out of range"):
+        averaged(values, 1.0, 0)
+
+
+@pytest.mark.parametrize("factor", [1e-60, 1e-30, 1.0, 1e30, 1e60])
+@pytest.mark.parametrize("energy", [0.0, 1e-9, 0.2, 1e6])
+def test_averaged_shares_do_not_depend_on_the_scale(factor, energy):
+    """The condition for an optimum at each scale: where s > 0, s + λτ² = τ²√(λ/ν) for one ν; elsewhere λ ≥ 1/ν."""
+    values = torch.logspace(1, -4, 30, dtype=torch.float64) * factor
+    shares = averaged(values, energy * factor, 0.3) / factor
+    values = values / factor
+    assert float(shares.sum()) == pytest.approx(energy, rel=1e-9)
+    some = shares > 0
+    if energy:
+        level = (shares + values * 0.09) / (0.09 * values.sqrt())  # 1/√ν
+        torch.testing.assert_close(level[some], level[some].mean().expand(int(some.sum())), rtol=1e-9, atol=0)
+        assert (values[~some].sqrt() >= float(level[some].mean()) * (1 - 1e-9)).all()
+    assert bool(some.any()) == (energy > 0)
