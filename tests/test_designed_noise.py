@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import i2f
-from i2f import data, models, spectrum
+from i2f import claims, data, models, spectrum, streams
 from i2f.experiments import designed_noise
 from i2f.experiments import problems as shared
 from i2f.figures import designed_noise as draw
@@ -143,6 +143,56 @@ def test_claims():
 def test_claims_can_fail():
     found = verdicts(made_up(gain=2.0, told=1.0, bayes=0.9), frontier(0.0))
     assert {found[name].verdict for name in ("gain", "averaged", "told-linear", "utility")} == {"fails"}
+
+
+def test_an_image_drawn_twice_counts_twice_in_the_prediction():
+    """Errors are off by 0.1, 0.2 and 0.6: of the sample 1, 3, 3 the median is 0.6, and would be 0.35 if merged."""
+    rows = [{"image": image, "kind": "linear", "level": 0.1, "predicted_mse": 1.0, "mse": 1 + off, "draw": draw}
+            for image, off in enumerate((0.1, 0.2, 0.6)) for draw in (0, 1)]  # fmt: skip
+    found = []
+    claims.bootstrap(lambda t: found.append(designed_noise._off(t)) or 0.0, pd.DataFrame(rows), "image", 10, least=3)
+    medians = [0.1, 0.1, 0.1, 0.2, 0.2, 0.6, 0.2, 0.2, 0.6, 0.6]  # of 111, 112, 113, 122, 123, 133, 222, 223, 233, 333
+    assert sorted(found[1:]) == pytest.approx(sorted(medians))
+
+
+def test_an_attack_that_failed_is_infinitely_far_off():
+    table = made_up()
+    gone = (table.kind == "linear") & ~table.told
+    table.loc[gone, ["failed", "mse", "rmse"]] = [True, np.nan, np.nan]
+    assert verdicts(table, frontier())["prediction"].value == np.inf
+
+
+def test_equal_seeds_share_no_draw():
+    """z of each kind of noise and of an attack's start, 784 numbers each, all with seed 0."""
+    J = shared.jacobian({**SETTING, "image": 0})
+    values, vectors = spectrum.decompose(J)
+    started = []
+    i2f.invert(J.map.model, J.gradient, J.map.y, J.x.shape, steps=1, seed=0, callback=lambda at: started.append(at.x))
+
+    def z(kind):
+        return (vectors.T @ J.matvec(designed_noise.drawn(J, kind, 1e-12 * values, 1e-12, 0))) / values
+
+    draws = torch.stack([
+        started[0].flatten(), vectors @ z("designed"), z("linear"), vectors @ z("linear"),
+        designed_noise.drawn(J, "isotropic", values, float(J.shape[1]), 0)[:784],
+    ])  # fmt: skip
+    assert float((torch.corrcoef(draws) - torch.eye(len(draws))).abs().max()) < 5 / 784**0.5
+    expected = torch.randn(784, generator=streams.generator("row-space", 0), dtype=torch.float64)
+    assert float(torch.corrcoef(torch.stack([z("linear"), expected]))[0, 1]) == pytest.approx(1)
+
+
+def test_the_order_of_training_is_the_same_whatever_the_noise(monkeypatch):
+    seen = {}
+    original = designed_noise.defended
+
+    def note(model, x, y, method, *rest):
+        seen.setdefault(method, []).append(x)
+        return original(model, x, y, method, *rest)
+
+    monkeypatch.setattr(designed_noise, "defended", note)
+    for method, value in (("none", 0.0), ("isotropic", 0.1)):
+        designed_noise.train({**SETTING, "method": method, "value": value, "seed": 3}, 40, 20, 2, 10, 0.003)
+    assert torch.equal(torch.cat(seen["none"]), torch.cat(seen["isotropic"]))
 
 
 def test_trainings_that_learnt_nothing_are_not_compared():
