@@ -59,8 +59,11 @@ class GradientMap:
     def __init__(self, model: nn.Module, y: Any, loss: Loss = F.cross_entropy):
         self._given: nn.Module | None = modules.unwrapped(model)
         checks.deterministic(self._given)
-        self.model = modules.duplicate(self._given)
         self._way, self.unit = _Way(), 1.0
+        try:
+            self.model = modules.duplicate(self._given)
+        except Exception:  # a lock, an open file: it cannot be copied, and may raise anything
+            self.model, self._way.bound = self._given, "given"
         self._index()
         self.given_dtype = self.dtype
         if any(p.dtype in HALF for p in self.model.parameters()):
@@ -157,14 +160,17 @@ class GradientMap:
         or whatever is not finite.
         """
         watch, given = Watch(), self._given or self.model
+        versions = {name: p._version for name, p in given.named_parameters()}
         with self._as_given(given) as changed:
-            with watch:
+            with watch, warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True to a scalar")
                 try:
                     output = given(x.clone().requires_grad_().clone())  # no leaf, which it may change in place
                 except torch.OutOfMemoryError:
                     raise
                 except Exception as error:  # a forward may raise anything
                     raise ValueError(f"{what} does not fit the model: {type(error).__name__}: {error}") from error
+                self._unchanged(given, versions)
                 value, self.y = targets.evaluate(self.loss, output, self.y)
             own = self._own(given, value)
         self._way.stateful |= bool(changed)
@@ -172,6 +178,19 @@ class GradientMap:
         if not torch.isfinite(own).all():
             raise ValueError(self._not_finite(output, value))
         return output, own
+
+    def _unchanged(self, given: nn.Module, versions: dict[str, int]) -> None:
+        """A ValueError where a forward wrote to a parameter, which then gets its value back."""
+        written = {name: p for name, p in given.named_parameters() if p._version != versions[name]}
+        kept = dict(self.model.named_parameters())
+        changed = [name for name, p in written.items() if not torch.equal(p, kept[name])]
+        if not changed:
+            return
+        with torch.no_grad():
+            for name in changed:
+                written[name].copy_(kept[name])
+        raise ValueError(f"model: its forward changes a parameter in place ({', '.join(changed)}), so that there is no "
+                         "θ to derive at: apply the change once, before")  # fmt: skip
 
     def settle(self, x: Tensor, own: Tensor, found: Tensor) -> bool:
         """Whether the gradient `found` at x is the module's own; where it is not, the way to run it is changed so that
@@ -186,10 +205,8 @@ class GradientMap:
                 self._warn_of_kernels(x, own)
             return True
         given = self._given or self.model
-        again = self._gradient_of(given, x)
-        difference = self._apart(own, again)
-        if difference > 0:
-            checks.repeatable(own, again)
+        for _ in range(PASSES):  # few draws may be equal by chance
+            checks.repeatable(own, self._gradient_of(given, x))
         for bound, module in (("copy", self.model), ("given", given)):
             self._way.bound, self.model = bound, module
             if self._apart(own, self(x)) <= 1:
@@ -217,7 +234,7 @@ class GradientMap:
 
     def confirm(self, x: Tensor, at_x: "Linearization | Recomputation") -> None:
         """Where autograd cannot be taken at its word (an autograd.Function of the user's, a value that leaves PyTorch),
-        Jᵀv is compared with a central difference of the gradient, in float64.
+        Jᵀv is compared with a central difference of the gradient, in float64, and J with Jᵀ.
 
         Raises: ValueError where they differ.
         """
@@ -230,12 +247,16 @@ class GradientMap:
         x = x.to(exact.dtype)
         v = torch.from_numpy(np.random.default_rng(1).standard_normal(x.numel())).to(x)
         wanted = Linearization(exact, x).rmatvec(v) if exact.dtype != at_x.x.dtype else at_x.rmatvec(v)
+        delta = torch.from_numpy(np.random.default_rng(2).standard_normal(self.size)).to(at_x.x)
+        along = at_x.rmatvec(v.to(at_x.x))
+        size = float(along.norm() * delta.norm())
+        adjoint = abs(float(at_x.matvec(delta) @ v.to(at_x.x) - delta @ along)) <= 1e-4 * size / self.size**0.5
         steps = (1e-4, 1e-5, 1e-6) if x.dtype == torch.float64 else (1e-2, 1e-3)
         near, apart = (0.01 if x.dtype == torch.float64 else 0.1), []
         for step in steps:  # a kink between the two points spoils one of them, not all
             found = (exact(x + step * v.view_as(x)) - exact(x - step * v.view_as(x))) / (2 * step)
             apart.append(float((found - wanted).norm()))
-            if apart[-1] <= near * float(torch.maximum(wanted.norm(), found.norm())):
+            if adjoint and apart[-1] <= near * float(torch.maximum(wanted.norm(), found.norm())):
                 return
         raise ValueError(
             f"model or loss: its gradient changes with x as no derivative of it shows; the cause may be "
@@ -394,6 +415,7 @@ class GradientMap:
         return checks.flat(name, joined(parts), self.size, space, batch)
 
 
+PASSES = 5
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -483,6 +505,7 @@ class Linearization:
         out = torch.autograd.grad(
             self._by_x, leaves, weights, retain_graph=True, allow_unused=True, is_grads_batched=many
         )
+        out = [g.to_dense() if g is not None and g.is_sparse else g for g in out]
         parts = [p.new_zeros(*v.shape[:-1], p.numel()) if g is None else g.reshape(*v.shape[:-1], -1)
                  for p, g in zip(leaves, out, strict=True)]  # fmt: skip
         return torch.cat(parts, dim=-1)

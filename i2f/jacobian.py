@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from i2f import checks
 from i2f.dense import dense_jacobian, jacobian_gram, outer_gram
 from i2f.gradient import GradientMap, Linearization, Loss, Recomputation
-from i2f.memory import available, footprint
+from i2f.memory import SMALL, available, footprint
 
 DENSE_BYTES = 2 * 2**30  # J is formed by itself, where it is needed whole, up to this size
 MOST_AT_ONCE = 32  # vectors in one pass: more gain nothing
@@ -72,8 +72,10 @@ class GradientJacobian:
         self._dense: Tensor | None = None
         self._gram: Tensor | None = None
         self.spectrum = None  # kept here by spectrum.decompose
-        self.footprint = footprint(self.map, self.x)
-        self._plan(method)  # a MemoryError comes before any work
+        self.footprint = None
+        if self.map.size + self.x.numel() > SMALL:
+            self.footprint = footprint(self.map, self.x)
+            self._plan(method)  # a MemoryError comes before any work
         _, own = self.map.examine(self.x, f"x of shape {tuple(x.shape)}")
         self.footprint = self.footprint or footprint(self.map, self.x)
         group, self.chunk = self._plan(method)

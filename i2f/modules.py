@@ -43,6 +43,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if p.is_complex():
             raise ValueError(f"model: parameter {path} is {p.dtype}; J is defined for real parameters: split it into "
                              "real and imaginary part")  # fmt: skip
+        if getattr(p, "_post_accumulate_grad_hooks", None):
+            raise ValueError(f"model: parameter {path} has a hook on its .grad, which no derivative sees: remove it")
         if p.is_meta:
             raise ValueError(f"model: parameter {path} is on the meta device and has no values: load them first")
     return duplicate(model) if copied else model

@@ -4,9 +4,10 @@ Three kinds, each keyed to the operation, whoever calls it:
 
 rewritten   PyTorch's layer norm and weight norm are wrong in the third derivative, instance norm (and batch norm by the
             batch's own statistics) have none, and fused attention has no second: written out in elementary operations.
-stopped     `detach`, `.data` and `torch.no_grad()` stop the gradient by θ, and hide from autograd that what is stopped
-            still depends on x. `Held` stops the one and shows the other.
-escaping    `item`, `numpy`, `tolist` take a value out of PyTorch: only a numerical check can see what depends on it.
+stopped     `detach`, `.data`, `torch.no_grad()` and a gradient taken in the forward stop the gradient by θ, and hide
+            from autograd that what is stopped still depends on x. `Held` stops the one and shows the other.
+escaping    `item`, `numpy`, `tolist` take a value out of PyTorch, and a few operations have derivatives that are not
+            their own: only a numerical check can see what J lacks.
 """
 
 from __future__ import annotations
@@ -40,6 +41,32 @@ def _layer_norm(
     out = _standardized(input, axes, eps)
     out = out if weight is None else out * weight
     return out if bias is None else out + bias
+
+
+def _native_layer_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As torch.native_layer_norm: the output, the mean, and one over the deviation."""
+    axes = tuple(range(-len(normalized_shape), 0))
+    mean = input.mean(axes, keepdim=True)
+    inverse = ((input - mean).square().mean(axes, keepdim=True) + eps).rsqrt()
+    return _layer_norm(input, normalized_shape, weight, bias, eps), mean, inverse
+
+
+def _native_batch_norm(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
+    training: bool, momentum: float, eps: float, cudnn_enabled: bool = True,
+) -> Tensor:  # fmt: skip
+    """As torch.batch_norm."""
+    return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def _native_instance_norm(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
+    use_input_stats: bool, momentum: float, eps: float, cudnn_enabled: bool = True,
+) -> Tensor:  # fmt: skip
+    """As torch.instance_norm."""
+    return _instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
 
 
 def _batch_norm(
@@ -82,6 +109,9 @@ def _affine(a: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 REWRITTEN: dict[Callable, Callable] = {
     F.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
+    torch.native_layer_norm: _native_layer_norm,
+    torch.batch_norm: _native_batch_norm,
+    torch.instance_norm: _native_instance_norm,
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,
     torch._weight_norm: _weight_norm,
@@ -89,7 +119,8 @@ REWRITTEN: dict[Callable, Callable] = {
 STOPS = (Tensor.detach, Tensor.detach_, Tensor.data.__get__, torch.detach)
 ESCAPES = (
     Tensor.item, Tensor.numpy, Tensor.tolist, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.__array__,
-    torch.tensor,
+    Tensor.backward, torch.autograd.backward, torch.tensor, torch.fake_quantize_per_tensor_affine,
+    torch.fake_quantize_per_channel_affine,
 )  # fmt: skip
 _set_grad_enabled = torch._C._set_grad_enabled
 
@@ -122,11 +153,13 @@ class Watch(TorchFunctionMode):
         if torch.is_inference_mode_enabled():
             raise RuntimeError("model's forward enters torch.inference_mode(), which no derivative passes: use "
                                "torch.no_grad() there")  # fmt: skip
-        stops, escapes = func in STOPS, func in ESCAPES
+        stops = func in STOPS or _first_order(func, kwargs)
+        scaled = func is F.embedding and kwargs.get("scale_grad_by_freq")  # of which no second derivative knows
+        escapes = func in ESCAPES or scaled
         if (stops or escapes or not torch.is_grad_enabled()) and _attached(args, kwargs):
             self.needs.stopped |= not escapes
             if escapes:
-                self.needs.escaping.add(func.__name__)
+                self.needs.escaping.add("scale_grad_by_freq" if scaled else func.__name__)
         return func(*args, **kwargs)
 
 
@@ -175,6 +208,8 @@ class Held(TorchFunctionMode):
             raise RuntimeError("model's forward calls detach_() on a value that depends on x: use detach()")
         if func in STOPS:
             return self._hold(args[0])
+        if _first_order(func, kwargs):
+            return tree_map(self._hold, func(*args, **{**kwargs, "create_graph": True}))
         out = REWRITTEN.get(func, func)(*args, **kwargs)
         return tree_map(self._hold, out) if self.off else out
 
@@ -193,6 +228,11 @@ def carried_out(needs: Needs, switch: Switch) -> Iterator[None]:
         elif needs.rewritten:
             stack.enter_context(_Rewritten())
         yield
+
+
+def _first_order(func: Any, kwargs: dict) -> bool:
+    """A gradient taken inside a forward, without a graph of its own."""
+    return func is torch.autograd.grad and not kwargs.get("create_graph")
 
 
 def _attached(args: tuple, kwargs: dict) -> bool:
