@@ -174,7 +174,7 @@ def test_interrupt_leaves_a_row_for_every_problem(several, method):
 
 def test_any_torch_optimizer(several):
     model, x, y, gradients = several
-    for optimizer, lr in [(torch.optim.SGD, 0.1), (torch.optim.RMSprop, 0.01), (torch.optim.LBFGS, 1.0)]:
+    for optimizer, lr in [(torch.optim.SGD, 3.0), (torch.optim.RMSprop, 0.05), (torch.optim.LBFGS, 1.0)]:
         losses = []
         found = i2f.invert(
             model, gradients[0], y[0], x[0].shape, method="dgl", optimizer=optimizer, lr=lr, steps=20,

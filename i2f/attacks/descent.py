@@ -188,6 +188,10 @@ class _Descent:
             leaf.grad = None
         for leaf, gradient in zip(moving, torch.autograd.grad(total, moving), strict=True):
             leaf.grad = gradient
+        if self.box and isinstance(self.optimizer, torch.optim.LBFGS):
+            for i in self.running:
+                x, gradient = self.images[i].detach(), self.images[i].grad
+                gradient[(x <= BOX[0]) & (gradient > 0) | (x >= BOX[1]) & (gradient < 0)] = 0  # held: no way out
         if self.recipe.signed:
             for i in self.running:
                 self.images[i].grad.sign_()

@@ -10,7 +10,7 @@ from i2f.attacks.krylov import KrylovSolver
 from i2f.attacks.prior import BOX
 from i2f.attacks.problem import EXPLODED, Problem, Reconstruction
 from i2f.attacks.steps import FirstGram, StepSolver
-from i2f.gradient import Linearization
+from i2f.gradient import Linearization, graph_nodes
 from i2f.progress import bar
 
 INITIAL_DAMPING = 1e-4  # μ at the first step, and
@@ -178,6 +178,7 @@ class Point(Linearization):
             weights = self.match.adjoint(self.residual, self.gradient.numel())
             try:
                 self._half_misfit = self._backward(weights, create_graph=self.order.third)
+                self.order.look_at(self._half_misfit)
             except RuntimeError as error:
                 self.order.lacks_third(error)
                 self._half_misfit = self._backward(weights)
@@ -255,7 +256,13 @@ class Point(Linearization):
 class Order:
     """Whether the network has the third derivative that S needs; known once it has been asked for."""
 
-    third = True
+    third, looked = True, False
+
+    def look_at(self, slope: Tensor) -> None:
+        """Once: a slope whose graph ends at an operation that forbids a further derivative, which would be left out."""
+        if self.third and not self.looked:
+            ends = graph_nodes([slope.grad_fn])
+            self.looked, self.third = True, all(node.name() != "torch::autograd::Error" for node in ends)
 
     def lacks_third(self, error: RuntimeError) -> None:
         """Says so; raises the error where it has another cause."""
