@@ -135,8 +135,8 @@ def test_penalties_and_their_derivatives(network, dtype, c):
             return torch.Generator().manual_seed(0)
 
         terms = {
-            "bound": penalty.bound(model, x, y, loss=loss, generator=draw()),
-            "bayes": penalty.bayes(model, x, y, DAMPING * scale**2, loss=loss, generator=draw()),
+            "bound": penalty.bound(model, x, y, power_steps=60, loss=loss, generator=draw()),
+            "bayes": penalty.bayes(model, x, y, scale**2, loss=loss, generator=draw()),
         }
         for name, term in terms.items():
             slope = torch.cat([g.flatten() for g in torch.autograd.grad(term, parameters)]).double()
