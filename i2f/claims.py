@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LEAST_UNITS = 4  # fewer images or seeds say nothing about others: no interval
 LEAST_RANKED = 8  # the same for a rank correlation over them: four stand in perfect order once in 24 times, by chance
 LEARNT = 0.5  # accuracy of a trained network below which a comparison of trainings means nothing
+UNKNOWN = 0.025  # share of resamplings without a value that may be passed over: what an interval leaves out at an end
 VERDICTS = ("holds", "holds except when", "holds only when", "fails", "inconclusive")
 
 EXCEPTIONS = {("fails", "holds"): "holds only when", ("holds", "fails"): "holds except when"}  # (whole, within) -> both
@@ -76,8 +77,8 @@ def bootstrap(
     The percentiles are expanded for small samples, by what Student's t differs from the normal and a sample's standard
     deviation from its unbiased estimate (Hesterberg 2015, The American Statistician 69, section 5.3.2). Up to six units
     the distribution is the exact one, over all samples; beyond, that of `draws` at random. Fewer than `least` units, or
-    a statistic that is not a number, over the table or over more resamplings than the percentiles leave out, have no
-    interval. If every unit agrees, the interval has zero width: judge it by n.
+    a statistic that is not a number, over the table or over more than `UNKNOWN` of the resamplings, have no interval.
+    If every unit agrees, the interval has zero width: judge it by n.
 
     Args:
         table: tidy, with a column `unit` that says which rows belong together; resampling never splits a unit. In a
@@ -96,12 +97,10 @@ def bootstrap(
     table, groups = _repeated(table, unit, groups, 1 + int(copies.max()) // n)
     drawn = np.array([statistic(table.take(np.concatenate([groups[i] for i in copy]))) for copy in copies.tolist()])
     tail = float(ndtr(math.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.025)))
-    # a resampling without a value might have any; "inverted_cdf" takes values that were drawn, since some are infinite
-    unknown = np.isnan(drawn)
-    low, high = (
-        np.quantile(np.where(unknown, end, drawn), share, method="inverted_cdf", weights=weights)
-        for end, share in ((-math.inf, tail), (math.inf, 1 - tail))
-    )
+    if weights[np.isnan(drawn)].sum() > UNKNOWN * weights.sum():
+        return value, -math.inf, math.inf
+    # "inverted_cdf" takes values that were drawn, since some may be infinite
+    low, high = np.nanquantile(drawn, [tail, 1 - tail], method="inverted_cdf", weights=weights)
     return value, float(low), float(high)
 
 

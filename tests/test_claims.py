@@ -87,11 +87,13 @@ def test_units_with_names_and_repeated_rows_stay_whole():
     assert list(table.text) == list("aabc")  # the table itself is left as it was
 
 
-def test_samples_without_a_value_might_have_any():
+def test_where_many_samples_have_no_value_there_is_no_interval():
     """One image of eight decides: a third of all samples are without it, and nothing is known of these."""
     table = pd.DataFrame({"image": range(8), "x": range(8), "y": [0.0] * 7 + [1.0]})
     value, low, high = claims.bootstrap(lambda t: claims.rank_agreement(t, "x", "y"), table, "image")
     assert (value, low, high) == (1.0, -math.inf, math.inf)
+    few = pd.DataFrame({"image": range(4), "x": range(4), "y": [1.0, 2, 4, 3]})  # 4 of 256 samples are of one image
+    assert claims.bootstrap(lambda t: claims.rank_agreement(t, "x", "y"), few, "image")[1:] == (-1.0, 1.0)
 
 
 def test_a_statistic_that_is_no_number_has_no_interval():

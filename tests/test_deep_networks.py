@@ -90,6 +90,12 @@ def test_claims():
     assert {c.id: c.verdict for c in deep.judge(shuffled, 12, 0.5, 10.0)}["deep_networks-products"] == "fails"
 
 
+def test_a_network_that_failed_leaves_its_cost_unknown():
+    table = made_up()
+    table.loc[0, ["products", "failed"]] = [np.nan, True]
+    assert deep.judge(table, 52, 0.5, 10.0)[0].verdict == "inconclusive"
+
+
 def test_claims_without_solves():
     table = made_up().drop(columns=["damped_rmse", "solve_products", "bayes_value", "trace_products"])
     assert [c.id for c in deep.judge(table, 52, 0.5, 10.0)] == ["deep_networks-products"]

@@ -1,5 +1,6 @@
 """Costs: what is counted is what was spent, and verdicts can go either way."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -76,6 +77,12 @@ def test_a_budget_that_ran_out_is_no_proof():
     found = {c.id.removeprefix("efficiency-mnist-"): c for c in efficiency.judge(table, "mnist", 10.0, 100.0)}
     assert (found["bound-dgl"].verdict, found["bound-gauss-newton"].verdict) == ("inconclusive", "fails")
     assert found["bound-dgl"].note == "arrived: lenet uniform 0%; a larger budget might do"
+
+
+def test_an_estimate_that_raised_leaves_its_cost_unknown():
+    table = fake(2100)
+    table.loc[0, "evaluations"] = np.nan
+    assert efficiency.judge(table, "mnist", cheaper=10.0, products=100.0)[0].verdict == "inconclusive"
 
 
 def test_a_large_network_is_asked_for_less():

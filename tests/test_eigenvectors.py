@@ -89,6 +89,8 @@ def test_an_attack_that_failed_is_left_out_and_counted():
     found = eigenvectors.judge(table, "mnist", **THRESHOLDS)
     assert [c.verdict for c in found] == ["holds", "holds", "holds", "holds", "holds", "fails"]
     assert "18 of 20 attacks converged, 2 failed" in found[0].note
+    table.loc[(table.part == "law") & (table.image < 3), "failed"] = True  # it predicts nothing of three images in five
+    assert eigenvectors.judge(table, "mnist", **THRESHOLDS)[1].value == np.inf
 
 
 def test_noise_that_leaves_every_direction_outside_the_cut_is_refused():

@@ -94,6 +94,8 @@ def test_explained_is_the_adjusted_r_squared():
     within = (y - y.groupby(table.label).transform("mean")).var(ddof=0) / y.var(ddof=0)
     assert fairness.explained(table, ["label"]) == pytest.approx(1 - within * 59 / 50)
     assert np.isnan(fairness.explained(table.head(2), ["predicted_mse"]))
+    copies = pd.concat([table.head(2)] * 5).assign(image=range(10))  # a resampling numbers the copies of a unit
+    assert np.isnan(fairness.explained(copies, ["predicted_mse"]))
 
 
 def test_cost_is_that_of_the_variances_themselves(table):

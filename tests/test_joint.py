@@ -42,6 +42,17 @@ def test_images_beyond_those_attacked_are_judged_by_their_spectra_alone(table):
     assert "of 2 attacks converged" in axes[0].get_xlabel()  # one of each network
 
 
+def test_the_order_of_training_is_the_same_whatever_is_added(monkeypatch):
+    """Noise and penalties draw from streams of their own."""
+    orders, original = [], torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda *a, **k: orders.append(original(*a, **k)) or orders[-1])
+    for method, weight in (("plain", 0.0), ("bound", 0.1), ("dp", 0.5)):
+        joint._train({**SETTING, "method": method, "weight": weight, "seed": 3}, 40, 20, 2, 10, 0.003, 1, 1, 0.01)
+    plain, bound, dp = torch.stack(orders).view(3, 2, 40)
+    assert torch.equal(plain, bound)
+    assert torch.equal(plain, dp)
+
+
 def test_every_method_trains():
     for method in (joint.BAYES, joint.DP):
         (task,) = joint.problems(SETTING, {method: [0.1]}, 1)

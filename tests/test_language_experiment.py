@@ -9,6 +9,7 @@ pytest.importorskip("transformers", reason="texts need pip install 'i2f[text]'")
 
 from i2f import language as networks
 from i2f import perturb, text
+from i2f.attacks import tokens as reading
 from i2f.experiments import language
 from i2f.figures import language as draw
 from i2f.jacobian import GradientJacobian
@@ -122,6 +123,41 @@ def test_a_search_that_failed_found_nothing():
     table = made_up().astype({"all_found": object})
     table.loc[table.attacker == language.SEARCH, ["all_found", "failed"]] = [np.nan, True]
     assert verdicts(table)["searched"].verdict == "fails"
+
+
+def test_an_attack_that_failed_read_nothing_and_proves_no_protection():
+    table = made_up()
+    failed = (table.attacker == language.REFINED) & (table.relative < 1)
+    found = verdicts(table.assign(failed=failed))
+    assert found["flat"].value == 0  # its best iterate before it diverged is no text that was read
+    assert found["accuracy"].value == np.inf
+    failed = (table.attacker == language.REFINED) & (table.relative == 1) & (table.text == 0)
+    found = verdicts(table.assign(failed=failed, rougeL=0.8))
+    assert found["fallen"].value == pytest.approx(0.8)
+    assert found["fallen"].n == 4
+
+
+def test_texts_that_tie_do_not_cap_the_order():
+    """Nothing is lost at two of three levels: Spearman's correlation is 0.84 at most."""
+    table = made_up().assign(rougeL=lambda t: (t.relative < 1) * 1.0, feature_mse=lambda t: (t.relative >= 1) * 1.0)
+    found = verdicts(table)
+    assert found["order"].value == found["features"].value == pytest.approx(1)
+    assert found["order"].verdict == "holds"
+
+
+def test_no_two_texts_share_the_noise_of_the_embeddings_gradient(monkeypatch):
+    seen = []
+    monkeypatch.setattr(language, "token_set", lambda rows, variance: seen.append(rows) or original(rows, variance))
+    original = reading.token_set
+    tasks = language.problems({"bert-tiny": 2}, {language.SHARED: [0.1]}, {}, weight_seed=1)
+    table = language.run(tasks, {}, jobs=1)
+    for text_number, (sent, variance) in enumerate(zip(map(language._sent, tasks), table.variance, strict=True)):
+        rows = networks.embedding_gradient(sent.model, sent.tokens, sent.y)
+        noise = (seen[text_number] - rows).flatten()
+        assert float(noise.square().mean()) == pytest.approx(variance, rel=0.1)
+        for seed in (text_number, text_number + 1):  # the gradient's own noise, of this text and of the next
+            other = perturb.gaussian(rows.flatten(), 1.0, seed=seed)
+            assert abs(np.corrcoef(noise, other)[0, 1]) < 5 / len(noise) ** 0.5
 
 
 def test_the_figures_draw_what_there_is(table):

@@ -97,6 +97,24 @@ def test_each_row_has_the_attack_of_its_own_start_and_noise(trained):
     assert table.rmse.is_unique
 
 
+def test_the_controls_start_is_no_draw_of_the_noise(trained, monkeypatch):
+    """Seed and image 0: what is added to the gradient, and what moves the start from the truth."""
+    calls = {}
+
+    def note(model, gradients, y, shape, **options):
+        calls["near" if options["start"] is not None else "random"] = (gradients, options["start"])
+        return original(model, gradients, y, shape, **options)
+
+    original = training.invert_many
+    monkeypatch.setattr(training, "invert_many", note)
+    training.attack(trained[0], training.problems([2], 1, [1e-7], []), SETTING, steps=1, seed=0, jobs=1)
+    gradients, start = calls["near"]
+    moved = (start - i2f.data.load("mnist", 1)[0]).flatten()
+    assert float(moved.square().mean().sqrt()) == pytest.approx(training.NEAR, rel=0.1)
+    noise = (gradients[1] - gradients[0])[:784]
+    assert abs(np.corrcoef(moved, noise)[0, 1]) < 5 / 784**0.5
+
+
 def fake(growth: float, factor: float = 1.0, recovered: float = 1e-12) -> pd.DataFrame:
     """Predictions that multiply by `growth` from checkpoint to checkpoint; errors `factor` times as large."""
     rows = []
