@@ -14,10 +14,11 @@ __version__ = "0.1.0"
 
 _MODULES = (
     "attacks", "batchnorm", "claims", "data", "devices", "figures", "language", "memory", "metrics", "models",
-    "perturb", "pipeline", "spectrum", "sweep", "text", "trace",
+    "perturb", "pipeline", "spectrum", "streams", "sweep", "text", "trace",
 )  # fmt: skip
 _NAMES = {
     "GradientJacobian": "jacobian",
+    "flatten_gradient": "gradient",
     "influence": "influence",
     "lower_bound": "influence",
     "invert": "attacks",

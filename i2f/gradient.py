@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten
 
 from i2f import checks, modules, targets
-from i2f.operations import Needs, Switch, Watch, carried_out, elementary
+from i2f.operations import Needs, Switch, Watch, carried_out, elementary, ordinary
 from i2f.targets import Loss
 
 __all__ = ["GradientMap", "Linearization", "Loss", "Recomputation", "elementary", "graph_nodes"]
@@ -67,6 +67,8 @@ class GradientMap:
         self._index()
         self.given_dtype = self.dtype
         if any(p.dtype in HALF for p in self.model.parameters()):
+            if self._way.bound:
+                raise ValueError(f"model has parameters in {self.dtype} and cannot be copied: convert it with .float()")
             warnings.warn(f"model has parameters in {self.dtype}: its gradient is computed in float32", stacklevel=3)
             self.model = self._given = self.model.float()
             self._index()
@@ -135,7 +137,7 @@ class GradientMap:
         other.y = targets.as_labels(y, self.dtype)
         return other
 
-    @torch.inference_mode(False)
+    @ordinary()
     def check(self, x: Tensor, what: str) -> Any:
         """The model's output at `x`, once everything that `examine` and `settle` look at is in order: before an attack
         or a J. Without labels, the output alone is looked at."""
@@ -354,7 +356,7 @@ class GradientMap:
         value = self.loss(output, self.y if y is None else y)
         return value if self.unit == 1 else value / self.unit
 
-    @torch.inference_mode(False)
+    @ordinary()
     def __call__(self, x: Tensor, y: Tensor | None = None, create_graph: bool = False) -> Tensor:
         """g(x), flat (d_θ,); differentiable in x (and in y) with `create_graph`. Cost: one gradient evaluation."""
         x = x.clone() if x.is_inference() else x

@@ -12,6 +12,7 @@ from i2f import checks
 from i2f.dense import dense_jacobian, jacobian_gram, outer_gram
 from i2f.gradient import GradientMap, Linearization, Loss, Recomputation
 from i2f.memory import SMALL, available, footprint
+from i2f.operations import ordinary
 
 DENSE_BYTES = 2 * 2**30  # J is formed by itself, where it is needed whole, up to this size
 MOST_AT_ONCE = 32  # vectors in one pass: more gain nothing
@@ -52,7 +53,7 @@ class GradientJacobian:
     Source: section 3 of the paper, where J appears in Eq. 3.
     """
 
-    @torch.inference_mode(False)
+    @ordinary()
     def __init__(
         self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss = F.cross_entropy, method: str = "auto",
         memory: int | None = None,
@@ -140,7 +141,7 @@ class GradientJacobian:
     def device(self) -> torch.device:
         return self.x.device
 
-    @torch.inference_mode(False)
+    @ordinary()
     def matvec(self, delta: Tensor) -> Tensor:
         """J δ: (d_θ,) -> (d_x,), or (k, d_θ) -> (k, d_x). One product a vector."""
         delta = self.map.flat("delta", delta).to(self.x)
@@ -149,7 +150,7 @@ class GradientJacobian:
             return delta @ self._dense.T
         return times(self.unit, self._in_chunks(self._at_x.matvec, delta))
 
-    @torch.inference_mode(False)
+    @ordinary()
     def rmatvec(self, v: Tensor) -> Tensor:
         """Jᵀ v: (d_x,) -> (d_θ,), or (k, d_x) -> (k, d_θ). One product a vector."""
         v = checks.flat("v", v, self.shape[0], "input space").to(self.x)
@@ -170,7 +171,7 @@ class GradientJacobian:
                 self.chunk = 1
         return torch.stack([product(one) for one in vectors])
 
-    @torch.inference_mode(False)
+    @ordinary()
     def dense(self) -> Tensor:
         """J itself, (d_x, d_θ), in the model's dtype; formed once and kept. d_x products."""
         if self._dense is None:
@@ -182,7 +183,7 @@ class GradientJacobian:
             self.products += self.shape[0]
         return self._dense
 
-    @torch.inference_mode(False)
+    @ordinary()
     def gram(self) -> Tensor:
         """J Jᵀ, (d_x, d_x), accumulated in float64 whatever the model's dtype; formed once and kept. d_x products,
         unless J is there already."""

@@ -32,6 +32,21 @@ def elementary() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def ordinary() -> Iterator[None]:
+    """A context, and decorator, outside the caller's inference mode and autocast: derivatives need neither."""
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        for kind in AUTOCAST:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+AUTOCAST = ("cpu", "cuda")
+
+
 def _layer_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
     eps: float = 1e-5, cudnn_enable: bool = True,
@@ -153,6 +168,10 @@ class Watch(TorchFunctionMode):
         if torch.is_inference_mode_enabled():
             raise RuntimeError("model's forward enters torch.inference_mode(), which no derivative passes: use "
                                "torch.no_grad() there")  # fmt: skip
+        if any(torch.is_autocast_enabled(kind) for kind in AUTOCAST):
+            raise RuntimeError(
+                "model's forward enables autocast, whose few digits leave nothing of J: disable it there"
+            )
         stops = func in STOPS or _first_order(func, kwargs)
         scaled = func is F.embedding and kwargs.get("scale_grad_by_freq")  # of which no second derivative knows
         escapes = func in ESCAPES or scaled
