@@ -161,7 +161,7 @@ def averaged(values: Tensor, energy: float, spread: float) -> Tensor:
         s_i = τ² max(0, √(λ_i/ν) − λ_i),  ν such that they sum to the energy: directions with λ_i ≥ 1/ν get none.
 
     Args: values: λ > 0 of J Jᵀ. The k smallest share it, with 1/√ν = (energy/τ² + Σ λ_i)/Σ √λ_i over them, where k is
-    the largest for which the last of them gets any. In units of λ_max, so that no scale under- or overflows.
+    the largest for which the last of them gets any.
 
     Raises: ValueError for eigenvalues or a spread that are not positive, or a negative energy.
     """
@@ -171,10 +171,9 @@ def averaged(values: Tensor, energy: float, spread: float) -> Tensor:
         raise ValueError(f"spread={spread} is out of range: τ must be positive and finite")
     if not (values > 0).all():
         raise ValueError("values holds eigenvalues that are not positive: give those above rounding (spectrum.rank)")
-    top = float(values.max())
-    rising = (values / top).sort().values
-    levels = (energy / top / spread**2 + rising.cumsum(0)) / rising.sqrt().cumsum(0)  # 1/√ν if the first k share it
+    rising = values.sort().values
+    levels = (energy / spread**2 + rising.cumsum(0)) / rising.sqrt().cumsum(0)  # 1/√ν if the first k share it
     level = levels[int((levels > rising.sqrt()).sum().clamp_min(1)) - 1]
-    shares = ((values / top).sqrt() * level - values / top).clamp_min(0)
+    shares = (values.sqrt() * level - values).clamp_min(0)
     total = float(shares.sum())
     return shares * (energy / total) if total > 0 else shares

@@ -108,7 +108,7 @@ def test_nan_in_y_and_words_in_y_are_named():
         audit(model, x, torch.tensor([[0.0, 1, 0, 0], [math.nan, 0, 0, 1]]))
     with pytest.raises(TypeError, match="y is str"):
         audit(model, x, "12")
-    with pytest.raises(TypeError, match="model is GradientJacobian; it must be a torch.nn.Module"):
+    with pytest.raises(TypeError, match="model is GradientJacobian; it must be"):
         audit(i2f.GradientJacobian(model, x, torch.tensor([1, 3])), x, torch.tensor([1, 3]))
     with pytest.raises(TypeError, match="defense is float; give its text"):
         audit(model, x, torch.tensor([1, 3]), 1e-3)
@@ -235,9 +235,9 @@ def test_the_recommended_noise_by_products(lenet, digit, target):
 def test_the_picture_by_products_is_the_bayes_estimate(mlp):
     """x₀ + (J Jᵀ + ε)⁻¹(J δ + ε(m − x₀)) by dense algebra."""
     model, x, y = mlp
-    (found,) = audit(model, x, y, "gaussian:1e-3", exact=False, spread=0.3, seed=4)
+    (found,) = audit(model, x, y, "gaussian:0.1", exact=False, spread=0.3, seed=4)
     J = i2f.GradientJacobian(model, x, y)
-    delta, epsilon = i2f.perturb.gaussian(J.gradient, 1e-3, 4), 1e-3 / 0.09
+    delta, epsilon = i2f.perturb.gaussian(J.gradient, 0.1, 4), 0.1 / 0.09
     A = J.gram() + epsilon * torch.eye(12, dtype=D)
     wanted = x[0] + torch.linalg.solve(A, J.matvec(delta) + epsilon * (0.5 - x[0]))
     torch.testing.assert_close(found.drawn, wanted.float(), rtol=0, atol=2e-3)
@@ -346,16 +346,18 @@ class Single(nn.Module):
         return self.net(x)
 
 
-@pytest.mark.parametrize("variance", [0, 1e-16, 1e-12, 1e-8, 1e-4])
-@pytest.mark.parametrize("decay", [1, 3])
+@pytest.mark.parametrize("variance", [0, 1e-16, 1e-14, 1e-12, 1e-8])
+@pytest.mark.parametrize("decay", [1, 2, 3])
 def test_float32_errs_on_the_side_of_the_attacker(variance, decay):
-    """Singular values down to 10^(−3 decay): those that float32 cannot tell from rounding may be seen by another."""
+    """A frozen first layer with singular values down to 10^(−3 decay): what float32 cannot tell from rounding, another
+    may see."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         twin = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 5)).double()
         with torch.no_grad():
             u, _, v = torch.linalg.svd(twin[0].weight, full_matrices=False)
             twin[0].weight.copy_((u * torch.logspace(0, -3 * decay, 12, dtype=D)) @ v)
+        twin[0].requires_grad_(False)
         twin = twin.float().double()
         x = torch.rand(1, 12, dtype=D)
     (wanted,) = audit(twin, x, torch.tensor([1]), f"gaussian:{variance}")
@@ -402,14 +404,14 @@ def test_a_layer_that_the_loss_never_meets(mlp, exact, defense):
 
 
 class Fixed(nn.Module):
-    """view(n, -1): so many images at a time, and no other number."""
+    """So many images at a time, and no other number."""
 
     def __init__(self, net, count=1):
         super().__init__()
         self.net, self.count = net, count
 
     def forward(self, x):
-        return self.net(x.view(self.count, -1)[:, : x[0].numel()])
+        return self.net(x.view(self.count, *x.shape[1:]))
 
 
 class Recurrent(nn.Module):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch.nn import functional as F
 
 import i2f
 from i2f import defense, spectrum, streams
@@ -60,6 +60,18 @@ def test_a_clipped_gradient_is_scaled_back(J):
 def test_relative_noise_has_the_length_it_says(J):
     found = parse("relative:0.3")
     assert found.variance(J) * J.shape[1] == pytest.approx((0.3 * float(J.gradient.norm())) ** 2)
+
+
+@pytest.mark.parametrize("factor", [1e-24, 1e24])
+def test_norms_are_not_summed_in_float32(mlp, factor):
+    """Where squares of the gradient's entries leave float32, and they themselves do not."""
+    model, x, y = mlp
+    J = i2f.GradientJacobian(model, x, y)
+    K = i2f.GradientJacobian(copy.deepcopy(model).float(), x, y, lambda out, y: factor * F.cross_entropy(out, y))
+    for text in ("relative:0.3", f"dp:{1e-3 * factor}:0.5"):
+        wanted = parse(text.replace(f"{1e-3 * factor}", "1e-3")).variance(J)
+        assert parse(text).variance(K) == pytest.approx(wanted * factor**2, rel=1e-3)
+    assert parse("designed:0.3").on_input(K) == pytest.approx(parse("designed:0.3").on_input(J), rel=1e-3)
 
 
 def test_designed_noise_has_its_energy_and_the_same_error_in_every_direction(J):
@@ -119,7 +131,7 @@ def test_defences_do_not_depend_on_the_losss_scale(mlp, dtype, factor, text, met
     model, x, y = mlp
     J = i2f.GradientJacobian(model, x, y, method=method)
     K = i2f.GradientJacobian(
-        copy.deepcopy(model).to(dtype), x, y, lambda out, y: factor * nn.functional.cross_entropy(out, y), method=method
+        copy.deepcopy(model).to(dtype), x, y, lambda out, y: factor * F.cross_entropy(out, y), method=method
     )
     own = parse(text)
     scaled = Defense(own.name, (own.values[0] * factor, *own.values[1:])) if own.name in ("clip", "dp") else own
