@@ -8,6 +8,7 @@ import torch
 import zoo
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
 import i2f
 from i2f import attacks, penalty, trace
@@ -139,10 +140,19 @@ def test_refused(name: str) -> None:
     assert not changes(model, zoo.state(case.model))
 
 
+@pytest.mark.parametrize("name", zoo.REFUSED)
+@pytest.mark.parametrize("method", ["gauss-newton", "dgl"])
+def test_attacks_refuse_the_same(name: str, method: str) -> None:
+    case = zoo.build(name)
+    size = sum(p.numel() for p in case.model.parameters() if p.requires_grad and not is_lazy(p))
+    with pytest.raises((ValueError, TypeError), match=zoo.REFUSED[name][1]):
+        i2f.invert(case.model, torch.ones(size), case.y, case.x.shape, loss=case.loss, method=method, steps=1)
+
+
 MOVED = (
     "Linear", "LSTM", "TransformerEncoder", "weight_norm, hook", "weight_norm", "spectral_norm, hook", "spectral_norm",
-    "pruned", "tied, second name", "tied, plain list", "tied, one module twice", "layers in a plain list",
-    "patched activation", "forward hook", "DataParallel", "GradSampleModule", "compiled",
+    "pruned", "tied, in one module", "tied, second name", "tied, plain list", "tied, one module twice",
+    "layers in a plain list", "patched activation", "forward hook", "DataParallel", "GradSampleModule", "compiled",
     "compiled in place", "GraphModule", "checkpointed",
 )  # fmt: skip
 
@@ -241,25 +251,6 @@ def test_J_never_moves_in_silence(name: str) -> None:
 # ---- the rows of faults, each against a twin without the feature
 
 
-class Plain(zoo.Aliased):
-    """The twin of both aliases: one weight, one name, used twice."""
-
-    def __init__(self):
-        super().__init__()
-        del self.tied
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(F.linear(torch.tanh(self.first(x)), self.first.weight)))
-
-
-def twin(model: nn.Module, other: nn.Module) -> nn.Module:
-    """`other` with the model's own weights, in its order."""
-    with torch.no_grad():
-        for p, q in zip(other.parameters(), model.parameters(), strict=True):
-            p.copy_(q)
-    return other.double().eval()
-
-
 def audited(case: zoo.Case, **options: Any) -> dict[str, float]:
     """What an audit says of it, in numbers and words."""
     (sample,) = audit(case.model, case.x, case.y, "gaussian:1e-4", loss=case.loss, **options)
@@ -273,10 +264,17 @@ def agree(found: dict[str, float], right: dict[str, float], rel: float = 1e-6) -
     assert found == pytest.approx(right, rel=rel)
 
 
-@pytest.mark.parametrize("name", ["tied, second name", "tied, plain list"])
+@pytest.mark.parametrize("name", ["tied, in one module", "tied, second name", "tied, plain list"])
 def test_row_1_a_parameter_with_two_names(name: str) -> None:
     case = zoo.build(name)
-    agree(audited(case), audited(case._replace(model=twin(case.model, Plain()))))
+    one = case.model
+    if name == "tied, in one module":
+        rule = lambda net, x: net.head(torch.tanh(torch.tanh(x @ net.weight) @ net.weight))  # noqa: E731
+        twin = zoo.Net(rule, weight=one.weight, head=one.head)
+    else:
+        rule = lambda net, x: net.head(torch.tanh(F.linear(torch.tanh(net.a(x)), net.a.weight)))  # noqa: E731
+        twin = zoo.Net(rule, a=one.first, head=one.head)
+    agree(audited(case), audited(case._replace(model=twin.eval())))
 
 
 @pytest.mark.parametrize("name", ["encoder under no_grad", "a loss that detaches", "z * z.detach()", "its own teacher"])
@@ -392,6 +390,16 @@ def test_row_10_a_wrapper_changes_nothing(wrap: Any) -> None:
     case = case._replace(x=case.x[:1], y=case.y[:1])
     wrapped = case._replace(model=wrap(zoo.build("MSE").model).eval())
     agree(audited(wrapped), audited(case))
+
+
+def test_row_10_distributed() -> None:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        case = zoo.build("Linear on tokens")
+        model = nn.parallel.DistributedDataParallel(zoo.build("Linear on tokens").model)
+        agree(audited(case._replace(model=model)), audited(case))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_row_10_wrappers_that_are_named() -> None:

@@ -11,6 +11,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -274,6 +275,42 @@ class SineLast(torch.autograd.Function):
         return -x.sin() * by_output * v, x.cos() * v
 
 
+class Cube(torch.autograd.Function):
+    """x³ with everything that PyTorch asks for."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, by_output: Tensor) -> Tensor:
+        return 3 * ctx.saved_tensors[0] ** 2 * by_output
+
+    @staticmethod
+    def jvp(ctx: Any, along: Tensor) -> Tensor:
+        return 3 * ctx.saved_tensors[0] ** 2 * along
+
+
+class Gated(torch.autograd.Function):
+    """z · sin z, whose backward takes the factor sin z for a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.gate = z.detach().sin()
+        return z * ctx.gate
+
+    @staticmethod
+    def backward(ctx: Any, by_output: Tensor) -> Tensor:
+        return by_output * ctx.gate
+
+
 class Symmetric(nn.Module):
     """A parametrization: W = A + Aᵀ."""
 
@@ -291,6 +328,18 @@ class Aliased(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(torch.tanh(F.linear(torch.tanh(self.first(x)), self.tied)))
+
+
+class Renamed(nn.Module):
+    """Both names in one module, as embeddings that are also the output's weight have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(0.5 * torch.randn(5, 5))
+        self.tied, self.head = self.weight, nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(torch.tanh(x @ self.weight) @ self.tied))
 
 
 class Listed(Aliased):
@@ -438,6 +487,64 @@ def run_before(case: Case) -> Case:
     return case
 
 
+@dataclass
+class Answer:
+    logits: Tensor
+
+
+class Opaque:
+    """An output that shows its tensors on request alone."""
+
+    def __init__(self, logits: Tensor):
+        self._logits = logits
+
+    def logits(self) -> Tensor:
+        return self._logits
+
+
+def cached(net: Net, x: Tensor) -> Tensor:
+    if not hasattr(net, "product"):
+        net.product = net.a.weight.T @ net.a.weight
+    return net.b(torch.tanh(net.a(x))) * (x @ net.product @ x.T)
+
+
+def cached_before() -> Case:
+    with torch.no_grad():
+        return run_before(forwarded(cached))
+
+
+def building(net: Net, x: Tensor) -> Tensor:
+    if not hasattr(net, "table"):
+        net.register_buffer("table", torch.linspace(0, 1, x.shape[1], dtype=x.dtype))
+    return net.b(torch.tanh(net.a(x + net.table)))
+
+
+def masked(net: Net, x: Tensor) -> Tensor:
+    z = net.a(x) * 2
+    z[z < 0.05] = 0.3
+    return net.b(z.sin())
+
+
+def hooked_activation(net: Net, x: Tensor) -> Tensor:
+    z = torch.tanh(net.a(x))
+    if z.requires_grad:
+        z.register_hook(lambda g: 2 * g)
+    return net.b(z)
+
+
+def clipped_activation(net: Net, x: Tensor) -> Tensor:
+    z = torch.tanh(net.a(x))
+    if z.requires_grad:
+        z.register_hook(lambda g: g / g.norm())
+    return net.b(z)
+
+
+def nearest(net: Net, x: Tensor) -> Tensor:
+    z = net.a(x)
+    q = net.codes(torch.cdist(z, net.codes.weight).argmin(1))
+    return net.b(torch.tanh(z + (q - z).detach()) + 0.1 * (q - z.detach()) + 0.1 * (q.detach() - z))
+
+
 def features_in_loss() -> Case:
     case = run_before(forwarded(keeping))
     return case._replace(loss=lambda out, y: F.cross_entropy(out, y) + 0.1 * case.model.features.square().mean())
@@ -499,6 +606,10 @@ def backward_hooked(net: nn.Sequential) -> None:
     net[1].register_full_backward_hook(lambda module, by_input, by_output: (2 * by_input[0],))
 
 
+def backward_pre_hooked(net: nn.Sequential) -> None:
+    net[1].register_full_backward_pre_hook(lambda module, by_output: (2 * by_output[0],))
+
+
 def parameter_hooked(net: nn.Sequential) -> None:
     net[0].weight.register_hook(lambda g: 2 * g)
 
@@ -554,6 +665,12 @@ def grad_sample(net: nn.Sequential) -> nn.Module:
     from opacus import GradSampleModule
 
     return GradSampleModule(net)
+
+
+def fast_clipping(net: nn.Sequential) -> nn.Module:
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping
+
+    return GradSampleModuleFastGradientClipping(net, max_grad_norm=1.0)
 
 
 def quantized(net: nn.Sequential) -> nn.Module:
@@ -753,6 +870,7 @@ RIGHT: dict[str, Callable[[], Case]] = {
     "BatchNorm1d, its batch": lambda: between(nn.BatchNorm1d(6, track_running_stats=False), n=3),
     "BatchNorm2d, its batch": lambda: spatial(nn.BatchNorm2d(2, track_running_stats=False), 1, 3, 3),
     "BatchNorm2d, its batch of two": lambda: spatial(nn.BatchNorm2d(2, track_running_stats=False), 1, 3, 3, n=2),
+    "BatchNorm2d, no affine": lambda: spatial(stored(nn.BatchNorm2d(2, affine=False)), 1, 3, 3),
     "BatchNorm3d, its batch": lambda: spatial(nn.BatchNorm3d(2, track_running_stats=False), 1, 2, 2, 3),
     "InstanceNorm1d": lambda: spatial(nn.InstanceNorm1d(2), 1, 5),
     "InstanceNorm1d, affine": lambda: spatial(nn.InstanceNorm1d(2, affine=True), 1, 5),
@@ -856,6 +974,7 @@ RIGHT: dict[str, Callable[[], Case]] = {
         "weight", Symmetric()), nn.Tanh(), nn.Linear(5, 3)).eval(), torch.rand(1, 5), labels()),
     "pruned": lambda: changed(pruned),
     "pruned, made permanent": lambda: changed(lambda net: [pruned(net), prune.remove(net[0], "weight"), None][2]),
+    "tied, in one module": lambda: Case(Renamed().eval(), torch.rand(1, 5), labels()),
     "tied, second name": lambda: Case(Aliased().eval(), torch.rand(1, 5), labels()),
     "tied, plain list": lambda: Case(Listed().eval(), torch.rand(1, 5), labels()),
     "tied, one module twice": shared_module,
@@ -864,7 +983,7 @@ RIGHT: dict[str, Callable[[], Case]] = {
     "layers in a plain list": lambda: Case(HiddenLayers().eval(), torch.rand(1, 5), labels()),
     # what the loss does not meet, or is frozen
     "a layer without effect": lambda: forwarded(lambda net, x: net.b(torch.tanh(net.a(x))), c=nn.Linear(2, 2)),
-    "a layer without effect, in front": lambda: Case(Net(lambda net, x: net.b(torch.tanh(net.a(x))), c=nn.Linear(2, 2),
+    "a layer without effect, in front": lambda: Case(Net(lambda net, x: net.b(torch.tanh(net.a(x))), c=nn.Linear(5, 6),
         a=nn.Linear(5, 4), b=nn.Linear(4, 3)).eval(), torch.rand(2, 5), labels(2)),
     "a loss that skips a head": lambda: forwarded(lambda net, x: (net.b(torch.tanh(net.a(x))), net.c(x)), lambda out,
         y: F.cross_entropy(out[0], y), c=nn.Linear(5, 2)),
@@ -928,6 +1047,28 @@ RIGHT: dict[str, Callable[[], Case]] = {
         lambda out, y: F.cross_entropy(out, y.repeat_interleave(3))),
     "batch joined, square": lambda: Case(nn.Sequential(nn.Flatten(0), nn.Linear(6, 3)), torch.rand(1, 2, 3), labels(),
         lambda out, y: F.cross_entropy(out, y[0])),
+    "a custom Function, new style": lambda: forwarded(lambda net, x: net.b(Cube.apply(net.a(x)))),
+    "weights cached before": cached_before,
+    "built at the first call": lambda: forwarded(building),
+    "floor": lambda: forwarded(lambda net, x: net.b(torch.tanh(net.a(x)) + (5 * net.a(x)).floor())),
+    "median": lambda: forwarded(lambda net, x: net.b(torch.tanh(net.a(x)) - net.a(x).median(1, keepdim=True).values)),
+    "a boolean mask": lambda: forwarded(lambda net, x: net.b(torch.tanh(z := net.a(x))) * z[z > 0.05].square().sum()),
+    "assignment by a mask": lambda: forwarded(masked),
+    "attention weights in the loss": lambda: attention(
+        lambda net, x: (net.head((o := net.a(x, x, x))[0].flatten(1)), o[1]),
+        a=nn.MultiheadAttention(4, 2, **SEQUENCE))._replace(loss=lambda out, y:
+        F.cross_entropy(out[0], y) - (out[1] * out[1].log()).sum()),
+    "output is a dataclass": lambda: forwarded(lambda net, x: Answer(net.b(torch.tanh(net.a(x)))), lambda out, y:
+        F.cross_entropy(out.logits, y)),
+    "output is an object": lambda: forwarded(lambda net, x: Opaque(net.b(torch.tanh(net.a(x)))), lambda out, y:
+        F.cross_entropy(out.logits(), y)),
+    "output with None": lambda: forwarded(lambda net, x: [None, net.b(torch.tanh(net.a(x)))], lambda out, y:
+        F.cross_entropy(out[1], y)),
+    "labels in the loss": lambda: with_loss(
+        lambda out, y: F.cross_entropy(out, torch.tensor([1, 2])), torch.tensor([9, 9])),
+    "labels of tokens": lambda: Case(
+        nn.Sequential(nn.Linear(4, 3)).eval(), torch.rand(1, 3, 4), torch.tensor([[1, 0, 2]]),
+        lambda out, y: F.cross_entropy(out.flatten(0, 1), y.flatten())),
     "a custom Function, no forward mode": lambda: forwarded(lambda net, x: net.b(Square.apply(net.a(x)))),
     "no third derivative": lambda: forwarded(lambda net, x: net.b(Sine.apply(net.a(x)))),
     "in place on its input": lambda: forwarded(in_place),
@@ -959,6 +1100,9 @@ RIGHT: dict[str, Callable[[], Case]] = {
     "DataParallel": lambda: changed(nn.DataParallel),
     "GradSampleModule": lambda: (case := changed(grad_sample))._replace(model=case.model.train()),
     "compiled": lambda: changed(lambda net: torch.compile(net, backend="eager")),
+    "fast clipping": lambda: (case := changed(fast_clipping))._replace(model=case.model.train()),
+    "a grad-sample layer": lambda: (case := changed(lambda net: nn.Sequential(grad_sample(net[0]), net[1],
+        net[2])))._replace(model=case.model.train()),
     "compiled in place": lambda: changed(compiled_in_place),
     "GraphModule": lambda: changed(lambda net: torch.fx.symbolic_trace(net)),
     "Sequential in Sequential": lambda: changed(lambda net: nn.Sequential(nn.Sequential(net[0], net[1]), net[2])),
@@ -1018,6 +1162,16 @@ EITHER: dict[str, tuple[Callable[[], Case], str]] = {
     "detached norm": (lambda: forwarded(lambda net, x: net.b((z := net.a(x)) / z.norm().item())), DETACHED),
     "a loss that detaches": (lambda: forwarded(lambda net, x: net.b(torch.tanh(net.a(x))), lambda out,
         y: (F.cross_entropy(out, y, reduction="none") * out.detach().softmax(1).amax(1)).mean()), DETACHED),
+    "hook on an activation": (lambda: forwarded(hooked_activation), "[Hh]ook|" + DETACHED),
+    "clipping hook on an activation": (lambda: forwarded(clipped_activation), "[Hh]ook|" + DETACHED),
+    "backward pre-hook": (lambda: changed(backward_pre_hooked), "[Hh]ook"),
+    "aten.detach": (lambda: forwarded(lambda net, x: net.b(net.a(x) * torch.ops.aten.detach(net.a(x)))), DETACHED),
+    "vector quantisation": (lambda: forwarded(nearest, codes=nn.Embedding(4, 7)), DETACHED),
+    "copied data": (lambda: forwarded(
+        lambda net, x: net.b(net.a(x) * torch.zeros(1, 7).to(x).copy_(net.a(x).data))), DETACHED),
+    "from_numpy": (lambda: forwarded(
+        lambda net, x: net.b(net.a(x) * torch.from_numpy(net.a(x).detach().numpy()))), DETACHED),
+    "a detach in a custom Function": (lambda: forwarded(lambda net, x: net.b(Gated.apply(net.a(x)))), DETACHED),
     "its own teacher": (lambda: forwarded(lambda net, x: net.b(torch.tanh(net.a(x))), lambda out, y: F.mse_loss(out,
         out.detach().sin())), DETACHED),
     "x detached in one branch": (lambda: forwarded(lambda net, x: net.b(torch.tanh(net.a(x)) + net.c(x.detach())),
@@ -1113,6 +1267,7 @@ REFUSED: dict[str, tuple[Callable[[], Case], str]] = {
         "eval|random"),
     "RReLU in training mode": (lambda: Case(nn.Sequential(nn.Linear(5, 4), nn.RReLU(), nn.Linear(4, 3)), torch.rand(1,
         5), labels()), "eval|random"),
+    "a random loss": (lambda: with_loss(lambda out, y: F.cross_entropy(F.dropout(out, 0.5), y), labels()), "random"),
     "noise in the forward": (lambda: forwarded(lambda net, x: net.b(net.a(x) + torch.randn(7))), "random"),
     "FractionalMaxPool2d, random": (lambda: spatial(nn.FractionalMaxPool2d(2, 4), 1, 6, 6), "random"),
     "power iteration in training mode": (lambda: Case(nn.Sequential(parametrizations.spectral_norm(nn.Linear(5, 4)),
