@@ -57,6 +57,8 @@ class GradientMap:
     """
 
     def __init__(self, model: nn.Module, y: Any, loss: Loss = F.cross_entropy):
+        if not callable(loss):
+            raise TypeError(f"loss is {type(loss).__name__}; it must be a function of (what the model returns, y)")
         self._given: nn.Module | None = modules.unwrapped(model)
         checks.deterministic(self._given)
         self._way, self.unit = _Way(), 1.0
@@ -245,10 +247,13 @@ class GradientMap:
             doubt += sorted(at_x.own_functions)
         if not doubt:
             return
-        exact = self.scaled(at_x.gmap.unit).cast(torch.float64)
-        x = x.to(exact.dtype)
-        v = torch.from_numpy(np.random.default_rng(1).standard_normal(x.numel())).to(x)
-        wanted = Linearization(exact, x).rmatvec(v) if exact.dtype != at_x.x.dtype else at_x.rmatvec(v)
+        v = torch.from_numpy(np.random.default_rng(1).standard_normal(x.numel())).to(x.device)
+        try:
+            exact = at_x.gmap.cast(torch.float64)
+            wanted = Linearization(exact, x.to(exact.dtype)).rmatvec(v.to(exact.dtype))
+        except Exception:  # what the user's own code does in float64 may be anything
+            exact, wanted = at_x.gmap, at_x.rmatvec(v.to(x))
+        x, v = x.to(exact.dtype), v.to(exact.dtype)
         delta = torch.from_numpy(np.random.default_rng(2).standard_normal(self.size)).to(at_x.x)
         along = at_x.rmatvec(v.to(at_x.x))
         size = float(along.norm() * delta.norm())

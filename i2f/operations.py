@@ -34,8 +34,9 @@ def elementary() -> Iterator[None]:
 
 @contextmanager
 def ordinary() -> Iterator[None]:
-    """A context, and decorator, outside the caller's inference mode and autocast: derivatives need neither."""
+    """A context, and decorator: autograd as it is outside of the caller's inference mode, no_grad and autocast."""
     with ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         for kind in AUTOCAST:

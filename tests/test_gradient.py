@@ -125,6 +125,7 @@ def test_labels_in_each_form(form):
             ValueError,
             r"loss failed on the model's output, \(1, 3\) of torch",
         ),
+        (Y, "mse", TypeError, "loss is str; it must be a function"),
         (Y, lambda o, y: 1.0, ValueError, "loss returned float; it must return a tensor"),
         (Y, lambda o, y: F.cross_entropy(o, y) * math.nan, ValueError, "the loss at this x has 1 NaN"),
     ],

@@ -84,7 +84,7 @@ def read_last_token(model: LanguageModel, gradient: Tensor, tokens: Tensor) -> T
     count = tokens.shape[1] - 1
     x = model.embed(tokens)
     head, states = model.net.get_output_embeddings(), []
-    parameters = {name: p.detach().requires_grad_() for name, p in gmap.parameters.items()}
+    parameters = gmap.leaves()
     handle = gmap.model.net.get_output_embeddings().register_forward_pre_hook(lambda _, seen: states.append(seen[0]))
     try:
         with torch.enable_grad():
