@@ -99,9 +99,13 @@ def _in_processes(jobs: int | None, solve: Solve, todo: dict[str, list[Problem]]
     """The chunks' rows as they come, from processes of this machine."""
     if not todo:
         return
-    calls = [joblib.delayed(_solve)(key, chunk, solve, str(devices.current())) for key, chunk in todo.items()]
+    tasks = [(key, chunk, solve, str(devices.current())) for key, chunk in todo.items()]
     jobs = jobs or int(os.environ.get("I2F_JOBS") or joblib.cpu_count(only_physical_cores=True))
-    jobs = max(1, min(jobs, len(calls)))
+    jobs = max(1, min(jobs, len(tasks)))
+    if jobs == 1:
+        yield from itertools.starmap(_solve, tasks)
+        return
+    calls = [joblib.delayed(_solve)(*task) for task in tasks]
     with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
         yield from joblib.Parallel(return_as="generator_unordered", batch_size=1)(calls)
 
@@ -161,11 +165,27 @@ def _cluster(client: "Client | None") -> Iterator["Client | None"]:
 PATIENCE = 10  # seconds for a scheduler to answer
 
 
-def _solve(key: str, chunk: list[Problem], solve: Solve, device: str) -> tuple[str, list[Row]]:
-    torch.set_num_threads(1)
+@contextmanager
+def _alone(device: str) -> Iterator[None]:
+    """One thread, and `device` in use. Afterwards the process is as it was: its environment, threads and precision."""
+    environment, threads = dict(os.environ), torch.get_num_threads()
+    cuda = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     try:
+        torch.set_num_threads(1)
         devices.use(device)
-        rows = solve(chunk)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = cuda
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update({name: value for name, value in environment.items() if os.environ.get(name) != value})
+
+
+def _solve(key: str, chunk: list[Problem], solve: Solve, device: str) -> tuple[str, list[Row]]:
+    try:
+        with _alone(device):
+            rows = solve(chunk)
         if len(rows) != len(chunk):
             raise RuntimeError(f"{len(rows)} rows for {len(chunk)} problems")
         return key, [{"failed": False, "reason": "", **row} for row in rows]

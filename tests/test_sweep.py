@@ -5,14 +5,16 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 
 import pandas as pd
 import pytest
+import torch
 
 import i2f
-from i2f import sweep
+from i2f import devices, sweep
 
 PROBLEMS = sweep.grid(kind=["a", "b"], number=range(5))
 
@@ -165,3 +167,73 @@ def test_the_environment_says_how_many_processes(monkeypatch, jobs, here):
     monkeypatch.setenv("I2F_JOBS", jobs)
     assert (sweep.run(_where, sweep.grid(k=range(3))).process == os.getpid()).all() == here
     assert (sweep.run(_where, sweep.grid(k=range(3)), jobs=1).process == os.getpid()).all()
+
+
+def surroundings():
+    """What a sweep must leave as it was: this thread's and a new one's threads, the environment, the precision."""
+    fresh = []
+    thread = threading.Thread(target=lambda: fresh.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    precision = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    return torch.get_num_threads(), *fresh, environment, precision
+
+
+@pytest.fixture
+def unusual(monkeypatch):
+    """Surroundings that no default restores."""
+    threads, precision = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
+    monkeypatch.delenv(devices.VARIABLE, raising=False)
+    monkeypatch.setenv("I2F_TESTED", "before")
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.set_num_threads(3)
+    yield surroundings()
+    torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = precision
+
+
+def meddles(wrong, chunk):
+    """Looks around, then changes what it can."""
+    seen = {"threads": torch.get_num_threads(), "device": os.environ[devices.VARIABLE]}
+    torch.set_num_threads(2)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    os.environ["I2F_TESTED"] = "changed"
+    os.environ["I2F_TESTED_TOO"] = "new"
+    if chunk[0]["number"] == wrong:
+        raise ArithmeticError("on purpose")
+    if chunk[0]["number"] == -1:
+        raise KeyboardInterrupt
+    return [seen for _ in chunk]
+
+
+def test_a_sweep_leaves_the_process_as_it_was(unusual):
+    table = sweep.run(partial(meddles, 2), PROBLEMS, jobs=1)
+    assert surroundings() == unusual
+    assert (table.threads.dropna() == 1).all()
+    assert (table.device.dropna() == "cpu").all()
+    assert table.failed.sum() == 2
+
+
+def test_so_does_one_that_raises_or_is_interrupted(unusual):
+    with pytest.raises(RuntimeError, match="failed"):
+        sweep.run(partial(meddles, 1), sweep.grid(number=[1]), jobs=1)
+    assert surroundings() == unusual
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(partial(meddles, 1), sweep.grid(number=[0, -1, 3]), jobs=1)
+    assert surroundings() == unusual
+
+
+def test_so_does_one_that_is_left_halfway(unusual):
+    """Between two chunks too, while the sweep is suspended."""
+    tasks = {str(n): [{"number": n}] for n in range(3)}
+    rows = sweep._in_processes(1, partial(meddles, 9), tasks)
+    assert next(rows)[0] == "0"
+    assert surroundings() == unusual
+    rows.close()
+    assert surroundings() == unusual
+
+
+def test_so_do_processes_beside(unusual):
+    assert (sweep.run(partial(meddles, 9), PROBLEMS, jobs=2).threads == 1).all()
+    assert surroundings() == unusual
