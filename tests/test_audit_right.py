@@ -367,6 +367,23 @@ def test_float32_errs_on_the_side_of_the_attacker(variance, decay):
     assert not any("computed in" in words for words in wanted.reservations)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_float32_takes_an_uncertain_direction_for_visible(seed):
+    """One of six singular values is 3e-7 of the others, where float32 finds it a little too large or too small."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        twin = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+        with torch.no_grad():
+            u, _, v = torch.linalg.svd(twin[0].weight)
+            twin[0].weight.copy_((u * torch.tensor([1, 1, 1, 1, 1, 3e-7], dtype=D)) @ v)
+        twin[0].requires_grad_(False)
+        twin, x = twin.float().double(), torch.rand(1, 6, dtype=D)
+    ask = {"defense": "gaussian:1e-17", "loss": lambda output, y: F.mse_loss(output[:, 0], y.to(output))}
+    (wanted,) = audit(twin, x, torch.zeros(1), **ask)
+    (found,) = audit(Single(copy.deepcopy(twin).float()), x, torch.zeros(1), **ask)
+    assert found.judged <= wanted.judged
+
+
 # Rows 3, 6, 7 and the like
 
 
