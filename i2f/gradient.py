@@ -143,13 +143,15 @@ class GradientMap:
     def check(self, x: Tensor, what: str) -> Any:
         """The model's output at `x`, once everything that `examine` and `settle` look at is in order: before an attack
         or a J. Without labels, the output alone is looked at."""
+        x = x.clone()  # under inference mode, too, an ordinary tensor
         if self.y is None:
             probe = copy.copy(self)
             probe.y, probe.loss = torch.zeros(()), _any_function
-            output = probe.check(x, what)
-            self.model = probe.model
+            output = probe._forward(self._given or self.model, x, what)
+            if _numbers(output):
+                probe.check(x, what)
+                self.model = probe.model
             return output
-        x = x.clone()  # under inference mode, too, an ordinary tensor
         output, own = self.examine(x, what)
         self.settle(x, own, self(x))
         return output
@@ -165,23 +167,35 @@ class GradientMap:
         """
         watch, given = Watch(), self._given or self.model
         versions = {name: p._version for name, p in given.named_parameters()}
+        drawn = _random_state(x.device)
         with self._as_given(given) as changed:
             with watch, warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Converting a tensor with requires_grad=True to a scalar")
-                try:
-                    output = given(x.clone().requires_grad_().clone())  # no leaf, which it may change in place
-                except torch.OutOfMemoryError:
-                    raise
-                except Exception as error:  # a forward may raise anything
-                    raise ValueError(f"{what} does not fit the model: {type(error).__name__}: {error}") from error
+                output = self._forward(given, x.clone().requires_grad_(), what)
                 self._unchanged(given, versions)
                 value, self.y = targets.evaluate(self.loss, output, self.y)
             own = self._own(given, value)
-        self._way.stateful |= bool(changed)
-        self._way.needs = watch.needs
         if not torch.isfinite(own).all():
             raise ValueError(self._not_finite(output, value))
+        if not torch.equal(drawn, _random_state(x.device)):
+            self._same_again(given, x, own)
+        self._way.stateful |= bool(changed)
+        watch.needs.escaping |= modules.exported_stops(given)
+        self._way.needs = watch.needs
         return output, own
+
+    def _forward(self, given: nn.Module, x: Tensor, what: str) -> Any:
+        try:
+            return given(x.clone())  # no leaf: a forward may change it in place
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # it may raise anything
+            raise ValueError(f"{what} does not fit the model: {type(error).__name__}: {error}") from error
+
+    def _same_again(self, given: nn.Module, x: Tensor, own: Tensor) -> None:
+        """Further passes have the same gradient; a ValueError for a random network, or one that keeps a state."""
+        for _ in range(PASSES):  # few draws may be equal by chance
+            checks.repeatable(own, self._gradient_of(given, x))
 
     def _unchanged(self, given: nn.Module, versions: dict[str, int]) -> None:
         """A ValueError where a forward wrote to a parameter, which then gets its value back."""
@@ -209,8 +223,7 @@ class GradientMap:
                 self._warn_of_kernels(x, own)
             return True
         given = self._given or self.model
-        for _ in range(PASSES):  # few draws may be equal by chance
-            checks.repeatable(own, self._gradient_of(given, x))
+        self._same_again(given, x, own)
         for bound, module in (("copy", self.model), ("given", given)):
             self._way.bound, self.model = bound, module
             if self._apart(own, self(x)) <= 1:
@@ -426,9 +439,19 @@ PASSES = 5
 HALF = (torch.bfloat16, torch.float16)
 
 
+def _random_state(device: torch.device) -> Tensor:
+    """Of PyTorch's global generator, which a random forward moves on."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _numbers(output: Any) -> list[Tensor]:
+    """The floating-point tensors of an output; none of an object that only the user's loss can read."""
+    return [t for t in tree_flatten(output)[0] if torch.is_tensor(t) and t.is_floating_point()]
+
+
 def _any_function(output: Any, y: Any) -> Tensor:
     """A scalar that depends on every entry of an output, for a network without labels."""
-    parts = [t for t in tree_flatten(output)[0] if torch.is_tensor(t) and t.is_floating_point()]
+    parts = _numbers(output)
     weights = [torch.linspace(0.5, 1.5, t.numel(), dtype=t.dtype, device=t.device).view(t.shape) for t in parts]
     return torch.stack([(t * w).sum() for t, w in zip(parts, weights, strict=True)]).sum()
 

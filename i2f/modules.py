@@ -127,6 +127,14 @@ def _package(hook: Any) -> str:
     return (getattr(getattr(hook, "func", hook), "__module__", None) or "").split(".")[0]
 
 
+def exported_stops(model: nn.Module) -> set[str]:
+    """The operations by which an exported graph (torch.fx, torch.export) stops gradients: calls of ATen's own, which no
+    function mode sees."""
+    graphs = [module.graph for module in model.modules() if _class(module, {"GraphModule": ("torch", "")})]
+    names = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_function"}
+    return {name for name in names if "aten.detach" in name or "set_grad_enabled" in name}
+
+
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[list[bool]]:
     """The module's buffers and Python attributes are afterwards what they were; whether an attribute had to be put back

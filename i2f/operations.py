@@ -135,7 +135,7 @@ REWRITTEN: dict[Callable, Callable] = {
 STOPS = (Tensor.detach, Tensor.detach_, Tensor.data.__get__, torch.detach)
 ESCAPES = (
     Tensor.item, Tensor.numpy, Tensor.tolist, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.__array__,
-    Tensor.backward, torch.autograd.backward, torch.tensor, torch.fake_quantize_per_tensor_affine,
+    Tensor.backward, Tensor.register_hook, torch.autograd.backward, torch.tensor, torch.fake_quantize_per_tensor_affine,
     torch.fake_quantize_per_channel_affine,
 )  # fmt: skip
 _set_grad_enabled = torch._C._set_grad_enabled
