@@ -71,7 +71,7 @@ def lambda_max(J: GradientJacobian, tol: float = 1e-3, max_steps: int = 300) -> 
     itself is closer, by about r²/gap (Parlett, The Symmetric Eigenvalue Problem, 11.7). That the eigenvalue is the
     largest no finite number of products can prove; Lanczos from a random start finds the top of a spectrum first.
     """
-    product = gram_product(J)
+    product, tol = gram_product(J), float(checks.at_least("tol", tol, 0.0))
     spent, process = J.products, Lanczos(product, random_start(J))
     top, residual = 0.0, math.inf
     while not process.exhausted and len(process) < max_steps and residual > tol:

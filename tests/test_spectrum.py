@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import i2f
-from i2f import spectrum
+from i2f import perturb, spectrum
 
 # λ_max for the first five MNIST test images, inputs normalised (the released code's log, to its three digits)
 PUBLISHED = [2.715616, 3.556172, 4.151347, 2.362554, 2.658296]
@@ -124,3 +124,27 @@ def test_no_direction_for_a_zero_eigenvalue(blind):
     spectrum.right_singular_vector(J, 2)
     with pytest.raises(ValueError, match=r"index=3 .* zero eigenvalue \(rank 3 of 9\)"):
         spectrum.right_singular_vector(J, 3)
+
+
+def test_indices_and_sizes_of_numpy(mlp):
+    J = i2f.GradientJacobian(*mlp)
+    right = perturb.eigenvector(J, index=2, norm=5.0)
+    assert torch.equal(perturb.eigenvector(J, index=np.int64(2), norm=np.float32(5)), right)
+    value = np.float64(spectrum.decompose(J).values[2])
+    assert torch.equal(perturb.eigenvector(J, eigenvalue=value, norm=torch.tensor(5.0)), right)
+    assert spectrum.lambda_max(J, np.float64(1e-3)) == spectrum.lambda_max(J, 1e-3)
+    for bad in (float("nan"), np.float32("nan"), torch.tensor(float("nan"))):
+        with pytest.raises(ValueError, match="norm="):
+            perturb.eigenvector(J, index=2, norm=bad)
+        with pytest.raises(ValueError, match="eigenvalue="):
+            perturb.eigenvector(J, eigenvalue=bad)
+        with pytest.raises(ValueError, match="tol="):
+            spectrum.lambda_max(J, bad)
+
+
+def test_smallest_eigenvalues_are_never_negative(blind):
+    """Of a singular J Jᵀ, products give zeros to rounding on either side."""
+    J = i2f.GradientJacobian(*blind, method="matrix-free")
+    values = spectrum.eigenpairs(J, 4, "smallest").values
+    assert (values >= 0).all()
+    assert float(values.max()) < 1e-12 * float(spectrum.decompose(J).values[0])
