@@ -4,6 +4,7 @@ form. What is right comes from a closed form, from a plain backward(), or from a
 import hashlib
 import itertools
 import math
+import signal
 from functools import partial
 
 import numpy as np
@@ -34,6 +35,20 @@ def noise(*shape, seed=0, dtype=D):
 
 def mse(found, x):
     return float(metrics.mse(found.x.double(), x.double()).mean())
+
+
+@pytest.fixture
+def guard():
+    """A loop without an end becomes a failure."""
+
+    def stop(*_):
+        raise TimeoutError("the attack did not end")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, previous)
 
 
 # the loss's scale
@@ -73,7 +88,7 @@ def at_scale(backward, c, dtype, attack):
 
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize(
-    ("dtype", "c"), [(D, 1e-30), (D, 1e-15), (D, 1e30), (torch.float32, 1e-15), (torch.float32, 1e-12),
+    ("dtype", "c"), [(D, 1e-100), (D, 1e-30), (D, 1e-15), (D, 1e30), (torch.float32, 1e-15), (torch.float32, 1e-12),
                      (torch.float32, 1e15)]
 )  # fmt: skip
 def test_no_answer_depends_on_the_scale_of_the_loss(backward, monkeypatch, attack, dtype, c):
@@ -121,6 +136,34 @@ def test_gradients_outside_the_range_of_the_dtype_are_refused(value, words):
         i2f.invert(model.float(), torch.full((293,), value, dtype=D), y, x.shape)
 
 
+def test_the_gram_matrix_of_a_neighbour_is_taken_in_its_own_units(backward):
+    """Problems that share start and label share their first Gram matrix: the way of each is what it is alone."""
+    model, x, y = build_tiny("conv")
+    g = backward(model, x, y)
+    sent = torch.stack([g, 1e6 * g, 1e-6 * g])
+    together = i2f.invert_many(model, sent, y.expand(3, 1), x.shape, steps=6)
+    for one, found in zip(sent, together, strict=True):
+        alone = i2f.invert(model, one, y, x.shape, steps=6)
+        assert (found.steps, found.evaluations) == (alone.steps, alone.evaluations)
+
+
+@pytest.mark.parametrize("curvature", [0.0, math.inf, math.nan])
+def test_a_curvature_that_is_no_number_ends_the_attack(guard, backward, monkeypatch, curvature):
+    """No damping can be sized by it, nor does a loop over dampings end."""
+    model, x, y = build_tiny("relu")
+    monkeypatch.setattr(Point, "curvature", lambda *_: curvature)
+    found = i2f.invert(model, backward(model, x, y), y, x.shape)
+    assert not found.converged
+    assert found.reason.startswith("stalled")
+
+
+def test_a_gradient_far_beyond_the_models_is_not_called_matched_or_converged(backward):
+    model, x, y = build_tiny("mlp")
+    found = i2f.invert(model.float(), 1e35 * noise(293), y, x.shape)
+    assert not found.converged
+    assert found.relative_residual == pytest.approx(1.0)
+
+
 def test_a_mask_decides_what_is_zero():
     model, x, y = build_tiny("mlp")
     sent = torch.ones(293, dtype=D)
@@ -144,7 +187,7 @@ def test_dead_start_with_a_prior_goes_to_its_mean(monkeypatch, krylov):
 
 
 @pytest.mark.parametrize("matrix", [torch.full((3, 3), math.nan), -torch.eye(3), torch.zeros(3, 3)])
-def test_a_factor_that_does_not_exist_ends_the_search_for_it(mlp, matrix):
+def test_a_factor_that_does_not_exist_ends_the_search_for_it(guard, mlp, matrix):
     model, x, y = mlp
     gmap = GradientMap(model, y)
     solver = steps.StepSolver(Problem(gmap, gmap(x), x, 1, 0.0, Match(gmap.size), Prior(0.0, 0.0, x)), None)
@@ -279,8 +322,10 @@ def test_running_out_of_memory_is_not_a_missing_derivative(mlp, monkeypatch):
     gmap = GradientMap(model, y)
     point = Point(Problem(gmap, gmap(x.flip(-1)), x, 1, 0.0, Match(gmap.size), Prior(0.0, 0.0, x)), x)
 
-    def fail(*_, **__):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    def fail(weights, create_graph=False):
+        if create_graph:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return torch.zeros_like(x)
 
     monkeypatch.setattr(point, "_backward", fail)
     with pytest.raises(RuntimeError, match="allocate memory"):
@@ -378,6 +423,7 @@ WEIGHTS = torch.tensor([1.0, 1.0, 5.0, 0.2, 3.0], dtype=D)
 UNEQUAL = {
     "weighted sum": nn.CrossEntropyLoss(weight=WEIGHTS, reduction="sum"),
     "weighted": nn.CrossEntropyLoss(weight=WEIGHTS),
+    "weighted in pairs": nn.CrossEntropyLoss(weight=torch.tensor([1.0, 1.0, 5.0, 5.0, 1.0], dtype=D)),
 }
 UNREADABLE = {
     "smoothed": nn.CrossEntropyLoss(label_smoothing=0.1),
@@ -413,8 +459,8 @@ def test_a_confident_network_does_not_hide_the_loss(mlp, backward):
     """Where softmax is 0 and 1 to rounding, the form of the loss must be seen elsewhere."""
     model, x, y = mlp
     with torch.no_grad():
-        model[2].weight.mul_(1e3)
-    y = (model(x).argmax(1) + 1) % 5
+        model[2].bias[0] += 1e4
+    y = torch.tensor([3])
     assert torch.equal(recover_labels(GradientMap(model, None), backward(model, x, y), x.shape), y)
 
 

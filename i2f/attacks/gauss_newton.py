@@ -250,7 +250,7 @@ class Point(Linearization):
         slope = self.slope().view_as(self.x)
         if self.problem.box:
             slope = slope[~((self.x <= BOX[0]) & (slope > 0) | (self.x >= BOX[1]) & (slope < 0))]
-        return "" if float(slope.norm()) else "stationary: the objective's gradient vanishes here"
+        return "" if float(slope.double().norm()) else "stationary: the objective's gradient vanishes here"
 
 
 class Order:

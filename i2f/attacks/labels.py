@@ -81,12 +81,13 @@ def _last_layer(gmap: GradientMap, x: Tensor) -> tuple[str, Tensor, Tensor]:
 def _reduction(gmap: GradientMap, n: int, classes: int, like: Tensor) -> float:
     """s with ∂L/∂logits = s (softmax − one-hot), over `gmap.unit`; a ValueError where the loss is not of that form for
     every label, as with weighted or ignored classes and smoothed labels. (For one image a class's own weight is no
-    obstacle: the sign of s is enough.)"""
+    obstacle: the sign of s is enough.) Of several, each class is set beside others in one batch, since a mean divides
+    by the weights that are in it."""
     logits = torch.randn(n, classes, generator=streams.generator("label probe", 1), dtype=torch.float64).to(like)
-    answers, scales, rows = logits.double().softmax(1), [], torch.arange(n, device=like.device)
-    for first in range(0, classes, n):
-        z, y = logits.clone().requires_grad_(), (first + rows) % classes
-        expected = answers.clone()
+    answers, scale, rows = logits.double().softmax(1), 0.0, torch.arange(n, device=like.device)
+    for label in range(classes):
+        z, y, expected = logits.clone().requires_grad_(), rows % classes, answers.clone()
+        y[0] = label
         expected[rows, y] -= 1
         try:
             with torch.enable_grad():
@@ -94,11 +95,10 @@ def _reduction(gmap: GradientMap, n: int, classes: int, like: Tensor) -> float:
         except (RuntimeError, IndexError, TypeError, ValueError):
             found = torch.full_like(z, torch.nan)
         found = found.double() / gmap.unit
-        scales.append(float((found * expected).sum() / expected.square().sum()))
-        plain = torch.allclose(found, scales[-1] * expected, rtol=1e-3, atol=1e-6 * abs(scales[-1])) and scales[-1] > 0
-        if not plain or (n > 1 and abs(scales[-1] / scales[0] - 1) > 1e-3):
+        scale = float((found * expected).sum() / expected.square().sum())
+        if not (scale > 0 and torch.allclose(found, scale * expected, rtol=1e-3, atol=1e-6 * scale)):
             raise ValueError("y=None: labels can be read from a plain cross-entropy's gradient only; give y")
-    return scales[0]
+    return scale
 
 
 def _largest_row(weight: Tensor, features: Tensor) -> Tensor:
@@ -125,8 +125,7 @@ def nearest_counts(answers: Tensor, bias: Tensor, scale: float, n: int) -> Tenso
     These are the floors of c's Euclidean projection max(c − t, 0) on {k ≥ 0, Σk = n}, and one more for the largest
     remainders: whole counts take the n largest of {c_j − i, i = 0, 1, …}, and so do these.
     """
-    c = answers - (bias - bias.min()) / scale
-    c = (c - c.max()).clamp(min=-n - 1.0)  # a class that far below has none, however large the noise
+    c = answers - (bias - bias.min()) / scale  # n in sum whatever is added to all: the largest entries stay exact
     falling = c.sort(descending=True).values
     thresholds = (falling.cumsum(0) - n) / torch.arange(1, len(c) + 1, device=c.device)
     t = thresholds[(falling > thresholds).nonzero()[-1, 0]]

@@ -22,7 +22,6 @@ CG_TOLERANCE = 1e-3  # on a step, in the norm of its preconditioned residual
 STALE_SHARE = 48  # past d_x/48 steps with the Gram matrix of an earlier iterate, a new one is the faster way
 CG_STEPS_FRESH = 100
 FACTOR_RANGE = 30.0  # how far μ may move before the Gram matrix is factored anew
-ROUGH_UNITS = 2.0**64  # of the gradient, between which a loss can be evaluated in float32
 MOST_SHIFTS = 40  # fourfold each: from rounding to far beyond the largest eigenvalue
 
 
@@ -69,9 +68,7 @@ class StepSolver:
 
     def __init__(self, problem: Problem, first: FirstGram):
         self.problem, self.first = problem, first
-        self.exact, self.rough = problem.gmap, problem.gmap
-        if 1 / ROUGH_UNITS <= problem.gmap.unit <= ROUGH_UNITS:
-            self.rough = problem.gmap.cast(torch.float32).scaled(problem.gmap.unit)
+        self.exact, self.rough = problem.gmap, problem.gmap.cast(torch.float32)
         self.match, self.box = problem.match, problem.box
         self.centre: Point | None = None  # where the Gram matrix was taken
         self.gram: Gram | None = None
