@@ -49,7 +49,8 @@ KINKS = (  # in the names of autograd's nodes
 
 @dataclass(frozen=True)
 class Sample:
-    """What one input's gradient gives away; errors are RMSE per entry of the input, in units of its range.
+    """What one input's gradient gives away; errors are RMSE per entry of the input, in units of its range. Those under
+    noise are expectations: what one draw leaves may be less.
 
     The attackers know model, label and defence. predicted: RMSE of an attacker without bounds, from I²F's mean over the
     noise, or I²F itself where the defence is no noise. boxed: of one who also knows the range. prior: of one who

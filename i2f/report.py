@@ -43,10 +43,10 @@ def page(audit: Audit, title: str) -> str:
 {audit.d_theta:,} parameters.
 Least protected: sample {worst.index}, {_number(worst.judged)} ({escape(worst.verdict)}).</p>
 <p class=note>Errors are root mean squares per entry of the input{unit}. <b>Judged</b> is the smallest
-error of the attackers listed, to first order; it is no proof that no other attacker does better, and nothing here means
-"safe". The second picture is the
-reconstruction that is predicted for one draw of the defence, clamped: of a perfect attacker without bounds, or, where
-J Jᵀ was not formed, of one with a prior.</p>
+error of the attackers listed, to first order, and under noise an expectation: one draw may leave less. It is no proof
+that no other attacker does better, and nothing here means "safe". The second picture is the reconstruction that is
+predicted for one draw of the defence, clamped: of a perfect attacker without bounds, or, where J Jᵀ was not formed, of
+one with a prior.</p>
 {_spectra(samples)}
 <h2>Samples</h2>{more}
 {"".join(_sample(s) for s in shown)}
