@@ -59,8 +59,11 @@ def chain_jacobian(gmap: GradientMap, x: Tensor, directions: int = DIRECTIONS, t
         for image in range(len(x)):
             run(image, 0)
     else:  # a thread a batch: the products are too small to share one among threads
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(run, *zip(*product(range(len(x)), range(workers)), strict=True)))
+        try:
+            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                list(pool.map(run, *zip(*product(range(len(x)), range(workers)), strict=True)))
+        finally:
+            torch.set_num_threads(workers)  # else threads that start later have one each
     return by_parameter.T
 
 

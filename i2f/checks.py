@@ -42,10 +42,14 @@ def flat(name: str, value: Tensor, size: int, space: str, batch: bool = True) ->
 
 
 def at_least(name: str, value: float, bound: float) -> float:
-    """`value` if it is a finite number and no smaller than `bound`."""
-    if not bound <= value < float("inf"):
-        raise ValueError(f"{name}={value} is out of range: it must be a finite number, at least {bound}")
-    return value
+    """`value` as a Python number, if it is a finite one and no smaller than `bound`."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} is {type(value).__name__}; it must be one number") from None
+    if not bound <= number < float("inf"):
+        raise ValueError(f"{name}={number} is out of range: it must be a finite number, at least {bound}")
+    return number
 
 
 def images_and_labels(x: Tensor, y: Tensor) -> None:
@@ -84,6 +88,10 @@ def deterministic(model: nn.Module) -> None:
         if not module.training:
             continue
         kind = type(module).__name__
+        hooks = [type(hook).__name__ for hook in module._forward_pre_hooks.values()]
+        if kind == "_SpectralNorm" or "SpectralNorm" in hooks:
+            raise ValueError(f"model: {path or 'the model'} (spectral norm) is in training mode: it changes with every "
+                             "pass; call model.eval() first")  # fmt: skip
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise ValueError(
                 f"model: {path or 'the model'} ({kind}) is in training mode: it would mix the images of a batch and "

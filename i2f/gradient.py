@@ -147,13 +147,18 @@ class GradientMap:
         if self.y is None:
             probe = copy.copy(self)
             probe.y, probe.loss = torch.zeros(()), _any_function
-            output = probe._forward(self._given or self.model, x, what)
+            given = self._given or self.model
+            with self._as_given(given):
+                output = probe._forward(given, x, what)
             if _numbers(output):
                 probe.check(x, what)
                 self.model = probe.model
             return output
         output, own = self.examine(x, what)
-        self.settle(x, own, self(x))
+        try:
+            self.settle(x, own, self(x))
+        except RuntimeError as error:
+            raise checks.not_differentiable(self.model, error, "first") from error
         return output
 
     def examine(self, x: Tensor, what: str) -> tuple[Any, Tensor]:
@@ -238,7 +243,7 @@ class GradientMap:
         held = Linearization(self, x)
         self._way.needs = dataclasses.replace(self._way.needs, stopped=False)
         plain, v = Linearization(self, x), torch.ones_like(x).reshape(-1)
-        if plain._by_x.requires_grad and any(g is not None for g in plain._by_theta):
+        if plain._by_x.grad_fn is not None and any(g is not None for g in plain._by_theta):
             found, wanted = plain._backward(delta, allow_unused=True), held.matvec(delta)
             found = torch.zeros_like(wanted) if found is None else found.reshape(-1)
             near = (1e-4 if x.dtype == torch.float32 else 1e-9) * float(wanted.norm())
@@ -290,7 +295,7 @@ class GradientMap:
 
     def _gradient_of(self, module: nn.Module, x: Tensor) -> Tensor:
         with self._as_given(module):
-            return self._own(module, self.loss(module(x.clone()), self.y))
+            return self._own(module, self.loss(module(x.clone().requires_grad_().clone()), self.y))
 
     @contextmanager
     def _as_given(self, module: nn.Module) -> Iterator[list[bool]]:
@@ -306,9 +311,14 @@ class GradientMap:
             raise ValueError("loss depends neither on x nor on θ: its gradient gives nothing away")
         value = value if self.unit == 1 else value / self.unit
         try:
-            return joined(torch.autograd.grad(value, parameters, retain_graph=True, materialize_grads=True))
+            parts = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
         except RuntimeError as error:
             raise checks.not_differentiable(module, error, "first") from error
+        if all(part is None for part in parts):
+            raise ValueError(NO_J)
+        return joined(
+            [torch.zeros_like(p) if part is None else part for p, part in zip(parameters, parts, strict=True)]
+        )
 
     def _apart(self, own: Tensor, found: Tensor) -> float:
         """The largest distance of a parameter's two gradients, in units of what rounding may do; NaN counts as far."""
@@ -343,15 +353,16 @@ class GradientMap:
     def output(self, parameters: dict[str, Tensor], x: Tensor) -> Any:
         """The model's output at `x`, with θ given (`leaves`) and buffers out of harm's way."""
         with self._carried_out():
-            x = x.clone()  # a forward may change it in place
-            if self._way.bound:
-                return self.model(x)
-            buffers = {
-                name: b.detach().clone() for name, b in self.model.named_buffers()
-            }  # a forward may write to them
-            every = {**parameters, **self.frozen}
-            slots = {slot: every[name] for slot, name in self._slots.items()}
-            return functional_call(self.model, (slots, buffers), (x,), tie_weights=False)
+            return self._run(parameters, x)
+
+    def _run(self, parameters: dict[str, Tensor], x: Tensor) -> Any:
+        x = x.clone()  # a forward may change it in place
+        if self._way.bound:
+            return self.model(x)
+        buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}  # it may write to these too
+        every = {**parameters, **self.frozen}
+        slots = {slot: every[name] for slot, name in self._slots.items()}
+        return functional_call(self.model, (slots, buffers), (x,), tie_weights=False)
 
     @contextmanager
     def _carried_out(self) -> Iterator[None]:
@@ -365,9 +376,8 @@ class GradientMap:
 
     def value(self, parameters: dict[str, Tensor], x: Tensor, y: Tensor | None = None) -> Tensor:
         """L(x, θ), a scalar, over `unit`; `y` instead of the map's own labels, where given."""
-        output = self.output(parameters, x)
-        with carried_out(self._way.needs, self._way.switch):
-            return self.loss_of(output, y)
+        with self._carried_out():  # the loss too: it may stop gradients, or read what a forward left in the module
+            return self.loss_of(self._run(parameters, x), y)
 
     def loss_of(self, output: Any, y: Tensor | None = None) -> Tensor:
         """The loss of a model's output, over `unit`."""
@@ -436,6 +446,7 @@ class GradientMap:
 
 
 PASSES = 5
+NO_J = "∂²L/∂x∂θ is zero: loss must depend on x and on θ, and on both together"
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -496,7 +507,7 @@ class Linearization:
                 raise ValueError("loss depends neither on x nor on θ: its gradient gives nothing away")
             *by_theta, self._by_x = gmap.by_theta(value, [*self._theta.values(), self._x], create_graph=True)
         self.gradient = joined([g.detach() for g in by_theta])
-        self._by_theta = [g if g.requires_grad else None for g in by_theta]
+        self._by_theta = [g if g.grad_fn is not None else None for g in by_theta]  # zeros may require a gradient
         self._by_delta: tuple[Tensor, Tensor] | None = None  # δ, and J δ with its graph
 
     def checked(self) -> "Linearization":
@@ -505,9 +516,9 @@ class Linearization:
         ends = [g.grad_fn for g in (*self._by_theta, self._by_x) if g is not None]
         if any(node.name() == "torch::autograd::Error" for node in graph_nodes(ends)):
             raise RuntimeError("an autograd.Function of the model is marked once_differentiable")
-        constant = all(g is None for g in self._by_theta) or not (self._by_x.requires_grad or self.gmap.stops)
+        constant = all(g is None for g in self._by_theta) or (self._by_x.grad_fn is None and not self.gmap.stops)
         if constant or self._backward(torch.zeros_like(self.gradient), allow_unused=True) is None:
-            raise ValueError("∂²L/∂x∂θ is zero: loss must depend on x and on θ, and on both together")
+            raise ValueError(NO_J)
         return self
 
     @property

@@ -30,8 +30,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; it must be a torch.nn.Module")
     copied = any(p.is_inference() for p in model.parameters())
+    copied |= any(_class(module, WRAPPERS) == "AbstractGradSampleModule" for module in model.modules())
     while (inner := _inner(model)) is not None:
-        copied |= _class(model, WRAPPERS) == "AbstractGradSampleModule"
         model = inner
     for path, module in model.named_modules():
         name = _class(module, REFUSED)
@@ -140,7 +140,8 @@ def preserved(model: nn.Module) -> Iterator[list[bool]]:
     """The module's buffers and Python attributes are afterwards what they were; whether an attribute had to be put back
     is told in the list."""
     kept = [(m, dict(vars(m)), dict(m._buffers), dict(m._parameters)) for m in model.modules()]
-    values = [(b, b._version, b.detach().clone()) for b in model.buffers() if not b.is_inference()]
+    buffers = [b for b in model.buffers() if b.layout == torch.strided and not b.is_inference()]
+    values = [(b, b.detach().clone()) for b in buffers]
     changed: list[bool] = []
     try:
         yield changed
@@ -155,8 +156,8 @@ def preserved(model: nn.Module) -> Iterator[list[bool]]:
                 vars(module).clear()
                 vars(module).update(attributes)
         with torch.no_grad():
-            for buffer, version, value in values:
-                if buffer._version != version:
+            for buffer, value in values:  # an instance norm writes without a new version
+                if not torch.equal(buffer, value):
                     buffer.copy_(value)
 
 

@@ -1,6 +1,8 @@
 """J by the layers' own rules: the same matrix as differentiation gives, for every layer that has a rule, and no answer
 where a rule is missing."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -223,3 +225,16 @@ def test_every_known_data_set_has_a_chain():
         model = i2f.models.build("lenet", dataset, "uniform", 1)
         gmap, x = GradientMap(model, torch.tensor([1])), torch.rand(1, *spec.shape)
         assert chain_jacobian(gmap, x).shape == (x.numel(), gmap.size)
+
+
+def test_threads_are_afterwards_what_they_were(mlp):
+    """Of the caller and of threads that start later: a count set in a worker is PyTorch's for every new thread."""
+    model, x, y = mlp
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        chain_jacobian(GradientMap(model, y), x)
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
