@@ -1,6 +1,7 @@
 """First-order gradient inversion: one loop for every published attack, many problems in it at once."""
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -45,18 +46,11 @@ def descend(problems: Sequence[Problem], recipe: Recipe) -> list[Reconstruction]
     `converged` only where the gradient was matched: a first-order method cannot tell a slow descent from a stationary
     point, and the reason says how much the last tenth of its steps still gained.
     """
-    most = _group_size(problems, recipe)
-    found: list[Reconstruction | None] = [None] * len(problems)
-    left = list(range(len(problems)))
-    while left:
-        alike = [i for i in left if 1 / ALIKE <= problems[i].gmap.unit / problems[left[0]].gmap.unit <= ALIKE]
-        for i, result in zip(alike[:most], _Descent([problems[i] for i in alike[:most]], recipe).run(), strict=False):
-            found[i] = result
-        left = [i for i in left if found[i] is None]
+    group = _group_size(problems, recipe)
+    found: list[Reconstruction] = []
+    for first in range(0, len(problems), group):
+        found += _Descent(problems[first : first + group], recipe).run()
     return found
-
-
-ALIKE = 2.0**16  # units between which one problem's gradients can stand in for another's
 
 
 def _group_size(problems: Sequence[Problem], recipe: Recipe) -> int:
@@ -78,9 +72,10 @@ class _Descent:
         self.logits = [p.label_logits.clone().requires_grad_() for p in problems if p.label_logits is not None]
         self.targets = [p.match(p.target) for p in problems]
         self.goals = [_goal(p, recipe.cosine) for p in problems]
-        self.sizes_of = [problems[0].gmap.unit / p.gmap.unit for p in problems]
+        unit = statistics.median_low(p.gmap.unit for p in problems)  # one of another loss's size does not set it
+        self.shares = [unit / p.gmap.unit for p in problems]
         self.weights = [1.0 if recipe.cosine else p.scale**-2 for p in problems]
-        self.gradients = BatchedGradient(problems[0].gmap)
+        self.gradients = BatchedGradient(problems[0].gmap.scaled(unit))
         self.optimizer = recipe.optimizer([*self.images, *self.logits], lr=recipe.lr)
         self.running = list(range(len(problems)))
         self.evaluations = 0  # of each running problem
@@ -122,8 +117,8 @@ class _Descent:
         else:
             ys = torch.stack([self.problems[i].gmap.y for i in chosen])
         gradients = self.gradients(xs, ys)
-        if any(self.sizes_of[i] != 1 for i in chosen):
-            gradients = gradients * gradients.new_tensor([self.sizes_of[i] for i in chosen])[:, None]
+        if any(self.shares[i] != 1 for i in chosen):
+            gradients = gradients * gradients.new_tensor([self.shares[i] for i in chosen])[:, None]
         distance = _cosine if self.recipe.cosine else _squared
         if all(self.problems[i].match.plain for i in chosen):
             targets = torch.stack([self.targets[i] for i in chosen])
