@@ -545,6 +545,11 @@ def nearest(net: Net, x: Tensor) -> Tensor:
     return net.b(torch.tanh(z + (q - z).detach()) + 0.1 * (q - z.detach()) + 0.1 * (q.detach() - z))
 
 
+def exported(net: nn.Module) -> Case:
+    x = torch.rand(1, 5)
+    return Case(torch.export.export(net, (x,)).module(), x, labels())
+
+
 def features_in_loss() -> Case:
     case = run_before(forwarded(keeping))
     return case._replace(loss=lambda out, y: F.cross_entropy(out, y) + 0.1 * case.model.features.square().mean())
@@ -1165,6 +1170,9 @@ EITHER: dict[str, tuple[Callable[[], Case], str]] = {
     "hook on an activation": (lambda: forwarded(hooked_activation), "[Hh]ook|" + DETACHED),
     "clipping hook on an activation": (lambda: forwarded(clipped_activation), "[Hh]ook|" + DETACHED),
     "backward pre-hook": (lambda: changed(backward_pre_hooked), "[Hh]ook"),
+    "exported": (lambda: exported(mlp()), "export|" + DETACHED),
+    "exported with a detach": (lambda: exported(Net(lambda net, x: net.b((z := net.a(x)) * z.detach()),
+        a=nn.Linear(5, 7), b=nn.Linear(7, 3))), "export|" + DETACHED),
     "aten.detach": (lambda: forwarded(lambda net, x: net.b(net.a(x) * torch.ops.aten.detach(net.a(x)))), DETACHED),
     "vector quantisation": (lambda: forwarded(nearest, codes=nn.Embedding(4, 7)), DETACHED),
     "copied data": (lambda: forwarded(
