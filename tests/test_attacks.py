@@ -127,7 +127,7 @@ class TestEveryMethod:
 
     def test_lowers_the_objective(self, attack, method):
         trace = Trace()
-        found = attack(callback=trace)
+        found = attack(callback=trace, start="gray")
         assert found.loss <= min(trace.losses) < trace.losses[0]
         if method != "dlg":  # L-BFGS also keeps what it sees between its outer steps
             assert found.loss == min(trace.losses)

@@ -83,9 +83,9 @@ def make_problems(
 
 
 def _tensor(name: str, value: Any, wanted: str) -> Tensor:
-    """A copy, which a caller's inference mode does not mark."""
+    """`value` as a tensor: arrays and lists too."""
     if torch.is_tensor(value):
-        return value.detach().clone()
+        return value.detach()
     try:
         return torch.from_numpy(np.array(value, order="C"))
     except (TypeError, ValueError):
@@ -162,7 +162,7 @@ def _mean(mean: Any, shape: tuple[int, ...]) -> Tensor:
         raise ValueError(
             f"mean has shape {tuple(mean.shape)} and shape is {shape}: give a number or an image of that shape"
         ) from None
-    return checks.finite("mean", mean)
+    return checks.finite("mean", mean).clone()  # a caller's inference mode marks its tensors
 
 
 def _one_each(name: str, value: Any, count: int) -> list:
@@ -189,7 +189,7 @@ def _starts(start: Any, seeds: Sequence[int], shape: tuple[int, ...], restarts: 
     each = (len(seeds), *shape)
     if tuple(start.shape) not in (shape, each):
         raise ValueError(f"start has shape {tuple(start.shape)} and shape is {shape}; they must agree")
-    return checks.finite("start", start).expand(each)[:, None]
+    return checks.finite("start", start).clone().expand(each)[:, None]
 
 
 def _labelled(
