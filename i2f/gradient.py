@@ -180,7 +180,7 @@ class GradientMap:
                 self._unchanged(given, versions)
                 value, self.y = targets.evaluate(self.loss, output, self.y)
             own = self._own(given, value)
-        if not torch.isfinite(own).all():
+        if not torch.isfinite(own.sum()) and not torch.isfinite(own).all():  # the sum is quick, and may overflow
             raise ValueError(self._not_finite(output, value))
         if not torch.equal(drawn, _random_state(x.device)):
             self._same_again(given, x, own)
@@ -244,8 +244,7 @@ class GradientMap:
         self._way.needs = dataclasses.replace(self._way.needs, stopped=False)
         plain, v = Linearization(self, x), torch.ones_like(x).reshape(-1)
         if plain._by_x.grad_fn is not None and any(g is not None for g in plain._by_theta):
-            found, wanted = plain._backward(delta, allow_unused=True), held.matvec(delta)
-            found = torch.zeros_like(wanted) if found is None else found.reshape(-1)
+            found, wanted = plain.matvec(delta), held.matvec(delta)
             near = (1e-4 if x.dtype == torch.float32 else 1e-9) * float(wanted.norm())
             by_v = float(delta @ plain.rmatvec(v))
             size = float(wanted.norm()) * float(v.norm())
@@ -446,6 +445,7 @@ class GradientMap:
 
 
 PASSES = 5
+SMALL = 2**18  # numbers in θ and x up to which a problem is simply tried out
 NO_J = "∂²L/∂x∂θ is zero: loss must depend on x and on θ, and on both together"
 HALF = (torch.bfloat16, torch.float16)
 
@@ -513,12 +513,18 @@ class Linearization:
     def checked(self) -> "Linearization":
         """Itself, or a ValueError where no path leads from x to ∇_θ L, so that J = 0 at every x; a RuntimeError where
         a path ends at an operation that forbids a second derivative, which would be left out without a word."""
-        ends = [g.grad_fn for g in (*self._by_theta, self._by_x) if g is not None]
-        if any(node.name() == "torch::autograd::Error" for node in graph_nodes(ends)):
+        nodes = graph_nodes([g.grad_fn for g in (*self._by_theta, self._by_x) if g is not None])
+        names = {node.name() for node in nodes}
+        if "torch::autograd::Error" in names:
             raise RuntimeError("an autograd.Function of the model is marked once_differentiable")
-        constant = all(g is None for g in self._by_theta) or (self._by_x.grad_fn is None and not self.gmap.stops)
-        if constant or self._backward(torch.zeros_like(self.gradient), allow_unused=True) is None:
+        if "torch::autograd::NotImplemented" in names:
+            raise RuntimeError("an operation of PyTorch's")
+        seen = graph_nodes([g.grad_fn for g in self._by_theta if g is not None])
+        reaches = any(getattr(node, "variable", None) is self._x for node in seen)
+        if not reaches or (self._by_x.grad_fn is None and not self.gmap.stops):
             raise ValueError(NO_J)
+        if self.gradient.numel() + self.x.numel() <= SMALL:
+            self.matvec(torch.zeros_like(self.gradient))  # raises where the second backward does
         return self
 
     @property
@@ -554,7 +560,9 @@ class Linearization:
     def _backward(self, delta: Tensor, **options: bool) -> Tensor:
         pairs = [(g, d) for g, d in zip(self._by_theta, self.gmap.split(delta), strict=True) if g is not None]
         gradients, weights = zip(*pairs, strict=True)
-        return torch.autograd.grad(gradients, self._x, weights, retain_graph=True, **options)[0]
+        return torch.autograd.grad(
+            gradients, self._x, weights, retain_graph=True, allow_unused=True, materialize_grads=True, **options
+        )[0]
 
 
 def graph_nodes(ends: list[Any]) -> set[Any]:

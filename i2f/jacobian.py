@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from i2f import checks
 from i2f.dense import dense_jacobian, jacobian_gram, outer_gram
-from i2f.gradient import GradientMap, Linearization, Loss, Recomputation
-from i2f.memory import SMALL, available, footprint
+from i2f.gradient import SMALL, GradientMap, Linearization, Loss, Recomputation
+from i2f.memory import available, footprint
 from i2f.operations import ordinary
 
 DENSE_BYTES = 2 * 2**30  # J is formed by itself, where it is needed whole, up to this size
@@ -85,7 +85,7 @@ class GradientJacobian:
             self._at_x = self._built(own, group)
         except RuntimeError as error:
             raise checks.not_differentiable(model, error) from error
-        self.gradient = checks.finite("gradient", times(self.unit, self._at_x.gradient))
+        self.gradient = times(self.unit, self._at_x.gradient)
 
     def _built(self, own: Tensor, group: int) -> Linearization | Recomputation:
         """The products over `unit`, once their gradient is the module's own and their J that of this gradient."""

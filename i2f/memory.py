@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from i2f.gradient import GradientMap, Linearization
+from i2f.gradient import SMALL, GradientMap, Linearization
 from i2f.modules import preserved
 
 SHARE = 0.9  # of the memory that is free
-SMALL = 2**18  # numbers in θ and x up to which graphs are simply built: the meta device's first use takes seconds
 
 
 class Footprint(NamedTuple):

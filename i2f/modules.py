@@ -71,10 +71,10 @@ def duplicate(model: nn.Module, shapes: bool = False) -> nn.Module:
     anew at every pass), is copied by value. Tensors made under `torch.inference_mode` become ordinary ones.
     """
     values: dict[int, Any] = {}
-    for module in model.modules():
-        for tensor in _tensors(vars(module)):
-            if not tensor.is_leaf or tensor.is_inference():
-                values[id(tensor)] = _by_value(tensor)
+    own = [tensor for module in model.modules() for tensor in _tensors(vars(module))]
+    for tensor in [*own, *model.parameters(), *model.buffers()]:
+        if not tensor.is_leaf or tensor.is_inference():
+            values[id(tensor)] = _by_value(tensor)
     if shapes:
         for p in model.parameters():
             values[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
@@ -95,8 +95,8 @@ def duplicate(model: nn.Module, shapes: bool = False) -> nn.Module:
 
 
 def _tensors(attributes: dict[str, Any]) -> Iterator[Tensor]:
-    """The tensors among a module's own attributes, in lists, tuples and dictionaries too."""
-    left = [value for name, value in attributes.items() if name != "_modules"]
+    """The tensors among the attributes that a module has beside PyTorch's, in lists, tuples and dictionaries too."""
+    left = [value for name, value in attributes.items() if name not in PYTORCHS]
     while left:
         value = left.pop()
         if torch.is_tensor(value):
@@ -105,6 +105,9 @@ def _tensors(attributes: dict[str, Any]) -> Iterator[Tensor]:
             left.extend(value.values())
         elif isinstance(value, (list, tuple)):
             left.extend(value)
+
+
+PYTORCHS = frozenset(vars(nn.Module()))
 
 
 def _by_value(tensor: Tensor) -> Any:
@@ -140,7 +143,7 @@ def preserved(model: nn.Module) -> Iterator[list[bool]]:
     """The module's buffers and Python attributes are afterwards what they were; whether an attribute had to be put back
     is told in the list."""
     kept = [(m, dict(vars(m)), dict(m._buffers), dict(m._parameters)) for m in model.modules()]
-    buffers = [b for b in model.buffers() if b.layout == torch.strided and not b.is_inference()]
+    buffers = [b for b in model.buffers() if b.layout == torch.strided and not (b.is_meta or b.is_inference())]
     values = [(b, b.detach().clone()) for b in buffers]
     changed: list[bool] = []
     try:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 
@@ -156,12 +157,39 @@ class Needs:
     escaping: set[str] = field(default_factory=set)
 
 
+class _UsedDetach(TorchDispatchMode):
+    """Sees ATen's own `detach`, which no function mode does, where its result is used: autograd detaches what it saves,
+    and uses none of that in a forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.results: dict[int, Tensor] = {}  # kept alive, so that no other takes its address
+        self.used = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        self.used |= any(id(value) in self.results for value in args)
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.detach.default and args[0].requires_grad:
+            self.results[id(out)] = out
+        return out
+
+
 class Watch(TorchFunctionMode):
     """Finds out what a forward pass needs; nothing is changed."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.needs = Needs()
+        self.needs, self._detached = Needs(), _UsedDetach()
+
+    def __enter__(self) -> Watch:
+        self._detached.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._detached.__exit__(*error)
+        if self._detached.used and not self.needs.stopped:
+            self.needs.escaping.add("aten.detach")
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
