@@ -34,7 +34,7 @@ LINEAR = 0.1  # a predicted RMSE up to which the first order is taken at its wor
 HEAD = 40  # eigenvalues kept of a spectrum, evenly spread over its ranks
 SPREAD = 0.25  # τ: the deviation of a pixel that an attacker with a prior expects, in units of the range
 MEAN = 0.5  # and its mean
-SMALL = 1_000_000  # parameters up to which products alone are taken in float64
+SMALL = 1_000_000  # parameters up to which products are cheap, and taken in float64
 LEVELS = (  # judged RMSE up to which -> what it is called
     (0.05, "gives the input away"),
     (0.15, "gives much of the input away"),
@@ -359,9 +359,9 @@ def _by_products(J: GradientJacobian, ask: _Ask, group: Sequence[int]) -> list[S
     drawn, solved = _drawn(J, ask, variance, c, delta, ask.seed + group[0])
     if not solved:
         why.append("the predicted reconstruction did not converge")
-    needed, settled = _variance_by_products(J, ask)
-    if not settled:
-        why.append(f"the noise needed for {ask.target:g} dB was not found to within {CLOSE - 1:.0%} of its RMSE")
+    needed, doubt = _variance_by_products(J, ask, variance, prior)
+    if doubt:
+        why.append(f"the noise needed for {ask.target:g} dB {doubt}")
     common = _common(J, ask, sent, delta)
     samples = []
     for k, index in enumerate(group):
@@ -384,36 +384,49 @@ def _by_products(J: GradientJacobian, ask: _Ask, group: Sequence[int]) -> list[S
 
 def _bayes(J: GradientJacobian, variance: float, ask: _Ask) -> tuple[float, bool]:
     """The lower end of the Bayes error's interval as an MSE, and whether its quadrature settled."""
-    found = trace.bayes_error(J, variance, variance / ask.spread**2, probes=3, tol=0.05, max_steps=60, seed=ask.seed)
+    found = trace.bayes_error(
+        J, variance, variance / ask.spread**2, probes=3, tol=0.05, max_steps=LANCZOS, seed=ask.seed
+    )
     return max(found.low, 0.0) / J.shape[0], found.converged
 
 
-def _variance_by_products(J: GradientJacobian, ask: _Ask) -> tuple[float | None, bool]:
-    """σ² at which `_bayes` gives the target, or a little more: by the secant rule in its logit over log σ², which is a
-    line of slope 1 where all λ are equal. inf: beyond τ; None: not found in `RUNS` runs."""
+def _variance_by_products(
+    J: GradientJacobian, ask: _Ask, known: float | None, prior: float
+) -> tuple[float | None, str]:
+    """σ² at which `_bayes` gives the target, or a little more, and what is doubtful about it. By the secant rule in its
+    logit over log σ², which is a line of slope 1 where all λ are equal. known, prior: a variance and its error, to
+    start from. inf: beyond τ; None: not found in `RUNS` runs."""
     share = ask.mse / ask.spread**2
     if share >= 1:
-        return math.inf, True
-    goal, low, high = _logit(min(share * CLOSE, (1 + share) / 2)), -math.inf, math.inf
-    at, best, points = math.log(ask.mse * square_sum(J) / J.shape[0]), None, []
-    for _ in _range(RUNS):
-        mse, settled = _bayes(J, math.exp(at), ask)
-        if mse >= ask.mse and at < high:
-            high, best = at, (math.exp(at), settled)
-            if mse <= CLOSE**2 * ask.mse:
-                return best
-        elif mse < ask.mse:
-            low = max(low, at)
+        return math.inf, ""
+    goal, low, high, best = _logit(min(share * CLOSE, (1 + share) / 2)), -math.inf, math.inf, None
+    points: list[tuple[float, float]] = []
+
+    def add(at: float, mse: float) -> float:
+        """Where to look next."""
         points.append((at, _logit(min(max(mse / ask.spread**2, 1e-12), 1 - 1e-12))))
         slope = 1.0
         if len(points) > 1 and points[-1][0] != points[-2][0]:
             slope = (points[-1][1] - points[-2][1]) / (points[-1][0] - points[-2][0])
-        at += (goal - points[-1][1]) / min(max(slope, 0.1), 1.0)
+        return at + max(-30.0, min(30.0, (goal - points[-1][1]) / min(max(slope, 0.1), 1.0)))
+
+    start = add(math.log(known), prior**2) if known and prior > 0 else None
+    at = math.log(ask.mse * square_sum(J) / J.shape[0]) if start is None else start
+    for _ in _range(RUNS):
+        mse, settled = _bayes(J, math.exp(at), ask)
+        if ask.mse <= mse <= CLOSE**2 * ask.mse:
+            return math.exp(at), "" if settled else "stands on a quadrature that did not settle"
+        if mse < ask.mse:
+            low = max(low, at)
+        elif at < high:
+            high, best = at, math.exp(at)
+        at = add(at, mse)
         if not low < at < high:
             at = (low + high) / 2 if math.isfinite(low) and math.isfinite(high) else at
-    return (None, False) if best is None else (best[0], False)
+    return best, f"was not found to within {CLOSE - 1:.0%} of its RMSE"
 
 
+LANCZOS = 60  # steps, two products each, of a quadrature's probe and of a large network's conjugate gradients
 RUNS = 10  # of the quadrature, to find the noise that is needed
 CLOSE = 1.01  # of the target RMSE, by which the noise that is found may leave more
 
@@ -436,7 +449,8 @@ def _drawn(
         return (None if variance is None else J.x), True
     damping = variance / J.unit**2 / ask.spread**2
     b = J.matvec(delta / J.unit) / J.unit + damping * (MEAN - J.x.reshape(-1))
-    found = linalg.solve_cg(lambda v: J.matvec(J.rmatvec(v) / J.unit) / J.unit, b, damping, rtol=1e-3, max_steps=300)
+    steps = LANCZOS if J.shape[1] > SMALL else 5 * LANCZOS
+    found = linalg.solve_cg(lambda v: J.matvec(J.rmatvec(v) / J.unit) / J.unit, b, damping, 1e-3, steps)
     return J.x + found.u.view_as(J.x), found.converged
 
 

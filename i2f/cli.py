@@ -60,11 +60,11 @@ def _add_audit(commands: argparse._SubParsersAction) -> None:
     audit.add_argument("--defense", default="none", help="name:value (default: none)")
     how = audit.add_mutually_exclusive_group()
     how.add_argument("--exact", action="store_true", help="whole spectra, however large")
-    how.add_argument("--bound", action="store_true", help="products alone: bounds in seconds")
+    how.add_argument("--bound", action="store_true", help="products alone, for large networks")
     audit.add_argument("--together", action="store_true", help="one gradient of all samples, not one each")
     audit.add_argument("--attack", action="store_true", help="run the real attack beside the prediction")
-    audit.add_argument("--target-psnr", type=float, default=15.0, metavar="DB", help="say the noise that leaves so "
-                       "much (default: 15)")  # fmt: skip
+    audit.add_argument("--target-psnr", type=float, default=15.0, metavar="DB", help="report the noise variance "
+                       "that reaches this PSNR (default: 15)")  # fmt: skip
     audit.add_argument("--report", type=Path, metavar="FILE", help="write a page with pictures (HTML)")
     audit.add_argument("--json", type=Path, metavar="FILE", help="write every number (JSON)")
     audit.add_argument("--min-rmse", type=float, metavar="RMSE", help="status 3 where a sample is judged below, in "
