@@ -180,6 +180,7 @@ class GradientMap:
                 self._unchanged(given, versions)
                 value, self.y = targets.evaluate(self.loss, output, self.y)
             own = self._own(given, value)
+        self._first = float(value.detach())
         if not torch.isfinite(own.sum()) and not torch.isfinite(own).all():  # the sum is quick, and may overflow
             raise ValueError(self._not_finite(output, value))
         if not torch.equal(drawn, _random_state(x.device)):
@@ -226,6 +227,7 @@ class GradientMap:
         if apart <= 1:
             if apart > 0 and self._way.needs == Needs():
                 self._warn_of_kernels(x, own)
+            self._keeps_no_state(x)
             return True
         given = self._given or self.model
         self._same_again(given, x, own)
@@ -235,6 +237,15 @@ class GradientMap:
                 return False
         raise ValueError("model: its gradient cannot be computed apart from the module: a forward that keeps a state, "
                          "or changes its own parameters? Give one whose answer depends on x and θ alone")  # fmt: skip
+
+    def _keeps_no_state(self, x: Tensor) -> None:
+        """A further pass has the loss of the first; a ValueError for a network that counts its passes, or the like."""
+        with torch.enable_grad():  # which a forward may need
+            again = self.value(self.leaves(), x).detach() * self.unit
+        apart = abs(float(again) - self._first) / (abs(self._first) or 1.0)
+        if apart > (1e-3 if x.dtype == torch.float32 else 1e-8):
+            raise ValueError(f"model keeps a state: two passes over the same x differ by {apart:.1g} of the loss; give "
+                             "one whose answer depends on x and θ alone")  # fmt: skip
 
     def may_ignore_stops(self, x: Tensor) -> bool:
         """Whether what the network stops does not matter to J: a product with it and one without agree. Then the plain

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from i2f import checks
 from i2f.dense import dense_jacobian, jacobian_gram, outer_gram
 from i2f.gradient import SMALL, GradientMap, Linearization, Loss, Recomputation
-from i2f.memory import available, footprint
+from i2f.memory import Footprint, available, footprint
 from i2f.operations import ordinary
 
 DENSE_BYTES = 2 * 2**30  # J is formed by itself, where it is needed whole, up to this size
@@ -41,8 +42,6 @@ class GradientJacobian:
     Attributes:
         shape: (d_x, d_θ). gradient: ∇_θ L(x, θ), flat (d_θ,). x: (n, ...), in pixels.
         products: how often J or Jᵀ was applied, a formed J counting d_x.
-        chunk: how many vectors of a stack go through the graphs at once.
-        footprint: what a product takes, in bytes; None where the model does not run without data.
 
     Raises:
         ValueError: NaN or infinite x, as many labels as images, labels out of range, nothing trainable, BatchNorm or
@@ -73,16 +72,16 @@ class GradientJacobian:
         self._dense: Tensor | None = None
         self._gram: Tensor | None = None
         self.spectrum = None  # kept here by spectrum.decompose
-        self.footprint = None
-        if self.map.size + self.x.numel() > SMALL:
-            self.footprint = footprint(self.map, self.x)
-            self._plan(method)  # a MemoryError comes before any work
+        self._method = method
+        fits = memory is None and method != "recompute" and sum(self.shape) <= SMALL  # whatever the network
+        if not fits and sum(self.shape) > SMALL:
+            self._plan()  # a MemoryError comes before any work
         _, own = self.map.examine(self.x, f"x of shape {tuple(x.shape)}")
-        self.footprint = self.footprint or footprint(self.map, self.x)
-        group, self.chunk = self._plan(method)
+        if vars(self).get("footprint", ()) is None:  # its labels had another form
+            del self.footprint
         self.unit = unit_of(own)
         try:
-            self._at_x = self._built(own, group)
+            self._at_x = self._built(own, 0 if fits else self._plan()[0])
         except RuntimeError as error:
             raise checks.not_differentiable(model, error) from error
         self.gradient = times(self.unit, self._at_x.gradient)
@@ -106,13 +105,23 @@ class GradientJacobian:
         self.map.confirm(self.x, at_x)
         return at_x
 
-    def _plan(self, method: str) -> tuple[int, int]:
+    @cached_property
+    def footprint(self) -> Footprint | None:
+        """What a product takes, in bytes; None where the model does not run without data."""
+        return footprint(self.map, self.x)
+
+    @cached_property
+    def chunk(self) -> int:
+        """How many vectors of a stack go through the graphs at once."""
+        return self._plan()[1]
+
+    def _plan(self) -> tuple[int, int]:
         """How many images take turns (0: none, the graphs of all are kept), and how many vectors go at once."""
         n = len(self.x)
         if self.footprint is None:
-            return int(method == "recompute"), 1
+            return int(self._method == "recompute"), 1
         need, budget = self.footprint, self._budget()
-        if method != "recompute" and need.kept() <= budget:
+        if self._method != "recompute" and need.kept() <= budget:
             return 0, min(MOST_AT_ONCE, need.vectors(budget))
         for group in range(n - 1 if n > 1 else 1, 0, -1):
             if need.recomputed(group / n) <= budget:
