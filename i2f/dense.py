@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from i2f.chain import chain_jacobian
-from i2f.gradient import GradientMap, Linearization
+from i2f.gradient import GradientMap
+from i2f.linearization import Linearization
 
 CHUNK_BYTES = 32 * 2**20  # directions of input space pushed through the network at a time, as rows of J
 BLOCK_ROWS = 256

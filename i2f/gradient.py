@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten
 
 from i2f import checks, modules, targets
-from i2f.operations import Needs, Switch, Watch, carried_out, elementary, ordinary
+from i2f.operations import Needs, Switch, Watch, carried_out, ordinary
 from i2f.targets import Loss
 
-__all__ = ["GradientMap", "Linearization", "Loss", "Recomputation", "elementary", "graph_nodes"]
+__all__ = ["GradientMap", "Loss", "flatten_gradient", "joined"]
 
 
 @dataclass
@@ -104,6 +104,15 @@ class GradientMap:
     def stops(self) -> bool:
         """Whether something that depends on x is kept from the gradient by θ (`operations.Held`)."""
         return self._way.needs.stopped
+
+    @property
+    def escaping(self) -> set[str]:
+        """The operations of the network at which autograd cannot be taken at its word."""
+        return self._way.needs.escaping
+
+    def hold(self, stopped: bool) -> None:
+        """Whether what the network stops is held, so that J sees it, at the cost of slower products."""
+        self._way.needs = dataclasses.replace(self._way.needs, stopped=stopped)
 
     def scaled(self, unit: float) -> "GradientMap":
         """The map of L/`unit`, a power of two, so that gradients and J are of order one and nothing under- or
@@ -246,57 +255,6 @@ class GradientMap:
         if apart > (1e-3 if x.dtype == torch.float32 else 1e-8):
             raise ValueError(f"model keeps a state: two passes over the same x differ by {apart:.1g} of the loss; give "
                              "one whose answer depends on x and θ alone")  # fmt: skip
-
-    def may_ignore_stops(self, x: Tensor) -> bool:
-        """Whether what the network stops does not matter to J: a product with it and one without agree. Then the plain
-        graphs, which are faster, are used from here on."""
-        delta = torch.from_numpy(np.random.default_rng(1).standard_normal(self.size)).to(x)
-        held = Linearization(self, x)
-        self._way.needs = dataclasses.replace(self._way.needs, stopped=False)
-        plain, v = Linearization(self, x), torch.ones_like(x).reshape(-1)
-        if plain._by_x.grad_fn is not None and any(g is not None for g in plain._by_theta):
-            found, wanted = plain.matvec(delta), held.matvec(delta)
-            near = (1e-4 if x.dtype == torch.float32 else 1e-9) * float(wanted.norm())
-            by_v = float(delta @ plain.rmatvec(v))
-            size = float(wanted.norm()) * float(v.norm())
-            if float((found - wanted).norm()) <= near and abs(by_v - float(wanted @ v)) <= 1e-4 * size:
-                return True
-        self._way.needs = dataclasses.replace(self._way.needs, stopped=True)
-        return False
-
-    def confirm(self, x: Tensor, at_x: "Linearization | Recomputation") -> None:
-        """Where autograd cannot be taken at its word (an autograd.Function of the user's, a value that leaves PyTorch),
-        Jᵀv is compared with a central difference of the gradient, in float64, and J with Jᵀ.
-
-        Raises: ValueError where they differ.
-        """
-        doubt = sorted(self._way.needs.escaping)
-        if isinstance(at_x, Linearization):
-            doubt += sorted(at_x.own_functions)
-        if not doubt:
-            return
-        v = torch.from_numpy(np.random.default_rng(1).standard_normal(x.numel())).to(x.device)
-        try:
-            exact = at_x.gmap.cast(torch.float64)
-            wanted = Linearization(exact, x.to(exact.dtype)).rmatvec(v.to(exact.dtype))
-        except Exception:  # what the user's own code does in float64 may be anything
-            exact, wanted = at_x.gmap, at_x.rmatvec(v.to(x))
-        x, v = x.to(exact.dtype), v.to(exact.dtype)
-        delta = torch.from_numpy(np.random.default_rng(2).standard_normal(self.size)).to(at_x.x)
-        along = at_x.rmatvec(v.to(at_x.x))
-        size = float(along.norm() * delta.norm())
-        adjoint = abs(float(at_x.matvec(delta) @ v.to(at_x.x) - delta @ along)) <= 1e-4 * size / self.size**0.5
-        steps = (1e-4, 1e-5, 1e-6) if x.dtype == torch.float64 else (1e-2, 1e-3)
-        near, apart = (0.01 if x.dtype == torch.float64 else 0.1), []
-        for step in steps:  # a kink between the two points spoils one of them, not all
-            found = (exact(x + step * v.view_as(x)) - exact(x - step * v.view_as(x))) / (2 * step)
-            apart.append(float((found - wanted).norm()))
-            if adjoint and apart[-1] <= near * float(torch.maximum(wanted.norm(), found.norm())):
-                return
-        raise ValueError(
-            f"model or loss: its gradient changes with x as no derivative of it shows; the cause may be "
-            f"{', '.join(doubt)}: use operations that autograd differentiates"
-        )
 
     def _warn_of_kernels(self, x: Tensor, own: Tensor) -> None:
         again = self._gradient_of(self._given or self.model, x)
@@ -493,151 +451,3 @@ def flatten_gradient(model: nn.Module, gradient: Any) -> Tensor:
     Raises: TypeError, ValueError naming what does not fit.
     """
     return GradientMap(model, None).flat("gradient", gradient, batch=False)
-
-
-class Linearization:
-    """g(x) = ∇_θ L(x, θ) at one x, and exact products with its Jacobian there.
-
-        J δ  = ∇_x ⟨∇_θ L, δ⟩      parameter space -> input space
-        Jᵀ v = ∇_θ ⟨∇_x L, v⟩      input space -> parameter space
-
-    Both gradients' graphs are kept, so that a product costs one backward pass through them. Where the network stops
-    part of its gradient (`GradientMap.stops`), g is no gradient of L, and Jᵀ v = ∇_δ ⟨J δ, v⟩ takes its place. No
-    checks: see `GradientJacobian`.
-    """
-
-    def __init__(self, gmap: GradientMap, x: Tensor, forward: Callable[[], None] = lambda: None):
-        """forward: called once L's own graph stands, before the gradients'."""
-        self.gmap, self.x = gmap, x.detach()
-        self._theta = gmap.leaves()
-        self._x = self.x.clone().requires_grad_()
-        with torch.enable_grad():
-            value = gmap.value(self._theta, self._x)
-            forward()
-            if not value.requires_grad:
-                raise ValueError("loss depends neither on x nor on θ: its gradient gives nothing away")
-            *by_theta, self._by_x = gmap.by_theta(value, [*self._theta.values(), self._x], create_graph=True)
-        self.gradient = joined([g.detach() for g in by_theta])
-        self._by_theta = [g if g.grad_fn is not None else None for g in by_theta]  # zeros may require a gradient
-        self._by_delta: tuple[Tensor, Tensor] | None = None  # δ, and J δ with its graph
-
-    def checked(self) -> "Linearization":
-        """Itself, or a ValueError where no path leads from x to ∇_θ L, so that J = 0 at every x; a RuntimeError where
-        a path ends at an operation that forbids a second derivative, which would be left out without a word."""
-        nodes = graph_nodes([g.grad_fn for g in (*self._by_theta, self._by_x) if g is not None])
-        names = {node.name() for node in nodes}
-        if "torch::autograd::Error" in names:
-            raise RuntimeError("an autograd.Function of the model is marked once_differentiable")
-        if "torch::autograd::NotImplemented" in names:
-            raise RuntimeError("an operation of PyTorch's")
-        seen = graph_nodes([g.grad_fn for g in self._by_theta if g is not None])
-        reaches = any(getattr(node, "variable", None) is self._x for node in seen)
-        if not reaches or (self._by_x.grad_fn is None and not self.gmap.stops):
-            raise ValueError(NO_J)
-        if self.gradient.numel() + self.x.numel() <= SMALL:
-            self.matvec(torch.zeros_like(self.gradient))  # raises where the second backward does
-        return self
-
-    @property
-    def own_functions(self) -> set[str]:
-        """The names of the autograd.Functions of the user's on the way: their backward may be anything."""
-        nodes = graph_nodes([g.grad_fn for g in (*self._by_theta, self._by_x) if g is not None])
-        names = {node.name() for node in nodes if isinstance(node, torch.autograd.function.BackwardCFunction)}
-        return {name.removesuffix("Backward") for name in names} - {"_Hold"}
-
-    def matvec(self, delta: Tensor) -> Tensor:
-        """J δ, (d_θ,) -> (d_x,), or (k, d_θ) -> (k, d_x) in one pass."""
-        many = delta.ndim == 2
-        return self._backward(delta, is_grads_batched=many).reshape(*delta.shape[:-1], -1)
-
-    def rmatvec(self, v: Tensor) -> Tensor:
-        """Jᵀ v, (d_x,) -> (d_θ,), or (k, d_x) -> (k, d_θ) in one pass."""
-        many, weights = v.ndim == 2, v.view(*v.shape[:-1], *self._x.shape)
-        if self.gmap.stops:
-            if self._by_delta is None:
-                delta = torch.zeros_like(self.gradient).requires_grad_()
-                self._by_delta = delta, self._backward(delta, create_graph=True)
-            delta, product = self._by_delta
-            return torch.autograd.grad(product, delta, weights, retain_graph=True, is_grads_batched=many)[0]
-        leaves = list(self._theta.values())
-        out = torch.autograd.grad(
-            self._by_x, leaves, weights, retain_graph=True, allow_unused=True, is_grads_batched=many
-        )
-        out = [g.to_dense() if g is not None and g.is_sparse else g for g in out]
-        parts = [p.new_zeros(*v.shape[:-1], p.numel()) if g is None else g.reshape(*v.shape[:-1], -1)
-                 for p, g in zip(leaves, out, strict=True)]  # fmt: skip
-        return torch.cat(parts, dim=-1)
-
-    def _backward(self, delta: Tensor, **options: bool) -> Tensor:
-        pairs = [(g, d) for g, d in zip(self._by_theta, self.gmap.split(delta), strict=True) if g is not None]
-        gradients, weights = zip(*pairs, strict=True)
-        return torch.autograd.grad(
-            gradients, self._x, weights, retain_graph=True, allow_unused=True, materialize_grads=True, **options
-        )[0]
-
-
-def graph_nodes(ends: list[Any]) -> set[Any]:
-    """Every node of the autograd graphs that end there; `ends` is used up."""
-    seen: set[Any] = set()
-    while ends:
-        node = ends.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            ends.extend(following for following, _ in node.next_functions)
-    return seen
-
-
-class Recomputation:
-    """The same products for n images behind one gradient, `group` of them at a time, with no graph kept.
-
-    Where no image's output depends on another, J stacks the images' own Jacobians, each with its weight w in the loss
-    (1/n for a mean, 1 for a sum):  J δ = [w₁ J₁ δ; …; w_n J_n δ],  Jᵀ v = Σ w_i J_iᵀ v_i. A product builds the graphs
-    of each group anew: the memory of one group, for the time of about three gradients.
-
-    Raises: ValueError where the images' gradients do not add up to the whole one (BatchNorm by the batch's statistics).
-    """
-
-    def __init__(self, gmap: GradientMap, x: Tensor, group: int = 1):
-        self.gmap, self.x = gmap, x.detach()
-        n = len(x)
-        self.groups = [slice(first, min(first + group, n)) for first in range(0, n, group)]
-        self.gradient = gmap(self.x)
-        choices = [(some.stop - some.start) / n for some in self.groups], [1.0] * len(self.groups)
-        totals = [torch.zeros_like(self.gradient) for _ in choices]
-        for number, some in enumerate(self.groups):
-            own = self._map(some)(self.x[some])
-            for total, weights in zip(totals, choices, strict=True):
-                total += weights[number] * own
-        for total, weights in zip(totals, choices, strict=True):
-            if float((total - self.gradient).norm()) <= SAME * float(self.gradient.norm()):
-                self.weights = weights
-                return
-        raise ValueError("the images cannot be taken one after another: their gradients, neither their mean nor their "
-                         "sum, make that of all. A layer may mix them (BatchNorm by the batch's own statistics), or "
-                         "the loss weigh them")  # fmt: skip
-
-    def checked(self) -> "Recomputation":
-        """Itself; the first group is looked at."""
-        self._at(self.groups[0]).checked()
-        return self
-
-    def matvec(self, delta: Tensor) -> Tensor:
-        """J δ, (d_θ,) -> (d_x,)."""
-        parts = zip(self.weights, self.groups, strict=True)
-        return torch.cat([w * self._at(some).matvec(delta) for w, some in parts])
-
-    def rmatvec(self, v: Tensor) -> Tensor:
-        """Jᵀ v, (d_x,) -> (d_θ,)."""
-        v, total = v.view_as(self.x), torch.zeros_like(self.gradient)
-        for w, some in zip(self.weights, self.groups, strict=True):
-            total += w * self._at(some).rmatvec(v[some].reshape(-1))
-        return total
-
-    def _map(self, some: slice) -> GradientMap:
-        return self.gmap.relabel(self.gmap.y[some])
-
-    def _at(self, some: slice) -> Linearization:
-        return Linearization(self._map(some), self.x[some])
-
-
-SAME = 1e-3  # relative, between two ways to sum a gradient in float32

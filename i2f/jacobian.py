@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from i2f import checks
 from i2f.dense import dense_jacobian, jacobian_gram, outer_gram
-from i2f.gradient import SMALL, GradientMap, Linearization, Loss, Recomputation
+from i2f.gradient import SMALL, GradientMap, Loss
+from i2f.linearization import Linearization, Recomputation, trusted
 from i2f.memory import Footprint, available, footprint
 from i2f.operations import ordinary
 
@@ -96,13 +97,10 @@ class GradientJacobian:
         at_x = build()
         if not self.map.settle(self.x, own, times(self.unit, at_x.gradient)):
             at_x = build()
-        if self.map.stops and self.map.may_ignore_stops(self.x):
-            at_x = build()
-        at_x.checked()
+        at_x = trusted(self.map, self.x, at_x, build)
         if not own.any():  # a stationary θ tells nothing of the size of J
             self.unit = unit_of(at_x.rmatvec(_probe(self.x)))
             at_x = build()
-        self.map.confirm(self.x, at_x)
         return at_x
 
     @cached_property

@@ -1,14 +1,14 @@
 """What products with J take of memory, known before the work: the graphs of large problems are built on PyTorch's meta
 device, where tensors have shapes and no bytes.
 
-With both gradients' graphs kept (`gradient.Linearization`), k vectors at a time, in bytes:
+With both gradients' graphs kept (`linearization.Linearization`), k vectors at a time, in bytes:
 
     peak ≈ G + k·(A + P) + 4·P        G: all that both graphs hold        P: θ, d_θ numbers
                                       A: what the graph of L holds, as much as one backward pass has in hand
 
 G and A grow with the images behind one gradient. Where they do not fit, groups of m of the n images take turns
-(`gradient.Recomputation`): peak ≈ max((G + A)·m/n, A) + 6·P, for three times the time; A, since the gradient of all is
-taken once.
+(`linearization.Recomputation`): peak ≈ max((G + A)·m/n, A) + 6·P, for three times the time; A, since the gradient of
+all is taken once.
 """
 
 import math
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from i2f.gradient import SMALL, GradientMap, Linearization
+from i2f.gradient import SMALL, GradientMap
+from i2f.linearization import Linearization
 from i2f.modules import preserved
 
 SHARE = 0.9  # of the memory that is free

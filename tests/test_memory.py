@@ -10,12 +10,13 @@ from torch.nn import functional as F
 
 import i2f
 from i2f import batchnorm, checks, memory, models
-from i2f.gradient import GradientMap, Linearization, Recomputation
+from i2f.gradient import GradientMap
+from i2f.linearization import Linearization, Recomputation
 
 MEASURED = r"""
 import re, sys
 import torch, i2f
-from i2f.gradient import Linearization, Recomputation
+from i2f.linearization import Linearization, Recomputation
 from i2f.memory import footprint
 torch.set_num_threads(1)
 kind, n = sys.argv[1], int(sys.argv[2])

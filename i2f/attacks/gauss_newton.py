@@ -10,7 +10,7 @@ from i2f.attacks.krylov import KrylovSolver
 from i2f.attacks.prior import BOX
 from i2f.attacks.problem import EXPLODED, Problem, Reconstruction
 from i2f.attacks.steps import FirstGram, StepSolver
-from i2f.gradient import Linearization, graph_nodes
+from i2f.linearization import Linearization, graph_nodes
 from i2f.progress import bar
 
 INITIAL_DAMPING = 1e-4  # μ at the first step, and

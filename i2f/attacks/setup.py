@@ -14,7 +14,8 @@ from i2f.attacks.labels import recover_labels
 from i2f.attacks.match import Match
 from i2f.attacks.prior import BOX, Prior
 from i2f.attacks.problem import Callback, Problem
-from i2f.gradient import GradientMap, Linearization
+from i2f.gradient import GradientMap
+from i2f.linearization import Linearization, trusted
 
 # name -> the start's draw from independent N(0, 1) entries, in pixels
 STARTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -239,10 +240,7 @@ def _each_label(y: Any, count: int, shape: tuple[int, ...]) -> list:
 def _differentiable(gmap: GradientMap, x: Tensor) -> None:
     """The checks of the derivative that J's construction makes."""
     try:
-        at_x = Linearization(gmap, x)
-        if gmap.stops and gmap.may_ignore_stops(x):
-            at_x = Linearization(gmap, x)
-        gmap.confirm(x, at_x.checked())
+        trusted(gmap, x, Linearization(gmap, x), lambda: Linearization(gmap, x))
     except RuntimeError as error:
         raise checks.not_differentiable(gmap.model, error) from error
 
