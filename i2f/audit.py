@@ -21,9 +21,10 @@ from i2f import checks, linalg, metrics, spectrum, trace
 from i2f.attacks import invert, recover_labels
 from i2f.defense import Defense, on_input, parse
 from i2f.defense import trace as square_sum
-from i2f.gradient import GradientMap, Loss, graph_nodes
+from i2f.gradient import GradientMap, Loss
 from i2f.influence import lower_bound
 from i2f.jacobian import DENSE_BYTES, GradientJacobian
+from i2f.linearization import graph_nodes
 from i2f.metrics import UNIT, Range
 from i2f.models import Normalize
 from i2f.modules import unwrapped
@@ -410,7 +411,8 @@ def _variance_by_products(
             slope = (points[-1][1] - points[-2][1]) / (points[-1][0] - points[-2][0])
         return at + max(-30.0, min(30.0, (goal - points[-1][1]) / min(max(slope, 0.1), 1.0)))
 
-    start = add(math.log(known), prior**2) if known and prior > 0 else None
+    near = known and prior > 0 and abs(math.log(prior**2 / ask.mse)) < 2  # from far below a step costs many products
+    start = add(math.log(known), prior**2) if near else None
     at = math.log(ask.mse * square_sum(J) / J.shape[0]) if start is None else start
     for _ in _range(RUNS):
         mse, settled = _bayes(J, math.exp(at), ask)
