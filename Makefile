@@ -75,5 +75,5 @@ lock: $(READY) ## rebuild requirements.lock from pyproject.toml
 	    --no-emit-index-url --custom-compile-command "make lock" --upgrade --output-file requirements.lock
 
 clean: ## remove the environment and every cache (results and data stay in git and DVC)
-	rm -rf $(VENV) .dvc/cache .dvc/tmp .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) .dvc/cache .dvc/tmp .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

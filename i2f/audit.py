@@ -28,6 +28,7 @@ from i2f.linearization import graph_nodes
 from i2f.metrics import UNIT, Range
 from i2f.models import Normalize
 from i2f.modules import unwrapped
+from i2f.operations import ordinary
 from i2f.progress import bar
 from i2f.targets import as_labels
 
@@ -158,7 +159,7 @@ class Audit:
         return report.page(self, title)
 
 
-@torch.inference_mode(False)
+@ordinary()
 def audit(
     model: nn.Module, x: Tensor, y: Tensor, defense: str | Defense = "none", *, loss: Loss = F.cross_entropy,
     range: Range | None = None, exact: bool | None = None, together: bool = False, target_psnr: float = 15.0,

@@ -103,8 +103,7 @@ def _layers(gmap: GradientMap) -> list[tuple[nn.Module, str]] | None:
     modules = list(gmap.model.named_modules(remove_duplicate=False))
     chain = [(m, f"{name}." if name else "") for name, m in modules if type(m) is not nn.Sequential]
     nested = any(True for layer, _ in chain for _ in layer.children())
-    everywhere = nn.modules.module
-    hooked = bool(everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks) or any(
+    hooked = any(
         m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for _, m in modules
     )
     patched = any("forward" in vars(m) or type(m).__call__ is not nn.Module.__call__ for _, m in modules)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from i2f import checks, linalg, spectrum
 from i2f.jacobian import GradientJacobian
-from i2f.spectrum import outside_inference
+from i2f.operations import ordinary
 
 Gradient = Tensor | np.ndarray | Sequence[Tensor] | dict[str, Tensor]  # flat, or by parameter: `GradientMap.flat`
 
@@ -42,7 +42,7 @@ class LowerBound:
     converged: bool
 
 
-@outside_inference
+@ordinary()
 def influence(
     J: GradientJacobian, delta: Gradient, damping: float = 0.0, rtol: float = 1e-8, max_steps: int = 2000
 ) -> Influence:
@@ -81,7 +81,7 @@ def influence(
     )
 
 
-@outside_inference
+@ordinary()
 def lower_bound(J: GradientJacobian, delta: Gradient, damping: float = 0.0, tol: float = 1e-3) -> LowerBound:
     """The lower bound, Eq. 5:  I_lb(δ) = ‖J δ‖ / (λ_max(J Jᵀ) + ε)  ≤  I(δ) at the same ε.
 
@@ -114,7 +114,7 @@ def _problem(
 BLIND = "J Jᵀ is zero at this x: the gradient does not react to the input"
 
 
-@outside_inference
+@ordinary()
 def expected_square(J: GradientJacobian, variance: float, damping: float = 0.0) -> float:
     """E[I²] for δ ~ N(0, σ²I):  σ² Σ λ_i/(λ_i + ε)²;  undamped, σ² tr((J Jᵀ)⁻¹). Divide by d_x for the MSE.
 

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from i2f import checks, linalg
 from i2f.gradient import Loss
-from i2f.operations import Watch, elementary
+from i2f.operations import Watch, elementary, ordinary
 
 
-@torch.inference_mode(False)
+@ordinary()
 def sensitivity(model: nn.Module, x: Tensor, y: Tensor, w: Tensor, loss: Loss = F.cross_entropy) -> Tensor:
     """‖Jᵀw‖² = ‖∇_θ⟨∇_x L, w⟩‖², a scalar with its graph in θ. x: (n, ...), one gradient of all; w: of x's shape.
 
@@ -36,7 +36,7 @@ def sensitivity(model: nn.Module, x: Tensor, y: Tensor, w: Tensor, loss: Loss = 
     return _square(Jw)
 
 
-@torch.inference_mode(False)
+@ordinary()
 def bound(
     model: nn.Module, x: Tensor, y: Tensor, power_steps: int = 3, loss: Loss = F.cross_entropy,
     generator: torch.Generator | None = None,
@@ -59,7 +59,7 @@ def bound(
     return square.log() + 2 * math.log(unit)
 
 
-@torch.inference_mode(False)
+@ordinary()
 def bayes(
     model: nn.Module, x: Tensor, y: Tensor, damping: float, cg_steps: int = 20, loss: Loss = F.cross_entropy,
     generator: torch.Generator | None = None,

@@ -13,6 +13,7 @@ from torch import Tensor
 from i2f import checks, linalg
 from i2f.jacobian import GradientJacobian
 from i2f.lanczos import Lanczos
+from i2f.operations import ordinary
 
 
 class LambdaMax(NamedTuple):
@@ -29,9 +30,6 @@ class Spectrum(NamedTuple):
 
     values: Tensor
     vectors: Tensor
-
-
-outside_inference = torch.inference_mode(False)  # what J keeps must serve autograd later
 
 
 def operator_at(J: GradientJacobian) -> GradientJacobian:
@@ -62,7 +60,7 @@ def gram_product(J: GradientJacobian) -> Callable[[Tensor], Tensor]:
     return lambda v: in_range(J, J.matvec(J.rmatvec(v) / J.unit) / J.unit)
 
 
-@outside_inference
+@ordinary()
 def lambda_max(J: GradientJacobian, tol: float = 1e-3, max_steps: int = 300) -> LambdaMax:
     """λ_max(J Jᵀ) by Lanczos in input space: two products a step, from a fixed random start.
 
@@ -87,7 +85,7 @@ def random_start(J: GradientJacobian) -> Tensor:
     return torch.from_numpy(np.random.default_rng(0).standard_normal(J.shape[0])).to(J.x)
 
 
-@outside_inference
+@ordinary()
 def eigenpairs(J: GradientJacobian, k: int, which: str = "largest", tol: float = 1e-8) -> Spectrum:
     """`k` extremal eigenpairs of J Jᵀ through products alone; "smallest" costs many more products than "largest"."""
     operator_at(J)
@@ -103,7 +101,7 @@ def eigenpairs(J: GradientJacobian, k: int, which: str = "largest", tol: float =
     return Spectrum(torch.from_numpy(values).to(J.device), torch.from_numpy(vectors[:, order]).to(J.device))
 
 
-@outside_inference
+@ordinary()
 def decompose(J: GradientJacobian) -> Spectrum:
     """Every eigenpair of J Jᵀ, from the Gram matrix in float64 (d_x products, then O(d_x³)); kept on J."""
     operator_at(J)
@@ -113,7 +111,7 @@ def decompose(J: GradientJacobian) -> Spectrum:
     return J.spectrum
 
 
-@outside_inference
+@ordinary()
 def right_singular_vector(J: GradientJacobian, index: int) -> Tensor:
     """The unit v_i = Jᵀu_i/√λ_i in parameter space, (d_θ,), λ descending; sign: its largest entry is positive."""
     spectrum, index = decompose(J), operator.index(index)

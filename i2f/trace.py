@@ -18,6 +18,7 @@ from torch import Tensor
 from i2f import checks, spectrum
 from i2f.jacobian import GradientJacobian
 from i2f.lanczos import Lanczos
+from i2f.operations import ordinary
 
 LOOK = 4  # Lanczos steps from one look at the quadrature to the next
 
@@ -100,7 +101,7 @@ def estimate(
     return _estimate(J, lambda values: f(values * J.unit * J.unit), probes, tol, max_steps, seed)
 
 
-@spectrum.outside_inference
+@ordinary()
 def _estimate(
     J: GradientJacobian, f: Callable[[np.ndarray], np.ndarray], probes: int, tol: float, max_steps: int, seed: int
 ) -> Trace:

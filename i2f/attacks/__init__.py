@@ -2,13 +2,11 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,6 +17,7 @@ from i2f.attacks.labels import recover_labels
 from i2f.attacks.problem import Callback, Iterate, Problem, Reconstruction
 from i2f.attacks.setup import STARTS, make_problems, whole
 from i2f.gradient import GradientMap, Loss
+from i2f.operations import ordinary
 
 Array = Tensor | np.ndarray | Sequence[float]
 Gradient = Array | Sequence[Tensor] | Mapping[str, Tensor]
@@ -171,18 +170,6 @@ def invert_many(
             found = chosen.run([problem for one_round in rounds for problem in one_round], **options)
             return [_best(found[i :: len(rounds[0])]) for i in range(len(rounds[0]))]
         return _in_rounds(chosen, rounds, options)
-
-
-@contextmanager
-def ordinary() -> Iterator[None]:
-    """Autograd as it is outside of any context: a caller's inference mode, no_grad or autocast changes no answer."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
-        yield
 
 
 def _in_rounds(method: Method, rounds: Sequence[Sequence[Problem]], options: dict[str, Any]) -> list[Reconstruction]:
