@@ -348,20 +348,21 @@ def _by_products(J: GradientJacobian, ask: _Ask, group: Sequence[int]) -> list[S
         why.append(f"a mean over the {len(group)} samples behind this gradient: one of them may be less protected")
     if not bound.converged:
         why.append("λ_max did not converge")
+    errors = trace.BayesError(J, probes=3, tol=0.05, max_steps=LANCZOS, seed=ask.seed)
     prior = math.nan
     if c is not None:
         prior = math.sqrt(c * tau**2 / (c + tau**2))
     elif variance == 0:
         prior = 0.0
     elif variance is not None:
-        mse, settled = _bayes(J, variance, ask)
+        mse, settled = _bayes(errors, variance, ask)
         prior = math.sqrt(mse)
         if not settled:
             why.append("the Bayes error's quadrature did not settle")
     drawn, solved = _drawn(J, ask, variance, c, delta, ask.seed + group[0])
     if not solved:
         why.append("the predicted reconstruction did not converge")
-    needed, doubt = _variance_by_products(J, ask, variance, prior)
+    needed, doubt = _variance_by_products(J, errors, ask, variance, prior)
     if doubt:
         why.append(f"the noise needed for {ask.target:g} dB {doubt}")
     common = _common(J, ask, sent, delta)
@@ -384,16 +385,14 @@ def _by_products(J: GradientJacobian, ask: _Ask, group: Sequence[int]) -> list[S
     return samples
 
 
-def _bayes(J: GradientJacobian, variance: float, ask: _Ask) -> tuple[float, bool]:
+def _bayes(errors: trace.BayesError, variance: float, ask: _Ask) -> tuple[float, bool]:
     """The lower end of the Bayes error's interval as an MSE, and whether its quadrature settled."""
-    found = trace.bayes_error(
-        J, variance, variance / ask.spread**2, probes=3, tol=0.05, max_steps=LANCZOS, seed=ask.seed
-    )
-    return max(found.low, 0.0) / J.shape[0], found.converged
+    found = errors(variance, variance / ask.spread**2)
+    return max(found.low, 0.0) / errors.J.shape[0], found.converged
 
 
 def _variance_by_products(
-    J: GradientJacobian, ask: _Ask, known: float | None, prior: float
+    J: GradientJacobian, errors: trace.BayesError, ask: _Ask, known: float | None, prior: float
 ) -> tuple[float | None, str]:
     """σ² at which `_bayes` gives the target, or a little more, and what is doubtful about it. By the secant rule in its
     logit over log σ², which is a line of slope 1 where all λ are equal. known, prior: a variance and its error, to
@@ -416,7 +415,7 @@ def _variance_by_products(
     start = add(math.log(known), prior**2) if near else None
     at = math.log(ask.mse * square_sum(J) / J.shape[0]) if start is None else start
     for _ in _range(RUNS):
-        mse, settled = _bayes(J, math.exp(at), ask)
+        mse, settled = _bayes(errors, math.exp(at), ask)
         if ask.mse <= mse <= CLOSE**2 * ask.mse:
             return math.exp(at), "" if settled else "stands on a quadrature that did not settle"
         if mse < ask.mse:

@@ -1,5 +1,6 @@
 """The Lanczos process: a symmetric matrix that is only ever applied, as a small tridiagonal one."""
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -77,6 +78,13 @@ class Lanczos:
     def rounding(self) -> float:
         """The rounding of a product with A, from the largest number in T: no Ritz value is known better."""
         return torch.finfo(self._basis.dtype).eps * max(map(abs, (*self.diagonal, *self.beside)))
+
+    def first(self, steps: int) -> "Lanczos":
+        """The process as it was after so many steps."""
+        other = copy.copy(self)
+        other.diagonal, other.beside = self.diagonal[:steps], self.beside[:steps]
+        other.exhausted = self.exhausted and steps >= len(self)
+        return other
 
     def ritz(self) -> tuple[np.ndarray, np.ndarray]:
         """Eigenvalues of T, ascending, and its eigenvectors as columns; Qᵀ carries them to those of A."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.special import stdtrit
-from torch import Tensor
 
 from i2f import checks, spectrum
 from i2f.jacobian import GradientJacobian
@@ -58,7 +57,7 @@ def expected_square(
     def f(values: np.ndarray, eps: float) -> np.ndarray:  # λ/(λ + ε)² as a difference of completely monotone functions
         return np.stack([1 / (values + eps), -eps / (values + eps) ** 2])
 
-    return _scaled(J, variance, damping, f, probes, tol, max_steps, seed)
+    return _scaled(J, variance, damping, f, _Probes(J, probes, tol, max_steps, seed))
 
 
 def bayes_error(
@@ -69,21 +68,34 @@ def bayes_error(
 
     Squared pixels; divide by d_x for the MSE. Arguments and errors: as for `expected_square`.
     """
-    return _scaled(J, variance, damping, lambda values, eps: 1 / (values + eps), probes, tol, max_steps, seed)
+    return BayesError(J, probes, tol, max_steps, seed)(variance, damping)
+
+
+class BayesError:
+    """`bayes_error` as a function of the noise: what it costs is what the smallest ε asked for costs, since the probes'
+    Lanczos processes do not know ε, and are kept. The answers do not depend on what was asked before."""
+
+    def __init__(self, J: GradientJacobian, probes: int = 8, tol: float = 1e-2, max_steps: int = 200, seed: int = 0):
+        self.J, self.probes = J, _Probes(J, probes, tol, max_steps, seed)
+
+    def __call__(self, variance: float, damping: float) -> Trace:
+        return _scaled(self.J, variance, damping, lambda values, eps: 1 / (values + eps), self.probes)
 
 
 def _scaled(
-    J: GradientJacobian, variance: float, damping: float, f: Callable[[np.ndarray, float], np.ndarray], probes: int,
-    tol: float, max_steps: int, seed: int,
-) -> Trace:  # fmt: skip
+    J: GradientJacobian,
+    variance: float,
+    damping: float,
+    f: Callable[[np.ndarray, float], np.ndarray],
+    probes: "_Probes",
+) -> Trace:
     """σ² tr f(J Jᵀ, ε) for an f of degree −1, in units of J."""
-    spectrum.operator_at(J)
     variance, damping = float(checks.at_least("variance", variance, 0.0)), float(damping)
     if not 0 < damping < math.inf:
         raise ValueError(f"damping={damping} is out of range: it must be positive and finite, since small eigenvalues "
                          "decide an undamped trace, and products alone do not find them")  # fmt: skip
     damping, variance = (number / J.unit / J.unit for number in (damping, variance))
-    found = _estimate(J, lambda values: f(values, damping), probes, tol, max_steps, seed)
+    found = probes(lambda values: f(values, damping))
     value, low, high = (variance * number for number in (found.value, found.low, found.high))
     return Trace(value, low, high, found.probes, found.products, found.converged)
 
@@ -97,28 +109,47 @@ def estimate(
     f may return several rows, which are summed: `converged` is a proof where each one is, up to its sign, completely
     monotone, and an estimate for any other f.
     """
-    spectrum.operator_at(J)
-    return _estimate(J, lambda values: f(values * J.unit * J.unit), probes, tol, max_steps, seed)
+    return _Probes(J, probes, tol, max_steps, seed)(lambda values: f(values * J.unit * J.unit))
 
 
-@ordinary()
-def _estimate(
-    J: GradientJacobian, f: Callable[[np.ndarray], np.ndarray], probes: int, tol: float, max_steps: int, seed: int
-) -> Trace:
-    """tr f(J Jᵀ/u²), u = `J.unit`."""
-    for name, number, least in (("probes", probes, 2), ("max_steps", max_steps, 1)):
-        if number < least:
-            raise ValueError(f"{name}={number} is out of range: give at least {least}")
-    spent, rng = J.products, np.random.default_rng(seed)
-    signs = [torch.from_numpy(rng.choice([-1.0, 1.0], J.shape[0])).to(J.x) for _ in range(probes)]
-    values, settled = [], True
-    for at in range(0, probes, J.chunk):
-        for quadrature in _quadratures(J, signs[at : at + J.chunk], f, tol, max_steps):
-            values.append(quadrature.value)
-            settled &= quadrature.settled
-    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(probes)
-    half = float(stdtrit(probes - 1, 0.975)) * spread
-    return Trace(mean, mean - half, mean + half, probes, J.products - spent, settled)
+class _Probes:
+    """tr f(J Jᵀ/u²), u = `J.unit`, from the same probes for every f."""
+
+    def __init__(self, J: GradientJacobian, probes: int, tol: float, max_steps: int, seed: int):
+        for name, number, least in (("probes", probes, 2), ("max_steps", max_steps, 1)):
+            if number < least:
+                raise ValueError(f"{name}={number} is out of range: give at least {least}")
+        self.J, self.tol, self.max_steps, rng = spectrum.operator_at(J), tol, max_steps, np.random.default_rng(seed)
+        self.apply = spectrum.gram_product(J)
+        signs = [torch.from_numpy(rng.choice([-1.0, 1.0], J.shape[0])).to(J.x) for _ in range(probes)]
+        self.processes = [Lanczos(self.apply, z) for z in signs]
+
+    @ordinary()
+    def __call__(self, f: Callable[[np.ndarray], np.ndarray]) -> Trace:
+        spent, n = self.J.products, len(self.processes)
+        found = [_Quadrature(process) for process in self.processes]
+        for at in range(0, n, self.J.chunk):
+            self._settle(found[at : at + self.J.chunk], f)
+        values = [one.value for one in found]
+        mean, spread = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(n)
+        half = float(stdtrit(n - 1, 0.975)) * spread
+        settled = all(one.settled for one in found)
+        return Trace(mean, mean - half, mean + half, n, self.J.products - spent, settled)
+
+    def _settle(self, some: "list[_Quadrature]", f: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Side by side: a step is one pair of products with all that have not settled, and need a further one."""
+        for step in range(1, self.max_steps + 1):
+            left = [one for one in some if not one.settled and not one.ended(step)]
+            if not left:
+                break
+            behind = [one.process for one in left if len(one.process) < step and not one.process.exhausted]
+            if behind:
+                products = self.apply(torch.stack([process.front for process in behind]))
+                for process, product in zip(behind, products, strict=True):
+                    process.advance(product)
+            for one in left:
+                if step % LOOK == 0 or one.ended(step + 1) or step == self.max_steps:
+                    one.look(f, self.tol, step)
 
 
 @dataclass
@@ -129,8 +160,13 @@ class _Quadrature:
     value: float = math.inf
     settled: bool = False
 
-    def look(self, f: Callable[[np.ndarray], np.ndarray], tol: float) -> None:
-        process = self.process
+    def ended(self, step: int) -> bool:
+        """Whether the process has no such step."""
+        return self.process.exhausted and len(self.process) < step
+
+    def look(self, f: Callable[[np.ndarray], np.ndarray], tol: float, step: int) -> None:
+        """At the quadrature as it is after so many steps."""
+        process = self.process.first(step)
         nodes, weights = process.quadrature()
         parts = np.atleast_2d(f(nodes)) @ weights
         others, their = process.quadrature(node=0.0)
@@ -138,21 +174,3 @@ class _Quadrature:
         moved = abs(np.atleast_2d(f(nodes + process.rounding) - f(nodes))).sum(axis=0) @ weights
         self.value = float(parts.sum())
         self.settled = bool(max(apart, moved) <= tol * abs(self.value))
-
-
-def _quadratures(
-    J: GradientJacobian, signs: list[Tensor], f: Callable[[np.ndarray], np.ndarray], tol: float, max_steps: int
-) -> list[_Quadrature]:
-    """One for each z, side by side: a step is one pair of products with all that have not settled."""
-    apply = spectrum.gram_product(J)
-    found = [_Quadrature(Lanczos(apply, z)) for z in signs]
-    for step in range(1, max_steps + 1):
-        left = [one for one in found if not one.settled and not one.process.exhausted]
-        if not left:
-            break
-        products = apply(torch.stack([one.process.front for one in left]))
-        for one, product in zip(left, products, strict=True):
-            one.process.advance(product)
-            if step % LOOK == 0 or one.process.exhausted or step == max_steps:
-                one.look(f, tol)
-    return found

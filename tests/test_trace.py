@@ -92,6 +92,19 @@ def test_side_by_side_probes_give_and_cost_what_they_do_one_after_another():
     assert first.products % 5  # not all took the same number of steps
 
 
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_what_was_asked_before_changes_no_answer_and_is_not_paid_twice(chunk):
+    spectrum = np.geomspace(1, 1e-4, 100)
+    asked = [(1.0, 1e-3), (1.0, 1e-1), (2.0, 1e-3), (1.0, 1e-2)]
+    alone = [trace.bayes_error(rotated(spectrum, chunk=chunk), *one, probes=3, tol=1e-3) for one in asked]
+    errors = trace.BayesError(J := rotated(spectrum, chunk=chunk), probes=3, tol=1e-3)
+    for one, fresh in zip(asked, alone, strict=True):
+        found = errors(*one)
+        assert (found.value, found.low, found.high) == pytest.approx((fresh.value, fresh.low, fresh.high), rel=1e-12)
+        assert found.converged == fresh.converged
+    assert J.products == alone[0].products < sum(one.products for one in alone)  # the smallest ε was asked first
+
+
 def test_an_exhausted_space_ends_the_search():
     """Three different eigenvalues need three steps."""
     J = rotated(np.repeat([1.0, 0.5, 0.1], 20))

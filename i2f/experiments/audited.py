@@ -66,7 +66,8 @@ def judge(table: pd.DataFrame, dataset: str, cut: float, accuracy: float, within
     if len(asked):
         targets = ", ".join(f"{t:g}" for t in sorted(asked.asked.unique()))
         found.append(claims.judge(
-            asked, lambda t: float((t.attacked_psnr - t.asked).abs().to_numpy().max()), "image", at_most=within, **common,
+            asked, lambda t: float((t.attacked_psnr - t.asked).abs().to_numpy().max()), "image", at_most=within,
+            **common,
             id=f"audit-{dataset}-suggested",
             statement=f"The noise that an audit suggests for {asked.asked.min():g} dB and more leaves that.",
             statistic="largest difference from the target in dB",
