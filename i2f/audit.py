@@ -44,8 +44,8 @@ LEVELS = (  # judged RMSE up to which -> what it is called
 )
 KINKS = (  # in the names of autograd's nodes
     "relu", "hardtanh", "hardswish", "hardsigmoid", "maxpool", "maxbackward", "minbackward", "amax", "amin", "maximum",
-    "minimum", "where", "abs", "clamp", "threshold", "shrink", "topk", "sort", "median", "kthvalue", "cummax", "cummin",
-    "smoothl1", "huber", "margin",
+    "minimum", "where", "abs", "clamp", "threshold", "shrink", "round", "floor", "ceil", "trunc", "signbackward",
+    "topk", "sort", "median", "kthvalue", "cummax", "cummin", "smoothl1", "huber", "margin",
 )  # fmt: skip
 
 
@@ -307,7 +307,7 @@ def _exact(J: GradientJacobian, ask: _Ask, group: Sequence[int]) -> list[Sample]
     if along is not None:
         unseen = tau**2 * (1 - U.square().sum(1)) if seen < len(values) else 0.0  # the null space is the prior's
         prior = U.square() @ (along * tau**2 / (along + tau**2)) + unseen
-    masked = _masked_rank(J, sent) if ask.defense.name == "prune" else None
+    masked, hidden = _masked(J, sent) if ask.defense.name == "prune" else (None, None)
     common = _common(J, ask, sent, delta)
     bound = float(pulled.norm()) / float(values[0] / J.unit**2) / J.shape[0] ** 0.5
     samples, pixels, shape = [], J.shape[0] // count, J.x.shape[1:]
@@ -318,7 +318,7 @@ def _exact(J: GradientJacobian, ask: _Ask, group: Sequence[int]) -> list[Sample]
         clamped = (drawn[part].clamp(0, 1) - truth).square()
         boxed = _rms(clamped if along is None else clamped_square(truth, predicted[part].sqrt()))
         expected = math.nan if prior is None else _rms(prior[part])
-        left = None if masked is None else tau * (1 - masked / len(values)) ** 0.5
+        left = None if hidden is None else tau * float(hidden[part].mean()) ** 0.5
         found = common.attack(k, truth)
         # where J is singular, only a prior or an attack says anything about what the gradient does not show
         errors = [rmse, boxed, expected, left] if seen == len(values) else [expected, left]
@@ -421,7 +421,7 @@ def _variance_by_products(
         if mse < ask.mse:
             low = max(low, at)
         elif at < high:
-            high, best = at, math.exp(at)
+            high, best = at, math.exp(at) if mse <= FAR * ask.mse else None
         at = add(at, mse)
         if not low < at < high:
             at = (low + high) / 2 if math.isfinite(low) and math.isfinite(high) else at
@@ -431,6 +431,7 @@ def _variance_by_products(
 LANCZOS = 60  # steps, two products each, of a quadrature's probe and of a large network's conjugate gradients
 RUNS = 10  # of the quadrature, to find the noise that is needed
 CLOSE = 1.01  # of the target RMSE, by which the noise that is found may leave more
+FAR = 10**0.1  # of the target MSE, a dB, beyond which what was found is no answer
 
 
 def _logit(share: float) -> float:
@@ -529,11 +530,15 @@ def _nothing(J: GradientJacobian) -> float:
     return J.shape[0] * torch.finfo(torch.float64).eps
 
 
-def _masked_rank(J: GradientJacobian, sent: Tensor) -> int:
-    """The rank of J on the coordinates that pruning kept: d_x where who reads the mask recovers everything."""
+def _masked(J: GradientJacobian, sent: Tensor) -> tuple[int, Tensor]:
+    """The rank of J on the coordinates that pruning kept, d_x where who reads the mask recovers everything; and the
+    share of each entry of the input that they do not show, (d_x,)."""
     kept = J.dense()[:, (J.gradient + sent) != 0].double() / J.unit
-    values = torch.linalg.eigvalsh(kept @ kept.T)
-    return int((values > _nothing(J) * values[-1]).sum())
+    values, vectors = torch.linalg.eigh(kept @ kept.T)
+    shown = values > _nothing(J) * values[-1]
+    if shown.all():
+        return len(values), torch.zeros_like(values)
+    return int(shown.sum()), (1 - vectors[:, shown].square().sum(1)).clamp_min(0)
 
 
 @dataclass(frozen=True)

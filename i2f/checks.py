@@ -73,15 +73,6 @@ def one_label_each(x: Tensor, y: Tensor) -> None:
         raise ValueError(f"x has {len(x)} images and y has {n}; both need the same n (use x[:1], y[:1] for one)")
 
 
-def classes_in_range(y: Tensor, output: Tensor) -> None:
-    """Integer labels lie in [0, number of outputs), when the output is one row of logits an image."""
-    if y.is_floating_point() or y.ndim != 1 or output.ndim != 2:
-        return
-    classes = output.shape[1]
-    if int(y.min()) < 0 or int(y.max()) >= classes:
-        raise ValueError(f"y holds {sorted(set(y.tolist()))}; this model has {classes} classes: 0 to {classes - 1}")
-
-
 def deterministic(model: nn.Module) -> None:
     """No layer whose answer depends on chance, or on the other images of the batch, while J is taken."""
     for path, module in model.named_modules():
@@ -110,10 +101,7 @@ def repeatable(first: Tensor, second: Tensor) -> None:
         return
     apart = float((first - second).abs().max() / first.abs().max().clamp_min(torch.finfo(first.dtype).tiny))
     if apart > ROUNDING * torch.finfo(first.dtype).eps:
-        raise ValueError(
-            f"model is random: two passes over the same x differ by {apart:.1g} of the output's size; dropout by "
-            f"torch.nn.functional follows no model.eval() unless it is told training=self.training"
-        )
+        raise ValueError(f"model is random: two passes over the same x differ by {apart:.1g}; {FOLLOWS}")
     warnings.warn(
         f"model runs on kernels that are not deterministic: two passes over the same x differ by {apart:.1g}; "
         f"torch.use_deterministic_algorithms(True) names them",
@@ -121,6 +109,8 @@ def repeatable(first: Tensor, second: Tensor) -> None:
     )
 
 
+FOLLOWS = "dropout by torch.nn.functional follows no model.eval() unless it is told training=self.training"
+DRAWS = f"model is random: its forward draws numbers; {FOLLOWS}"
 ROUNDING = 1e3  # units of it within which two passes count as the same computation in another order
 
 

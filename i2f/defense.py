@@ -67,6 +67,16 @@ class Defense:
     name: str
     values: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        kind = KINDS[checks.one_of("defense", self.name, KINDS)]
+        if len(self.values) != len(kind.values):
+            form = ":".join([self.name, *(f"<{value}>" for value in kind.values)])
+            raise ValueError(f"defense={str(self)!r} has {len(self.values)} values: give {form}")
+        for value in self.values:
+            checks.at_least(f"a value of defense={str(self)!r}", value, 0.0)
+        if self.name == "quantize" and self.values[0] != int(self.values[0]):
+            raise ValueError(f"defense={str(self)!r}: bits are a whole number")
+
     def __str__(self) -> str:
         return self.name + "".join(f":{value:g}" for value in self.values)
 
@@ -105,8 +115,6 @@ def parse(text: str) -> Defense:
         values = tuple(float(word) for word in words)
     except ValueError:
         raise ValueError(f"defense={text!r} has a value that is no number: give {form}") from None
-    for value in values:
-        checks.at_least(f"a value of defense={text!r}", value, 0.0)
     return Defense(name, values)
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten
 
 from i2f import checks, modules, targets
-from i2f.operations import Needs, Switch, Watch, carried_out, ordinary
+from i2f.operations import Needs, Switch, Unsupported, Watch, carried_out, ordinary
 from i2f.targets import Loss
 
 __all__ = ["GradientMap", "Loss", "flatten_gradient", "joined"]
@@ -28,7 +28,7 @@ class _Way:
 
     needs: what its operations need. stateful: a forward leaves Python attributes behind, which are put back. bound:
     parameters cannot be swapped (a second name in a list, a patched forward): "copy", the copied module's own are used;
-    "given", the caller's. linked: stopping and releasing the held values.
+    "given", the caller's. switch: of the values that are held where the network stops its gradient.
     """
 
     needs: Needs = field(default_factory=Needs)
@@ -48,7 +48,8 @@ class GradientMap:
 
     θ is every trainable parameter, flattened and joined in `model.named_parameters()` order. Model and labels are
     copied: what the caller does to them later does not change the map, and the map never changes them. (Where a copy
-    does not compute what the module does, as with a patched `forward`, the module itself is used.) A model in bfloat16
+    does not compute what the module does, as with a patched `forward`, the module itself is used; and what a closure of
+    it holds is not copied.) A model in bfloat16
     or float16 is computed in float32, with a warning; `given_dtype` is its own.
 
     Raises:
@@ -179,7 +180,8 @@ class GradientMap:
         Raises: ValueError about `what` where it does not fit the model, for a loss that does not take the output or y,
         or whatever is not finite.
         """
-        watch, given = Watch(), self._given or self.model
+        given = self._given or self.model
+        watch = Watch([*given.parameters(), *(self.loss.parameters() if isinstance(self.loss, nn.Module) else ())])
         versions = {name: p._version for name, p in given.named_parameters()}
         drawn = _random_state(x.device)
         with self._as_given(given) as changed:
@@ -193,6 +195,8 @@ class GradientMap:
         if not torch.isfinite(own.sum()) and not torch.isfinite(own).all():  # the sum is quick, and may overflow
             raise ValueError(self._not_finite(output, value))
         if not torch.equal(drawn, _random_state(x.device)):
+            if watch.drew:
+                raise ValueError(checks.DRAWS)
             self._same_again(given, x, own)
         self._way.stateful |= bool(changed)
         watch.needs.escaping |= modules.exported_stops(given)
@@ -204,8 +208,12 @@ class GradientMap:
             return given(x.clone())  # no leaf: a forward may change it in place
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # it may raise anything
+        except Unsupported as error:
+            raise ValueError(str(error)) from error
+        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
             raise ValueError(f"{what} does not fit the model: {type(error).__name__}: {error}") from error
+        except Exception as error:  # it may raise anything
+            raise ValueError(f"model fails at {what}: {type(error).__name__}: {error}") from error
 
     def _same_again(self, given: nn.Module, x: Tensor, own: Tensor) -> None:
         """Further passes have the same gradient; a ValueError for a random network, or one that keeps a state."""
@@ -236,7 +244,8 @@ class GradientMap:
         if apart <= 1:
             if apart > 0 and self._way.needs == Needs():
                 self._warn_of_kernels(x, own)
-            self._keeps_no_state(x)
+            if modules.has_own_code(self.model) or not targets.is_pytorchs(self.loss):
+                self._keeps_no_state(x)
             return True
         given = self._given or self.model
         self._same_again(given, x, own)
@@ -245,7 +254,8 @@ class GradientMap:
             if self._apart(own, self(x)) <= 1:
                 return False
         raise ValueError("model: its gradient cannot be computed apart from the module: a forward that keeps a state, "
-                         "or changes its own parameters? Give one whose answer depends on x and θ alone")  # fmt: skip
+                         "changes its own parameters, or writes into a tensor under no_grad? Give one whose answer "
+                         "depends on x and θ alone")  # fmt: skip
 
     def _keeps_no_state(self, x: Tensor) -> None:
         """A further pass has the loss of the first; a ValueError for a network that counts its passes, or the like."""
@@ -388,6 +398,7 @@ class GradientMap:
             return checks.flat(name, value, self.size, space, batch)
         shapes = {key: tuple(p.shape) for key, p in self.parameters.items()}
         if isinstance(value, Mapping):
+            value = {key: part for key, part in value.items() if key not in self.frozen}
             if value.keys() != shapes.keys():
                 missing, unknown = sorted(shapes.keys() - value.keys()), sorted(map(str, value.keys() - shapes.keys()))
                 raise ValueError(

@@ -151,7 +151,7 @@ class GradientJacobian:
     @ordinary()
     def matvec(self, delta: Tensor) -> Tensor:
         """J δ: (d_θ,) -> (d_x,), or (k, d_θ) -> (k, d_x). One product a vector."""
-        delta = self.map.flat("delta", delta).to(self.x)
+        delta = self._of_own_dtype("delta", self.map.flat("delta", delta))
         self.products += delta.numel() // self.shape[1]
         if self._dense is not None:
             return delta @ self._dense.T
@@ -160,11 +160,19 @@ class GradientJacobian:
     @ordinary()
     def rmatvec(self, v: Tensor) -> Tensor:
         """Jᵀ v: (d_x,) -> (d_θ,), or (k, d_x) -> (k, d_θ). One product a vector."""
-        v = checks.flat("v", v, self.shape[0], "input space").to(self.x)
+        v = self._of_own_dtype("v", checks.flat("v", v, self.shape[0], "input space"))
         self.products += v.numel() // self.shape[0]
         if self._dense is not None:
             return v @ self._dense
         return times(self.unit, self._in_chunks(self._at_x.rmatvec, v))
+
+    def _of_own_dtype(self, name: str, value: Tensor) -> Tensor:
+        """In J's dtype, in which it must still be finite."""
+        return (
+            value.to(self.x)
+            if value.dtype == self.dtype
+            else checks.finite(f"{name} in {self.dtype}", value.to(self.x))
+        )
 
     def _in_chunks(self, product: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
         if vectors.ndim == 1:

@@ -94,7 +94,7 @@ class Lanczos:
         """Nodes, clipped at 0, and weights of Σ w f(θ) ≈ bᵀ f(A) b, A semidefinite: the Gauss rule, or the Gauss–Radau
         rule with a `node` that is at most λ_min (Golub 1973)."""
         diagonal, beside = np.array(self.diagonal), np.array(self.beside)
-        if node is not None:
+        if node is not None and beside[-1] > 0:  # the Gauss rule is exact where the Krylov space has ended
             node -= self.rounding  # keeps T − node·I positive definite where a Ritz value is zero to rounding
             values, vectors = self.ritz()
             inverse = float(vectors[-1] ** 2 @ (1 / (values.clip(min=0) - node)))

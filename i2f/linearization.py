@@ -131,6 +131,11 @@ class Recomputation:
                          "sum, make that of all. A layer may mix them (BatchNorm by the batch's own statistics), or "
                          "the loss weigh them")  # fmt: skip
 
+    @property
+    def own_functions(self) -> set[str]:
+        """Those of the first group."""
+        return self._at(self.groups[0]).own_functions
+
     def checked(self) -> "Recomputation":
         """Itself; the first group is looked at."""
         self._at(self.groups[0]).checked()
@@ -193,35 +198,41 @@ def may_ignore_stops(gmap: GradientMap, x: Tensor) -> bool:
 
 
 def confirm(gmap: GradientMap, x: Tensor, at_x: Linearization | Recomputation) -> None:
-    """Where autograd cannot be taken at its word (an autograd.Function of the user's, a value that leaves PyTorch),
-    Jᵀv is compared with a central difference of the gradient, in float64, and J with Jᵀ.
+    """Where autograd cannot be taken at its word (an autograd.Function of the user's, a value that leaves PyTorch), Jᵀv
+    is compared with central differences of the gradient along `DIRECTIONS` directions, in float64, and J with Jᵀ.
 
     Raises: ValueError where they differ.
     """
-    doubt = sorted(gmap.escaping)
-    if isinstance(at_x, Linearization):
-        doubt += sorted(at_x.own_functions)
+    doubt = [*sorted(gmap.escaping), *sorted(at_x.own_functions)]
     if not doubt:
         return
-    v = torch.from_numpy(np.random.default_rng(1).standard_normal(x.numel())).to(x.device)
+    draws = np.random.default_rng(1)
+    vs = torch.from_numpy(draws.standard_normal((DIRECTIONS, x.numel()))).to(x.device)
+    delta = torch.from_numpy(draws.standard_normal(gmap.size)).to(at_x.x)
     try:
         exact = at_x.gmap.cast(torch.float64)
-        wanted = Linearization(exact, x.to(exact.dtype)).rmatvec(v.to(exact.dtype))
+        there = Linearization(exact, x.to(exact.dtype))
+        wanted = [there.rmatvec(v.to(exact.dtype)) for v in vs]
     except Exception:  # what the user's own code does in float64 may be anything
-        exact, wanted = at_x.gmap, at_x.rmatvec(v.to(x))
-    x, v = x.to(exact.dtype), v.to(exact.dtype)
-    delta = torch.from_numpy(np.random.default_rng(2).standard_normal(gmap.size)).to(at_x.x)
-    along = at_x.rmatvec(v.to(at_x.x))
-    size = float(along.norm() * delta.norm())
-    adjoint = abs(float(at_x.matvec(delta) @ v.to(at_x.x) - delta @ along)) <= 1e-4 * size / gmap.size**0.5
-    steps = (1e-4, 1e-5, 1e-6) if x.dtype == torch.float64 else (1e-2, 1e-3)
-    near, apart = (0.01 if x.dtype == torch.float64 else 0.1), []
-    for step in steps:  # a kink between the two points spoils one of them, not all
-        found = (exact(x + step * v.view_as(x)) - exact(x - step * v.view_as(x))) / (2 * step)
-        apart.append(float((found - wanted).norm()))
-        if adjoint and apart[-1] <= near * float(torch.maximum(wanted.norm(), found.norm())):
-            return
-    raise ValueError(
-        f"model or loss: its gradient changes with x as no derivative of it shows; the cause may be "
-        f"{', '.join(doubt)}: use operations that autograd differentiates"
-    )
+        exact, wanted = at_x.gmap, [at_x.rmatvec(v.to(at_x.x)) for v in vs]
+    along = at_x.rmatvec(vs[0].to(at_x.x))
+    apart = abs(float(at_x.matvec(delta) @ vs[0].to(at_x.x) - delta @ along))
+    agree = apart <= (1e-2 if x.dtype == torch.float32 else 1e-4) * float(along.norm() * delta.norm()) / gmap.size**0.5
+    if not (agree and all(_differs_so(exact, x.to(exact.dtype), v, w) for v, w in zip(vs, wanted, strict=True))):
+        raise ValueError("model or loss: its gradient depends on x in a way that autograd does not see; the cause may "
+                         f"be {', '.join(doubt)}: use operations that autograd differentiates")  # fmt: skip
+
+
+DIRECTIONS = 3  # a value that leaves PyTorch spoils one direction of J, which a single draw may miss
+
+
+def _differs_so(gmap: GradientMap, x: Tensor, v: Tensor, wanted: Tensor) -> bool:
+    """Whether Jᵀv is `wanted`, by central differences: at one step at least, since a kink between two points spoils the
+    larger ones, and rounding the smaller."""
+    steps, near = ((1e-4, 1e-5, 1e-6), 1e-3) if x.dtype == torch.float64 else ((1e-2, 1e-3), 0.1)
+    step_along = v.to(x.dtype).view_as(x)
+    for step in steps:
+        found = (gmap(x + step * step_along) - gmap(x - step * step_along)) / (2 * step)
+        if float((found - wanted).norm()) <= near * float(torch.maximum(wanted.norm(), found.norm())):
+            return True
+    return False

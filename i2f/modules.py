@@ -130,6 +130,15 @@ def _package(hook: Any) -> str:
     return (getattr(getattr(hook, "func", hook), "__module__", None) or "").split(".")[0]
 
 
+def has_own_code(model: nn.Module) -> bool:
+    """Whether anything runs in a forward that is not a layer of PyTorch's, which keep no state in evaluation mode."""
+    return any(
+        not type(m).__module__.startswith(("torch.nn.", "i2f.models"))
+        or "forward" in vars(m) or m._forward_hooks or m._forward_pre_hooks
+        for m in model.modules()
+    )  # fmt: skip
+
+
 def exported_stops(model: nn.Module) -> set[str]:
     """The operations by which an exported graph (torch.fx, torch.export) stops gradients: calls of ATen's own, which no
     function mode sees."""

@@ -6,30 +6,31 @@ rewritten   PyTorch's layer norm and weight norm are wrong in the third derivati
             batch's own statistics) have none, and fused attention has no second: written out in elementary operations.
 stopped     `detach`, `.data`, `torch.no_grad()` and a gradient taken in the forward stop the gradient by θ, and hide
             from autograd that what is stopped still depends on x. `Held` stops the one and shows the other.
-escaping    `item`, `numpy`, `tolist` take a value out of PyTorch, and a few operations have derivatives that are not
-            their own: only a numerical check can see what J lacks.
+escaping    `item`, `numpy`, `tolist` take a value out of PyTorch, `data` and `new_tensor` out of autograd, and a few
+            operations have derivatives that are not their own: only a numerical check can see what J lacks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
 @contextmanager
 def elementary() -> Iterator[None]:
     """A context in which a network's operations have the derivatives that J, Newton's term and the penalties need."""
-    with sdpa_kernel(SDPBackend.MATH), _Rewritten():
+    with carried_out(Needs(rewritten=True), Switch()):
         yield
 
 
@@ -134,11 +135,15 @@ REWRITTEN: dict[Callable, Callable] = {
     torch._weight_norm: _weight_norm,
 }
 STOPS = (Tensor.detach, Tensor.detach_, Tensor.data.__get__, torch.detach)
-ESCAPES = (
+VALUES = (
     Tensor.item, Tensor.numpy, Tensor.tolist, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.__array__,
-    Tensor.backward, Tensor.register_hook, torch.autograd.backward, torch.tensor, torch.fake_quantize_per_tensor_affine,
-    torch.fake_quantize_per_channel_affine,
 )  # fmt: skip
+ESCAPES = (
+    *VALUES,
+    Tensor.backward, Tensor.register_hook, Tensor.new_tensor, Tensor.data.__set__, torch.autograd.backward,
+    torch.tensor, torch.fake_quantize_per_tensor_affine, torch.fake_quantize_per_channel_affine,
+)  # fmt: skip
+RANDOM = ("dropout", "bernoulli", "gumbel", "rrelu")  # in the names of functions whose answer is drawn
 _set_grad_enabled = torch._C._set_grad_enabled
 
 
@@ -157,58 +162,89 @@ class Needs:
     escaping: set[str] = field(default_factory=set)
 
 
-class _UsedDetach(TorchDispatchMode):
-    """Sees ATen's own `detach`, which no function mode does, where its result is used: autograd detaches what it saves,
-    and uses none of that in a forward."""
+BELOW = "detach or no_grad, unseen by Python"
+
+
+class _Below(TorchDispatchMode):
+    """Sees what no function mode does, in scripted functions and direct calls of ATen: a `detach` whose result is used
+    (autograd detaches what it saves, and uses none of that in a forward), or an operation without a graph."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.results: dict[int, Tensor] = {}  # kept alive, so that no other takes its address
-        self.used = False
+        self.detached: dict[int, Tensor] = {}  # kept alive, so that no other takes its place
+        self.stops = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        self.used |= any(id(value) in self.results for value in args)
+        tensors = _tensors(args, kwargs or {})
+        self.stops |= any(value._cdata in self.detached for value in tensors)
+        attached = any(value.requires_grad for value in tensors)
+        self.stops |= attached and not torch.is_grad_enabled()
         out = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.detach.default and args[0].requires_grad:
-            self.results[id(out)] = out
+        if attached and func is torch.ops.aten.detach.default:
+            self.detached[out._cdata] = out
         return out
 
 
 class Watch(TorchFunctionMode):
-    """Finds out what a forward pass needs; nothing is changed."""
+    """Finds out what a forward pass needs; nothing is changed. drew: a function was called whose answer is random.
 
-    def __init__(self) -> None:
+    Args: known: the parameters that a module and its loss have; one made on the way stops gradients unseen.
+    """
+
+    def __init__(self, known: Iterable[Tensor] | None = None) -> None:
         super().__init__()
-        self.needs, self._detached = Needs(), _UsedDetach()
+        self.known = None if known is None else {id(p) for p in known}
+        self.needs, self.drew, self._below = Needs(), False, _Below()
+        self._stopped = WeakTensorKeyDictionary()  # tensors that depend on x or θ, as autograd does not know
 
     def __enter__(self) -> Watch:
-        self._detached.__enter__()
+        self._below.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self._detached.__exit__(*error)
-        if self._detached.used and not self.needs.stopped:
-            self.needs.escaping.add("aten.detach")
+        self._below.__exit__(*error)
+        if self._below.stops and not self.needs.stopped:
+            self.needs.escaping.add(BELOW)
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        self.needs.rewritten |= func in REWRITTEN
         if torch.is_inference_mode_enabled():
-            raise RuntimeError("model's forward enters torch.inference_mode(), which no derivative passes: use "
-                               "torch.no_grad() there")  # fmt: skip
+            raise Unsupported("model's forward enters torch.inference_mode(), which no derivative passes: use "
+                              "torch.no_grad() there")  # fmt: skip
         if any(torch.is_autocast_enabled(kind) for kind in AUTOCAST):
-            raise RuntimeError(
-                "model's forward enables autocast, whose few digits leave nothing of J: disable it there"
-            )
-        stops = func in STOPS or _first_order(func, kwargs)
+            raise Unsupported("model's forward enables autocast, whose few digits leave nothing of J: disable it there")
+        self.needs.rewritten |= func in REWRITTEN
+        name = getattr(func, "__name__", "")
+        self.drew |= any(word in name for word in RANDOM) and _draws(args, kwargs)
+        tensors = _tensors(args, kwargs)
+        if self.known is not None:
+            made = any(isinstance(value, nn.Parameter) and id(value) not in self.known for value in tensors)
+            self.needs.escaping |= {"Parameter"} if made else set()
+        attached = any(value.requires_grad for value in tensors)
+        depends = attached or any(value in self._stopped for value in tensors)
+        stops = func in STOPS or _first_order(func, args, kwargs) or not torch.is_grad_enabled()
         scaled = func is F.embedding and kwargs.get("scale_grad_by_freq")  # of which no second derivative knows
         escapes = func in ESCAPES or scaled
-        if (stops or escapes or not torch.is_grad_enabled()) and _attached(args, kwargs):
-            self.needs.stopped |= not escapes
-            if escapes:
-                self.needs.escaping.add("scale_grad_by_freq" if scaled else func.__name__)
-        return func(*args, **kwargs)
+        if depends and escapes:
+            self.needs.escaping.add("scale_grad_by_freq" if scaled else name)
+        elif attached and stops:
+            self.needs.stopped = True
+        elif func == Tensor.data.__get__:
+            self.needs.escaping.add("data")  # what is written into it reaches a tensor that no one sees
+        out = func(*args, **kwargs)
+        if depends:
+            for value in _tensors((out,), {}):
+                if value.is_floating_point() and not value.requires_grad:
+                    self._stopped[value] = True
+                    free = func in REWRITTEN or "new_" in name or name.endswith("_like")
+                    if attached and not (stops or escapes or free):
+                        self.needs.escaping.add(name)
+        return out
+
+
+class Unsupported(RuntimeError):
+    """What a forward does that no derivative passes, in words for its owner."""
 
 
 class Switch:
@@ -253,11 +289,13 @@ class Held(TorchFunctionMode):
             self.off = not args[0]
             return None
         if func is Tensor.detach_:
-            raise RuntimeError("model's forward calls detach_() on a value that depends on x: use detach()")
+            raise Unsupported("model's forward calls detach_() on a value that depends on x: use detach()")
         if func in STOPS:
             return self._hold(args[0])
-        if _first_order(func, kwargs):
-            return tree_map(self._hold, func(*args, **{**kwargs, "create_graph": True}))
+        if func in VALUES:  # called on a value that is stopped, and that is held here
+            return func(args[0].detach(), *args[1:], **kwargs)
+        if _first_order(func, args, kwargs):
+            return tree_map(self._hold, func(*args[:4], *args[5:], **{**kwargs, "create_graph": True}))
         out = REWRITTEN.get(func, func)(*args, **kwargs)
         return tree_map(self._hold, out) if self.off else out
 
@@ -278,10 +316,25 @@ def carried_out(needs: Needs, switch: Switch) -> Iterator[None]:
         yield
 
 
-def _first_order(func: Any, kwargs: dict) -> bool:
+def _first_order(func: Any, args: tuple, kwargs: dict) -> bool:
     """A gradient taken inside a forward, without a graph of its own."""
-    return func is torch.autograd.grad and not kwargs.get("create_graph")
+    return func is torch.autograd.grad and not (kwargs.get("create_graph") or args[4:5] == (True,))
 
 
-def _attached(args: tuple, kwargs: dict) -> bool:
-    return any(torch.is_tensor(a) and a.requires_grad for a in tree_flatten((args, kwargs))[0])
+def _draws(args: tuple, kwargs: dict) -> bool:
+    """Whether a dropout is told to train, as it is unless told otherwise, and to drop anything."""
+    share = kwargs.get("p", args[1] if len(args) > 1 else None)
+    return share != 0 and bool(kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True)))
+
+
+def _tensors(args: tuple, kwargs: dict) -> list[Tensor]:
+    """The tensors among arguments, in lists, tuples and dictionaries too."""
+    found, left = [], [*args, *kwargs.values()]
+    for value in left:  # which grows on the way
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            left.extend(value)
+        elif isinstance(value, dict):
+            left.extend(value.values())
+    return found

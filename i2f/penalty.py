@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from i2f import checks, linalg
 from i2f.gradient import Loss
-from i2f.operations import Watch, elementary, ordinary
+from i2f.operations import BELOW, Watch, elementary, ordinary
 
 
 @ordinary()
@@ -85,15 +85,17 @@ def bayes(
 
 
 def _check(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> None:
-    """Refuses what would make the two orders of differentiation disagree, or each pass another function."""
+    """Refuses what would make the two orders of differentiation disagree, and networks that draw."""
     checks.deterministic(model)
     with torch.enable_grad(), Watch() as watch:
         value = loss(model(x.detach().clone().requires_grad_().clone()), y)
     if value.ndim:
         raise ValueError(f"loss returned shape {tuple(value.shape)}; it must return one number (reduce it)")
-    if watch.needs.stopped or watch.needs.escaping:
-        raise ValueError("model or loss takes values out of the graph (detach, no_grad, item): a penalty needs "
-                         "derivatives through all of it, as its J would be another one otherwise")  # fmt: skip
+    if watch.drew:
+        raise ValueError(checks.DRAWS)
+    if watch.needs.stopped or watch.needs.escaping - {BELOW}:  # PyTorch's own losses clamp a variance so
+        raise ValueError("model or loss takes values out of the graph (detach, no_grad, item, an autograd.Function of "
+                         "its own): a penalty needs derivatives through all of it")  # fmt: skip
 
 
 def _rmatvec(model: nn.Module, x: Tensor, y: Tensor, w: Tensor, loss: Loss, graph: bool = True) -> list[Tensor]:

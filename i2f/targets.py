@@ -82,7 +82,11 @@ def evaluate(loss: Loss, output: Any, y: Any) -> tuple[Tensor, Any]:
 
 def _forms(output: Any, y: Any) -> Iterator[Any]:
     yield y
-    if not torch.is_tensor(y) or y.is_floating_point():
+    if not torch.is_tensor(y):
+        return
+    if y.is_floating_point():
+        if y.ndim == 1 and torch.equal(y, y.round()):
+            yield y.long()  # class numbers, as arrays have them
         return
     if y.ndim == 2 and y.shape[1] == 1:
         yield y[:, 0]
@@ -97,6 +101,11 @@ def is_class_loss(loss: Loss) -> bool:
     """Whether integer labels are class numbers to it: PyTorch's cross-entropy or NLL."""
     named = getattr(loss, "func", loss)
     return named in (F.cross_entropy, F.nll_loss) or isinstance(loss, (nn.CrossEntropyLoss, nn.NLLLoss))
+
+
+def is_pytorchs(loss: Loss) -> bool:
+    """Whether a loss is a function or module of PyTorch's."""
+    return (getattr(loss, "__module__", None) or type(loss).__module__).startswith("torch.")
 
 
 def ignored(loss: Loss) -> int:

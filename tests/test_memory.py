@@ -181,7 +181,7 @@ class Square(nn.Module):
     [
         (InPlace(), "model: an in-place operation overwrites"),
         (nn.Sequential(InPlace(), nn.ELU(inplace=True)), "in-place operation overwrites.*inplace=True: 1.1"),
-        (Dropping(), "model is random: two passes .* training=self.training"),
+        (Dropping(), "model is random: .* training=self.training"),
         (Square(), "operation without a second derivative.*once_differentiable"),
         (nn.Dropout(0.1).train(), "in training mode: its gradient is random"),
         (nn.BatchNorm1d(4).train(), "BatchNorm1d.* in training mode"),

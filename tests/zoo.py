@@ -1157,7 +1157,7 @@ RIGHT: dict[str, Callable[[], Case]] = {
 }
 # fmt: on
 
-DETACHED = "its gradient changes with x as no derivative of it shows|detach|no_grad"
+DETACHED = "its gradient depends on x in a way that autograd does not see|detach|no_grad"
 # fmt: off
 EITHER: dict[str, tuple[Callable[[], Case], str]] = {
     "encoder under no_grad": (lambda: forwarded(under_no_grad), DETACHED),

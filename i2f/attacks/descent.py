@@ -152,7 +152,13 @@ class _Descent:
             elif not self.sizes[i] <= EXPLODED:
                 self.stop(i, step, f"failed: pixels beyond {EXPLODED:g} at step {step}", failed=True)
             elif self.misfits[i] <= self.goals[i] and not self.problems[i].prior.active:
-                self.stop(i, step, "matched the gradient to the tolerance", converged=True)
+                self.stop(i, step, self.matched_words(i), converged=True)
+
+    def matched_words(self, i: int) -> str:
+        if self.recipe.cosine:
+            return "matched the gradient's direction to the tolerance"
+        how = ", weighed by the covariance," if self.problems[i].match.whitens else ""
+        return f"matched the gradient{how} to the tolerance"
 
     def update(self, losses: dict[int, Tensor]) -> None:
         """One step of the optimiser, whose closure hands out the gradient that stands already before it makes more."""

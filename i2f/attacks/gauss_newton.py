@@ -243,7 +243,8 @@ class Point(Linearization):
     def matched(self) -> str:
         """With a prior, a matched gradient is not yet the minimum."""
         near = not self.prior.active and math.sqrt(self.misfit) <= self.problem.tolerance * self.problem.scale
-        return "matched the gradient to the tolerance" if near else ""
+        how = ", weighed by the covariance," if self.problem.match.whitens else ""
+        return f"matched the gradient{how} to the tolerance" if near else ""
 
     def finished(self) -> str:
         """Why no step leads further down from here, if none does."""
