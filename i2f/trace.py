@@ -115,6 +115,7 @@ def estimate(
 class _Probes:
     """tr f(J Jᵀ/u²), u = `J.unit`, from the same probes for every f."""
 
+    @ordinary()
     def __init__(self, J: GradientJacobian, probes: int, tol: float, max_steps: int, seed: int):
         for name, number, least in (("probes", probes, 2), ("max_steps", max_steps, 1)):
             if number < least:

@@ -54,7 +54,7 @@ def agree(found, wanted, rel=1e-6):
         assert a == pytest.approx(b, rel=rel, abs=1e-12, nan_ok=True)
 
 
-# Row 16: the range of the data
+# The range of the data
 
 
 @pytest.mark.parametrize("options", [{}, {"exact": False}, {"together": True}, {"attack": True}])
@@ -263,7 +263,7 @@ def test_a_bound_above_what_is_judged_is_explained(lenet, digit):
         assert any("I_lb" in words and "without range and prior" in words for words in large.reservations)
 
 
-# Row 13: labels
+# Labels
 
 
 def soft_cross_entropy(output, y):
@@ -317,7 +317,7 @@ def test_an_ignored_image_gives_nothing_away_and_the_others_do():
         audit(model, x[:1], torch.tensor([-100]))
 
 
-# Row 15: precision
+# Precision
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -384,7 +384,7 @@ def test_float32_takes_an_uncertain_direction_for_visible(seed):
     assert found.judged <= wanted.judged
 
 
-# Rows 3, 6, 7 and the like
+# Layers that are not met, fixed batches, outputs of other kinds
 
 
 class Unmet(nn.Module):
@@ -497,7 +497,7 @@ def test_a_wrapped_network_with_a_range_and_under_inference_mode(mlp):
     assert found.predicted == pytest.approx(wanted.predicted, rel=1e-9)
 
 
-# Row 14: the loss's scale
+# The scale of the loss
 
 
 @pytest.mark.parametrize(("dtype", "factor"), [(D, 1e-30), (D, 1e-15), (D, 1e15), (D, 1e30),

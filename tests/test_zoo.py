@@ -265,7 +265,7 @@ def agree(found: dict[str, float], right: dict[str, float], rel: float = 1e-6) -
 
 
 @pytest.mark.parametrize("name", ["tied, in one module", "tied, second name", "tied, plain list"])
-def test_row_1_a_parameter_with_two_names(name: str) -> None:
+def test_a_parameter_with_two_names(name: str) -> None:
     case = zoo.build(name)
     one = case.model
     if name == "tied, in one module":
@@ -278,7 +278,7 @@ def test_row_1_a_parameter_with_two_names(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["encoder under no_grad", "a loss that detaches", "z * z.detach()", "its own teacher"])
-def test_row_2_never_two_answers(name: str) -> None:
+def test_never_two_answers(name: str) -> None:
     case, (_, T, _) = zoo.build(name), zoo.reference(name)
     delta, v = normal(T.shape[1]), normal(T.shape[0])
     try:
@@ -296,7 +296,7 @@ def test_row_2_never_two_answers(name: str) -> None:
     assert late[2] <= i2f.influence(J, delta).norm
 
 
-def test_row_3_a_layer_that_the_loss_never_meets() -> None:
+def test_a_layer_that_the_loss_never_meets() -> None:
     case = zoo.build("a layer without effect, in front")
     case = case._replace(x=case.x[:1], y=case.y[:1])
     bare = zoo.Net(case.model.rule, a=case.model.a, b=case.model.b).eval()
@@ -312,7 +312,7 @@ def test_row_3_a_layer_that_the_loss_never_meets() -> None:
         agree(audited(case, exact=exact), audited(case._replace(model=bare), exact=exact))
 
 
-def test_row_5_without_a_third_derivative() -> None:
+def test_without_a_third_derivative() -> None:
     """Gauss–Newton's own matrix takes over, and the result says so. The gradient is noisy, so that the term matters: a
     twin whose sine has all derivatives finds the same image."""
     case, right = zoo.build("no third derivative"), zoo.build("no third derivative")
@@ -326,7 +326,7 @@ def test_row_5_without_a_third_derivative() -> None:
 
 
 @pytest.mark.parametrize("name", ["fixed batch size", "LSTM, fixed state"])
-def test_row_6_a_fixed_batch_size(name: str) -> None:
+def test_a_fixed_batch_size(name: str) -> None:
     case = zoo.build(name)
     free = zoo.build(name).model
     if name == "fixed batch size":
@@ -344,7 +344,7 @@ def test_row_6_a_fixed_batch_size(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["output is a dict", "output is a tuple", "output is a namedtuple"])
-def test_row_7_outputs_of_any_kind(name: str) -> None:
+def test_outputs_of_any_kind(name: str) -> None:
     case = zoo.build(name)
     bare = zoo.Net(lambda net, x: net.b(torch.tanh(net.a(x))), a=case.model.a, b=case.model.b).eval()
     features = 0.0 if name.endswith("namedtuple") else 0.1
@@ -359,7 +359,7 @@ def test_row_7_outputs_of_any_kind(name: str) -> None:
     assert apart(found.x, case.x) < 1e-6
 
 
-def test_row_8_in_place_on_the_input() -> None:
+def test_in_place_on_the_input() -> None:
     case = zoo.build("in place on its input")
     free = zoo.Net(lambda net, x: net.b(torch.tanh(net.a(2 * x - 0.5))), a=case.model.a, b=case.model.b).eval()
     agree(audited(case), audited(case._replace(model=free)))
@@ -368,14 +368,14 @@ def test_row_8_in_place_on_the_input() -> None:
 
 
 @pytest.mark.parametrize("method", ["gauss-newton", "dgl", "dlg", "gs"])
-def test_row_8_a_random_network_is_not_attacked(method: str) -> None:
+def test_a_random_network_is_not_attacked(method: str) -> None:
     case = zoo.build("F.dropout")
     with pytest.raises(ValueError, match="random"):
         i2f.invert(case.model, zoo.backward(case), case.y, case.x.shape, method=method, steps=2)
 
 
 @pytest.mark.parametrize("name", ["pruned", "weight_norm, hook", "spectral_norm, hook", "spectral_norm", "weight_norm"])
-def test_row_9_parametrized_networks_are_attacked(name: str) -> None:
+def test_parametrized_networks_are_attacked(name: str) -> None:
     case = zoo.build(name)
     found = i2f.invert(case.model, zoo.backward(case), case.y, case.x.shape, start=case.x + 0.01, steps=20)
     assert apart(found.x, case.x) < 1e-6
@@ -385,14 +385,14 @@ def test_row_9_parametrized_networks_are_attacked(name: str) -> None:
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, zoo.grad_sample, lambda net: torch.compile(net, backend="eager")])
-def test_row_10_a_wrapper_changes_nothing(wrap: Any) -> None:
+def test_a_wrapper_changes_nothing(wrap: Any) -> None:
     case = zoo.build("MSE")
     case = case._replace(x=case.x[:1], y=case.y[:1])
     wrapped = case._replace(model=wrap(zoo.build("MSE").model).eval())
     agree(audited(wrapped), audited(case))
 
 
-def test_row_10_distributed() -> None:
+def test_distributed() -> None:
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         case = zoo.build("Linear on tokens")
@@ -402,7 +402,7 @@ def test_row_10_distributed() -> None:
         torch.distributed.destroy_process_group()
 
 
-def test_row_10_wrappers_that_are_named() -> None:
+def test_wrappers_that_are_named() -> None:
     for name, words in (("scripted", "script|jit"), ("complex weights", "complex")):
         case = zoo.build(name)
         for function in (audited, lambda case: i2f.invert(case.model, torch.ones(66), case.y, case.x.shape)):
@@ -414,7 +414,7 @@ def test_row_10_wrappers_that_are_named() -> None:
     "name", ["patched forward", "patched activation", "an activation on five axes", "an activation first",
              "Flatten of (n, L, C)", "GELU subclass", "Linear subclass"],
 )  # fmt: skip
-def test_row_11_a_layer_that_is_not_the_known_one(name: str) -> None:
+def test_a_layer_that_is_not_the_known_one(name: str) -> None:
     case = zoo.build(name)
     assert chain_jacobian(
         i2f.GradientJacobian(case.model, case.x, case.y).map, case.x.to(D)
