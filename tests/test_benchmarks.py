@@ -316,3 +316,11 @@ def test_a_training_of_each_part_runs(script, monkeypatch):
     assert 0 <= trainings.frontier("designed", 0.1, 0)[0]["accuracy"] <= 1
     (row,) = trainings.penalised("plain", 0.0, 0)
     assert {"accuracy", "image", "expected_rmse", "converged"} <= row.keys()
+
+
+def test_construction_is_compared_with_a_gradient(attacks):
+    """`attacks` puts the folder on the path."""
+    import construction
+
+    whole, gradient = construction.measure(FOLDER.parent, construction.CASES[0])
+    assert 0 < gradient < whole
