@@ -41,10 +41,10 @@ $(READY): requirements.lock pyproject.toml
 # sweeps need no other process. The last call finds them done, and publishes.
 repro: $(READY) ## run the whole pipeline (DVC); what is up to date is not run again. PROFILE=smoke | paper: another scale; DEVICE=auto | cuda | mps; SCHEDULER=tcp://HOST:PORT: on a Dask cluster
 	@dvc pull --quiet data.dvc
-	cd $(if $(PROFILE),profiles/$(PROFILE),.) && dvc repro code && python -m i2f.pipeline keys --profile . | \
+	cd $(if $(PROFILE),profiles/$(PROFILE),.) && dvc repro code && python -m i2f.paper.pipeline keys --profile . | \
 	    I2F_JOBS=$${I2F_JOBS:-$$($(BIN)/python -c 'import joblib; print(max(1, joblib.cpu_count(only_physical_cores=True) // 2))')} \
 	    xargs -P 2 -I KEY dvc --wait-for-lock repro --single-item run@KEY && dvc repro
-	$(if $(PROFILE),,printf '%s\n' "store notebooks/00_index.ipynb" "store notebooks/12_claims.ipynb" readme | xargs -P 2 -L 1 python -m i2f.pipeline)
+	$(if $(PROFILE),,printf '%s\n' "store notebooks/00_index.ipynb" "store notebooks/12_claims.ipynb" readme | xargs -P 2 -L 1 python -m i2f.paper.pipeline)
 
 # A file of tests, or a notebook, stays in one process; there is one a core.
 test: $(READY) ## run the tests and validate every notebook
@@ -62,7 +62,7 @@ format: $(READY) ## apply style
 	ruff check --fix . && ruff format .
 
 store: $(READY) ## rerun the notebooks at their own small scale and store the outputs in them
-	python -m i2f.pipeline store
+	python -m i2f.paper.pipeline store
 
 bench: $(READY) ## rerun the benchmarks and rewrite their tables
 	for script in jacobian attacks convergence; do python benchmarks/$$script.py || exit 1; done

@@ -33,9 +33,9 @@ from common import HERE, Partial, machine, problem, show_in_readme
 import i2f
 from i2f import metrics, perturb
 from i2f.attacks import METHODS
-from i2f.dense import forward_over_reverse, outer_gram
-from i2f.gradient import GradientMap
-from i2f.progress import bar
+from i2f.core.dense import forward_over_reverse, outer_gram
+from i2f.core.gradient import GradientMap
+from i2f.core.progress import bar
 
 GOALS = (1e-2, 1e-4, 1e-6, 1e-10)
 SUCCESS = 1e-8

@@ -15,8 +15,8 @@ from common import HERE, machine, problem
 
 import i2f
 from i2f import metrics, perturb
-from i2f.progress import bar
-from i2f.sweep import Attack, attack_all
+from i2f.core.progress import bar
+from i2f.paper.sweep import Attack, attack_all
 
 VARIANCE = 1e-5
 # (data set, MSE to reach, within so many steps): the numbers that the project sets itself

@@ -35,8 +35,9 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 
 import i2f
-from i2f import devices, linalg, metrics, perturb, spectrum
-from i2f.progress import bar
+from i2f import devices, metrics, perturb, spectrum
+from i2f.core import linalg
+from i2f.core.progress import bar
 
 NETWORKS = {  # name in the tables -> data set, and what `models.build` is told
     "resnet20 gelu": ("cifar10", {"name": "resnet20", "activation": "gelu"}),

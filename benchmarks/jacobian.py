@@ -18,9 +18,9 @@ import torch
 from common import HERE, machine, problem
 from torch.utils.flop_counter import FlopCounterMode
 
-from i2f.chain import chain_jacobian
-from i2f.dense import forward_over_reverse
-from i2f.progress import bar
+from i2f._fast.chain import chain_jacobian
+from i2f.core.dense import forward_over_reverse
+from i2f.core.progress import bar
 
 CHUNKS = (64, 96, 128, 192, 256, 384, 512)
 SQUARE = 1536

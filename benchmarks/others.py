@@ -28,7 +28,7 @@ from common import problem
 
 import i2f
 from i2f import metrics
-from i2f.progress import bar
+from i2f.core.progress import bar
 
 DATASET, PIXELS = "mnist", (0.0, 1.0)  # images stay in pixels: their mean and deviation
 

@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 from common import HERE, Partial, machine
 
-from i2f.experiments import language
-from i2f.progress import bar
+from i2f.core.progress import bar
+from i2f.paper.experiments import language
 
 SEED, SEARCHING_STEPS, TAG_STEPS = 1, 40, 800
 STARTS, MATCHED = 5, 1e-6  # at most so many random starts, until the relative residual is this small

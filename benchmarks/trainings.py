@@ -22,8 +22,8 @@ import torch
 from common import HERE, Partial, machine
 
 from i2f import devices
-from i2f.experiments import designed_noise, joint
-from i2f.progress import bar
+from i2f.core.progress import bar
+from i2f.paper.experiments import designed_noise, joint
 
 SETTING = {"dataset": "mnist", "model": "lenet", "init": "uniform", "weight_seed": 1, "normalize": False}
 DIGITS, HELD_OUT, EPOCHS, BATCH, LR, SEEDS = 800, 200, 20, 20, 0.003, 3

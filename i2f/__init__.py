@@ -5,52 +5,48 @@ The reproducible companion to *Understanding Deep Gradient Leakage via Inversion
 (and PyTorch) when it is first used.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
 
-_MODULES = (
-    "attacks", "batchnorm", "claims", "data", "devices", "figures", "language", "memory", "metrics", "models",
-    "perturb", "pipeline", "spectrum", "streams", "sweep", "text", "trace",
-)  # fmt: skip
-_NAMES = {
-    "GradientJacobian": "jacobian",
-    "flatten_gradient": "gradient",
-    "influence": "influence",
-    "lower_bound": "influence",
-    "invert": "attacks",
-    "invert_many": "attacks",
+_NAMES = {  # public name -> where it is
+    "GradientJacobian": "core.jacobian:GradientJacobian",
+    "flatten_gradient": "core.gradient:flatten_gradient",
+    "influence": "core.influence:influence",
+    "lower_bound": "core.influence:lower_bound",
+    "invert": "attacks:invert",
+    "invert_many": "attacks:invert_many",
+    "metrics": "core.metrics",
+    "perturb": "core.perturb",
+    "spectrum": "core.spectrum",
+    "streams": "core.streams",
+    "trace": "core.trace",
+    "memory": "_fast.memory",
+    "attacks": "attacks",
+    "audit": "audit",
+    "defense": "audit.defense",
+    "text": "text",
+    "language": "text.language",
+    "claims": "paper.claims",
+    "data": "paper.data",
+    "devices": "paper.devices",
+    "figures": "paper.figures",
+    "ledger": "paper.ledger",
+    "models": "paper.models",
+    "pipeline": "paper.pipeline",
+    "sweep": "paper.sweep",
 }
-__all__ = sorted([*_MODULES, *_NAMES])
+__all__ = sorted(_NAMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(import_module(f"i2f.{_NAMES[name]}"), name)
-    if name in _MODULES:
-        return import_module(f"i2f.{name}")
-    raise AttributeError(f"module 'i2f' has no attribute {name!r}")
+    if name not in _NAMES:
+        raise AttributeError(f"module 'i2f' has no attribute {name!r}")
+    module, _, attribute = _NAMES[name].partition(":")
+    found = import_module(f"i2f.{module}")
+    return getattr(found, attribute) if attribute else found
 
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
-
-
-class _Package(ModuleType):
-    """Keeps `i2f.influence` the function: Python would bind the submodule of that name over it when it loads.
-
-    Pickles by name, as plain modules do for workers that get a script's or a notebook's own functions.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _NAMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-    def __reduce__(self) -> tuple:
-        return import_module, (self.__name__,)
-
-
-sys.modules[__name__].__class__ = _Package

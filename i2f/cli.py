@@ -102,7 +102,7 @@ def _data(arguments: argparse.Namespace) -> int:
 
 
 def _audit(arguments: argparse.Namespace) -> int:
-    from i2f import defense
+    from i2f.audit import defense
 
     defended = defense.parse(arguments.defense)
     for option in ("target_psnr", "min_rmse"):
@@ -112,7 +112,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     for path in (arguments.report, arguments.json):
         if path is not None and not path.resolve().parent.is_dir():
             raise ValueError(f"{path}: there is no folder {path.resolve().parent}; make it first")
-    from i2f.audit import audit
+    from i2f.audit.samples import audit
 
     limits = arguments.range and [_numbers(word) for word in arguments.range]
     x, y, name = _samples(arguments.data, bytes_are_pixels=limits is None)
@@ -155,7 +155,8 @@ def _samples(text: str, bytes_are_pixels: bool = True) -> "tuple[Tensor, Tensor,
     import numpy as np
     import torch
 
-    from i2f import checks, data
+    from i2f.core import checks
+    from i2f.paper import data
 
     path = Path(text)
     if path.suffix not in (".npz", ".pt"):
@@ -196,7 +197,7 @@ def _model(arguments: argparse.Namespace, dataset: str | None) -> "nn.Module":
     import torch
     from torch import nn
 
-    from i2f import models
+    from i2f.paper import models
 
     if ":" in arguments.model:
         model = _made(arguments.model)

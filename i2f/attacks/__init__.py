@@ -10,14 +10,14 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from i2f import checks
+from i2f._torch.operations import ordinary
 from i2f.attacks.first_order import dgl, dlg, gs
 from i2f.attacks.gauss_newton import gauss_newton
 from i2f.attacks.labels import recover_labels
 from i2f.attacks.problem import Callback, Iterate, Problem, Reconstruction
 from i2f.attacks.setup import STARTS, make_problems, whole
-from i2f.gradient import GradientMap, Loss
-from i2f.operations import ordinary
+from i2f.core import checks
+from i2f.core.gradient import GradientMap, Loss
 
 Array = Tensor | np.ndarray | Sequence[float]
 Gradient = Array | Sequence[Tensor] | Mapping[str, Tensor]

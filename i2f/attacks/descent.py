@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from i2f.attacks.batched import BatchedGradient
 from i2f.attacks.prior import BOX
 from i2f.attacks.problem import EXPLODED, Problem, Reconstruction
-from i2f.batched import BatchedGradient
-from i2f.progress import bar
+from i2f.core.progress import bar
 
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 TOGETHER_BYTES = 2**30  # of per-problem gradients and what their graphs hold

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from i2f import checks
 from i2f.attacks.descent import MakeOptimizer, Recipe, descend
 from i2f.attacks.problem import Problem, Reconstruction
+from i2f.core import checks
 
 
 def dgl(

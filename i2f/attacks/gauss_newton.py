@@ -10,8 +10,8 @@ from i2f.attacks.krylov import KrylovSolver
 from i2f.attacks.prior import BOX
 from i2f.attacks.problem import EXPLODED, Problem, Reconstruction
 from i2f.attacks.steps import FirstGram, StepSolver
-from i2f.linearization import Linearization, graph_nodes
-from i2f.progress import bar
+from i2f.core.linearization import Linearization, graph_nodes
+from i2f.core.progress import bar
 
 INITIAL_DAMPING = 1e-4  # μ at the first step, and
 MAX_DAMPING = 1e10  # μ at which an attack is given up; both in units of the curvature along the first gradient

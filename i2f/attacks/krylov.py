@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from i2f.lanczos import Lanczos
+from i2f.core.lanczos import Lanczos
 
 if TYPE_CHECKING:
     from i2f.attacks.gauss_newton import Point

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from i2f import streams
-from i2f.gradient import GradientMap
+from i2f.core import streams
+from i2f.core.gradient import GradientMap
 
 PROBES = 64  # dummy images, at least, that stand for the private ones where the network's average answer is needed
 

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor
 
-from i2f import checks
+from i2f.core import checks
 
 
 class Match:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from i2f.attacks.match import Match
 from i2f.attacks.prior import Prior
-from i2f.gradient import GradientMap
+from i2f.core.gradient import GradientMap
 
 EXPLODED = 1e6  # a pixel beyond this is no image on its way to [0, 1]
 

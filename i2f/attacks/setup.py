@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from i2f import checks, streams, targets
 from i2f.attacks.labels import recover_labels
 from i2f.attacks.match import Match
 from i2f.attacks.prior import BOX, Prior
 from i2f.attacks.problem import Callback, Problem
-from i2f.gradient import GradientMap
-from i2f.linearization import Linearization, trusted
+from i2f.core import checks, streams, targets
+from i2f.core.gradient import GradientMap
+from i2f.core.linearization import Linearization, trusted
 
 # name -> the start's draw from independent N(0, 1) entries, in pixels
 STARTS: dict[str, Callable[[Tensor], Tensor]] = {

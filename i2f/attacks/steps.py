@@ -11,9 +11,9 @@ from torch import Tensor
 
 from i2f.attacks.prior import BOX
 from i2f.attacks.problem import Problem
-from i2f.dense import dense_jacobian, jacobian_gram, outer_gram
-from i2f.jacobian import DENSE_BYTES
-from i2f.linalg import Solution, minimize_in_box, solve_cg, solve_factored
+from i2f.core.dense import dense_jacobian, jacobian_gram, outer_gram
+from i2f.core.jacobian import DENSE_BYTES
+from i2f.core.linalg import Solution, minimize_in_box, solve_cg, solve_factored
 
 if TYPE_CHECKING:
     from i2f.attacks.gauss_newton import Point

@@ -1,0 +1,1 @@
+"""Other people's modules as they are: wrappers, stopped gradients, and layers carried out with every derivative."""

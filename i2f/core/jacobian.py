@@ -1,0 +1,262 @@
+"""J = ∂²L/∂x∂θ as a linear operator: exact products, never formed unless asked."""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from i2f._fast.memory import Footprint, available, footprint
+from i2f._torch.operations import ordinary
+from i2f.core import checks
+from i2f.core.dense import dense_jacobian, jacobian_gram, outer_gram
+from i2f.core.gradient import SMALL, GradientMap, Loss
+from i2f.core.linearization import Linearization, Recomputation, trusted
+
+DENSE_BYTES = 2 * 2**30  # J is formed by itself, where it is needed whole, up to this size
+MOST_AT_ONCE = 32  # vectors in one pass: more gain nothing
+
+
+class GradientJacobian:
+    """The Jacobian of the shared gradient by the private input, J = ∂²L/∂x∂θ, of shape (d_x, d_θ).
+
+        J δ  = ∇_x ⟨∇_θ L, δ⟩      parameter space -> input space    `matvec`
+        Jᵀ v = ∇_θ ⟨∇_x L, v⟩      input space -> parameter space    `rmatvec`
+
+    A product costs one backward pass through the kept graphs of both gradients, 1.6 to 1.8 gradient evaluations on a
+    ResNet18 (`Linearization`; benchmarks/deep.py); where the graphs of all images do not fit, about three more, some
+    images at a time (`Recomputation`).
+    Once `dense()` has run, products are matrix products with it.
+
+    Args:
+        model: any module in evaluation mode. x: (n, ...) in [0, 1], cast to the model's dtype.
+        y: (n,) labels, or what `loss` takes. loss: (output, y) -> scalar.
+        method: "dense" and "matrix-free" say how exact solvers should work; "auto" is dense where J takes at
+            most `DENSE_BYTES` (2 GiB). "recompute" is matrix-free without kept graphs, as many images at
+            a time as fit.
+        memory: bytes that products, and a formed J, may take; None: what is free on the device, 90% of it. How they
+            are counted: `i2f.memory`.
+
+    Attributes:
+        shape: (d_x, d_θ). gradient: ∇_θ L(x, θ), flat (d_θ,). x: (n, ...), in pixels.
+        products: how often J or Jᵀ was applied, a formed J counting d_x.
+
+    Raises:
+        ValueError: NaN or infinite x, as many labels as images, labels out of range, nothing trainable, BatchNorm or
+            Dropout in training mode, a model that is random, x on another device than the model or
+            of a shape that does not fit it, a loss for which J = 0 identically, a layer without a second derivative.
+        MemoryError: before any work, where `memory` is too small.
+
+    Source: section 3 of the paper, where J appears in Eq. 3.
+    """
+
+    @ordinary()
+    def __init__(
+        self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss = F.cross_entropy, method: str = "auto",
+        memory: int | None = None,
+    ):  # fmt: skip
+        checks.one_of("method", method, ("auto", "dense", "matrix-free", "recompute"))
+        x = torch.from_numpy(x) if isinstance(x, np.ndarray) else x
+        checks.images("x", x)
+        self.map = GradientMap(model, y, loss)
+        checks.one_label_each(x, self.map.y)
+        if x.device != self.map.device:
+            raise ValueError(f"x is on {x.device} and the model on {self.map.device}; move one of them")
+        self.x = x.detach().to(self.map.dtype, copy=True)  # what the caller does to x later must not move J
+        self.shape = (self.x.numel(), self.map.size)
+        self.memory, self.products = memory, 0
+        size = self.shape[0] * self.shape[1] * self.x.element_size()
+        self.is_dense = method == "dense" or (method == "auto" and size <= DENSE_BYTES)
+        self._dense: Tensor | None = None
+        self._gram: Tensor | None = None
+        self.spectrum = None  # kept here by spectrum.decompose
+        self._method = method
+        fits = memory is None and method != "recompute" and sum(self.shape) <= SMALL  # whatever the network
+        if not fits and sum(self.shape) > SMALL:
+            self._plan()  # a MemoryError comes before any work
+        _, own = self.map.examine(self.x, f"x of shape {tuple(x.shape)}")
+        if vars(self).get("footprint", ()) is None:  # its labels had another form
+            del self.footprint
+        self.unit = unit_of(own)
+        try:
+            self._at_x = self._built(own, 0 if fits else self._plan()[0])
+        except RuntimeError as error:
+            raise checks.not_differentiable(model, error) from error
+        self.gradient = times(self.unit, self._at_x.gradient)
+
+    def _built(self, own: Tensor, group: int) -> Linearization | Recomputation:
+        """The products over `unit`, once their gradient is the module's own and their J that of this gradient."""
+
+        def build() -> Linearization | Recomputation:
+            self._scaled = self.map.scaled(self.unit)
+            return Recomputation(self._scaled, self.x, group) if group else Linearization(self._scaled, self.x)
+
+        at_x = build()
+        if not self.map.settle(self.x, own, times(self.unit, at_x.gradient)):
+            at_x = build()
+        at_x = trusted(self.map, self.x, at_x, build)
+        if not own.any():  # a stationary θ tells nothing of the size of J
+            self.unit = unit_of(at_x.rmatvec(_probe(self.x)))
+            at_x = build()
+        return at_x
+
+    @cached_property
+    def footprint(self) -> Footprint | None:
+        """What a product takes, in bytes; None where the model does not run without data."""
+        return footprint(self.map, self.x)
+
+    @cached_property
+    def chunk(self) -> int:
+        """How many vectors of a stack go through the graphs at once."""
+        return self._plan()[1]
+
+    def _plan(self) -> tuple[int, int]:
+        """How many images take turns (0: none, the graphs of all are kept), and how many vectors go at once."""
+        n = len(self.x)
+        if self.footprint is None:
+            return int(self._method == "recompute"), 1
+        need, budget = self.footprint, self._budget()
+        if self._method != "recompute" and need.kept() <= budget:
+            return 0, min(MOST_AT_ONCE, need.vectors(budget))
+        for group in range(n - 1 if n > 1 else 1, 0, -1):
+            if need.recomputed(group / n) <= budget:
+                return group, 1
+        raise MemoryError(
+            f"products with J take {_gib(need.kept())}"
+            + (f", or {_gib(need.recomputed(1 / n))} with the {n} images one after another" if n > 1 else "")
+            + f", and {_gib(budget)} may be used: raise memory=, or take a narrower dtype, fewer or smaller images, "
+            "or a device with more memory"
+        )
+
+    def _budget(self) -> int:
+        return available(self.device) if self.memory is None else self.memory
+
+    def _may_form(self, what: str, numbers: int, dtype: torch.dtype) -> None:
+        size, budget = numbers * dtype.itemsize, self._budget()
+        if size > budget:
+            raise MemoryError(f"{what} takes {_gib(size)}, and {_gib(budget)} may be used: raise memory=, or stay "
+                              "with products (method='matrix-free')")  # fmt: skip
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.x.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
+
+    @ordinary()
+    def matvec(self, delta: Tensor) -> Tensor:
+        """J δ: (d_θ,) -> (d_x,), or (k, d_θ) -> (k, d_x). One product a vector."""
+        delta = self._of_own_dtype("delta", self.map.flat("delta", delta))
+        self.products += delta.numel() // self.shape[1]
+        if self._dense is not None:
+            return delta @ self._dense.T
+        return times(self.unit, self._in_chunks(self._at_x.matvec, delta))
+
+    @ordinary()
+    def rmatvec(self, v: Tensor) -> Tensor:
+        """Jᵀ v: (d_x,) -> (d_θ,), or (k, d_x) -> (k, d_θ). One product a vector."""
+        v = self._of_own_dtype("v", checks.flat("v", v, self.shape[0], "input space"))
+        self.products += v.numel() // self.shape[0]
+        if self._dense is not None:
+            return v @ self._dense
+        return times(self.unit, self._in_chunks(self._at_x.rmatvec, v))
+
+    def _of_own_dtype(self, name: str, value: Tensor) -> Tensor:
+        """In J's dtype, in which it must still be finite."""
+        return (
+            value.to(self.x)
+            if value.dtype == self.dtype
+            else checks.finite(f"{name} in {self.dtype}", value.to(self.x))
+        )
+
+    def _in_chunks(self, product: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
+        if vectors.ndim == 1:
+            return product(vectors)
+        if self.chunk > 1:
+            try:
+                return torch.cat([product(some) for some in vectors.split(self.chunk)])
+            except RuntimeError as error:  # an operation without a batching rule
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                self.chunk = 1
+        return torch.stack([product(one) for one in vectors])
+
+    @ordinary()
+    def dense(self) -> Tensor:
+        """J itself, (d_x, d_θ), in the model's dtype; formed once and kept. d_x products."""
+        if self._dense is None:
+            self._may_form("J", self.shape[0] * self.shape[1], self.dtype)
+            J, v = dense_jacobian(self._scaled, self.x), _probe(self.x)
+            if not _alike(v @ J, self._at_x.rmatvec(v)):  # a layer is not what its class says
+                J = torch.cat([self._in_chunks(self._at_x.rmatvec, e) for e in _unit_vectors(self.x)])
+            self._dense = times(self.unit, J)
+            self.products += self.shape[0]
+        return self._dense
+
+    @ordinary()
+    def gram(self) -> Tensor:
+        """J Jᵀ, (d_x, d_x), accumulated in float64 whatever the model's dtype; formed once and kept. d_x products,
+        unless J is there already."""
+        if self._gram is None:
+            self._may_form("J Jᵀ", self.shape[0] ** 2, torch.float64)
+            if self._dense is None:
+                self._may_form("J, which J Jᵀ is made of,", self.shape[0] * self.shape[1], self.dtype)
+        if self._gram is None and self._dense is not None:
+            self._gram_of(self._dense)
+        elif self._gram is None:
+            gram, v = jacobian_gram(self._scaled, self.x, torch.float64), _probe(self.x)
+            if not _alike(gram @ v.double(), self._at_x.matvec(self._at_x.rmatvec(v))):
+                return self._gram_of(self.dense())
+            self._gram = gram * self.unit**2
+            self.products += self.shape[0]
+        return self._gram
+
+    def _gram_of(self, J: Tensor) -> Tensor:
+        self._gram = outer_gram(J.double())
+        return self._gram
+
+
+def unit_of(vector: Tensor) -> float:
+    """The power of two that a gradient is divided by where its size is far from one (beyond 2^±20); else 1.
+
+    Raises: ValueError where it is too small for its dtype to hold with all its digits.
+    """
+    largest, info = float(vector.abs().max()), torch.finfo(vector.dtype)
+    if 0 < largest < info.tiny / info.eps:
+        raise ValueError(f"the gradient's largest entry is {largest:.1g}, too small for {vector.dtype}: scale the loss "
+                         "up, or use a wider dtype")  # fmt: skip
+    size = float(vector.double().norm())
+    return 1.0 if 2**-20 <= size <= 2**20 or size == 0 else 2.0 ** round(math.log2(size))
+
+
+def times(unit: float, value: Tensor) -> Tensor:
+    return value if unit == 1 else value * unit
+
+
+def _probe(x: Tensor) -> Tensor:
+    """A fixed draw from N(0, I) of input space, (d_x,)."""
+    return torch.from_numpy(np.random.default_rng(1).standard_normal(x.numel())).to(x)
+
+
+def _unit_vectors(x: Tensor) -> Iterator[Tensor]:
+    """The identity of input space, some rows at a time."""
+    for start in range(0, x.numel(), MOST_AT_ONCE):
+        rows = min(MOST_AT_ONCE, x.numel() - start)
+        e = x.new_zeros(rows, x.numel())
+        e[torch.arange(rows), start + torch.arange(rows)] = 1
+        yield e
+
+
+def _alike(found: Tensor, wanted: Tensor) -> bool:
+    """Two ways to the same product agree, up to rounding in their dtype."""
+    rounding = 1e-3 if wanted.dtype == torch.float32 else 1e-7
+    return float((found.double() - wanted.double()).norm()) <= rounding * float(wanted.double().norm())
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.3g} GiB"

@@ -1,0 +1,226 @@
+"""What the experiments share: a problem by its plain values, what I²F predicts for it, what an attack finds.
+
+A problem is a dictionary of plain values, so that it can travel to a process, be stored and stand in a table:
+
+    dataset, split, image, batch    which images: `batch` of them from number `image` on, behind one gradient
+    model, init, activation, …       the network; see `models.build`
+    noise, size, noise_seed         what is added to the gradient: a key of `NOISE`, and its size
+    index, norm                     of eigenvector noise: which, and how much
+    method, steps, start_seed, …    the attack; see `attack`
+
+What is left out has the value in `DEFAULTS`.
+"""
+
+import copy
+import itertools
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from i2f.attacks import METHODS, Reconstruction, invert_many
+from i2f.core import checks, metrics, perturb, spectrum
+from i2f.core.influence import expected_square
+from i2f.core.jacobian import GradientJacobian
+from i2f.paper import data, devices, models
+from i2f.paper.sweep import Problem, Row
+
+SETTING = {
+    "dataset": "mnist", "split": "test", "image": 0, "batch": 1, "root": None,
+    "model": "lenet", "init": "uniform", "weight_seed": 1, "normalize": False, "activation": None, "weights": None,
+}  # fmt: skip
+DEFAULTS = {**SETTING, "noise": "none", "size": 0.0, "noise_seed": 0, "method": "gauss-newton", "start_seed": 0}
+NETWORK = (
+    "dataset",
+    "model",
+    "init",
+    "weight_seed",
+    "normalize",
+    "activation",
+    "weights",
+)  # problems that agree in these share a model
+
+NOISE: dict[str, Callable[[GradientJacobian, Problem], Tensor]] = {  # size: a variance, or the share that is pruned
+    "none": lambda J, p: torch.zeros_like(J.gradient),
+    "gaussian": lambda J, p: perturb.gaussian(J.gradient, value(p, "size"), value(p, "noise_seed")),
+    "laplace": lambda J, p: perturb.laplace(J.gradient, value(p, "size"), value(p, "noise_seed")),
+    "prune": lambda J, p: perturb.prune(J.gradient, value(p, "size")),
+    "eigenvector": lambda J, p: perturb.eigenvector(J, p["index"], p["norm"]),
+}
+
+PERFECT = "gauss-newton: knows model and label, no prior, random start"  # the attacker of most claims, in words
+FLOOR = 1e-20  # an MSE below this is rounding, and differs from machine to machine
+
+
+def value(problem: Problem, name: str) -> Any:
+    return problem.get(name, DEFAULTS[name])
+
+
+def jacobian(problem: Problem) -> GradientJacobian:
+    """J at the problem's images, in float64; the last one asked for is kept, with what it has formed."""
+    return _jacobian(devices.current(), *(value(problem, name) for name in SETTING))
+
+
+@lru_cache(maxsize=1)
+def _jacobian(
+    device: torch.device, dataset: str, split: str, image: int, batch: int, root: str | None,
+    *network_of: Any,
+) -> GradientJacobian:  # fmt: skip
+    x, y = data.load(dataset, n=batch, offset=image, split=split, root=root)
+    return GradientJacobian(network(dataset, *network_of), x.to(device), y.to(device))
+
+
+def network(
+    dataset: str, model: str, init: str, weight_seed: int, normalize: bool, activation: str | None, weights: str | None
+) -> torch.nn.Module:  # fmt: skip
+    """The network, float64, on the current device; the last two are kept: copy what you change."""
+    return _network(devices.current(), model, dataset, init, weight_seed, normalize, activation, weights)
+
+
+@lru_cache(maxsize=2)
+def _network(device: torch.device, *named: Any) -> torch.nn.Module:
+    if device.type == "mps":
+        raise ValueError("device='mps' has no float64, which the experiments work in: choose 'cpu' or 'cuda'")
+    return models.build(*named).double().to(device)
+
+
+def perturbation(J: GradientJacobian, problem: Problem) -> Tensor:
+    """δ, (d_θ,), of the problem's `noise`."""
+    return NOISE[checks.one_of("noise", value(problem, "noise"), NOISE)](J, problem)
+
+
+def predict(problems: list[Problem], dampings: tuple[float, ...] = ()) -> list[Row]:
+    """What I²F says of each problem, per pixel, before any attack.
+
+    predicted_rmse, predicted_mse: Eq. 4 at ε = 0; `predicted_rmse, ε = …` at each of `dampings`. bound_rmse: Eq. 5.
+    expected_mse: σ² tr((J Jᵀ)⁻¹)/d_x for Gaussian noise (NaN for other noise). noise_norm: ‖δ‖. lambda_max,
+    lambda_min, rank: of J Jᵀ.
+    """
+    rows = []
+    for problem in problems:
+        J = jacobian(problem)
+        delta = perturbation(J, problem)
+        values, vectors = spectrum.decompose(J)  # one decomposition serves Eq. 4 at every ε, and Eq. 5
+        rank = spectrum.rank(J)
+        image = vectors.T @ J.matvec(delta).double()
+        pixels = J.shape[0] ** 0.5
+        exact = float((image / values)[:rank].norm()) / pixels
+        gaussian = value(problem, "noise") == "gaussian"
+        rows.append(
+            {
+                "predicted_rmse": exact,
+                "predicted_mse": exact**2,
+                **{f"predicted_rmse, ε = {e:g}": float((image / (values + e)).norm()) / pixels for e in dampings},
+                "bound_rmse": float(image.norm() / values[0]) / pixels,
+                "expected_mse": expected_square(J, value(problem, "size")) / J.shape[0] if gaussian else np.nan,
+                "noise_norm": float(delta.norm()),
+                "lambda_max": float(values[0]),
+                "lambda_min": float(values[-1]),
+                "rank": rank,
+            }
+        )
+    return rows
+
+
+@lru_cache(maxsize=1)
+def pixels(dataset: str, root: str | None) -> tuple[Tensor, float]:
+    """What an attacker can know of images before seeing a gradient, from the training split, which is nobody's secret:
+    the mean image (1, C, H, W), and τ², the variance around it, the mean over pixels."""
+    x = data.load(dataset, split="train", root=root)[0].double()
+    return x.mean(0, keepdim=True), float(x.var(0).mean())
+
+
+def attack(problems: list[Problem], options: dict[str, Any] | None = None, keep: bool = False) -> list[Row]:
+    """What an attack finds for each problem of one network: errors per pixel against the truth, and how it ended.
+
+    The problem's own `method`, `steps`, `start_seed`, `box`, `tv`, `mask` ("zeros": the attacker takes the zeros of the
+    gradient for pruned) and `ridge` (with the mean of `pixels`: a Gaussian prior) choose the attack; `options` are for
+    all of them. First-order methods run together, in float32 as published; the others one after another, in float64.
+
+    A row: `metrics.compare`'s columns; feature_mse (logits); objective_ratio = ‖∇L(x̂) − g‖²/‖δ‖², 1 at the truth;
+    relative_residual, steps, evaluations, label_found, converged, matched, failed, reason (see `Reconstruction`);
+    `keep`: picture, (n, C, H, W).
+    """
+    rows = []
+    for _, alike in itertools.groupby(problems, key=lambda p: [p.get(name) for name in CALL]):
+        rows += _attack_alike(list(alike), options or {}, keep)
+    return rows
+
+
+# one call of `invert_many` has one of each
+CALL = (*NETWORK, "split", "batch", "root", "method", "steps", "box", "tv", "mask", "ridge", "restarts")
+
+
+def _attack_alike(problems: list[Problem], options: dict[str, Any], keep: bool) -> list[Row]:
+    first = problems[0]
+    method = value(first, "method")
+    dtype = torch.float32 if METHODS[checks.one_of("method", method, METHODS)].together else torch.float64
+    jacobians = [jacobian(p) for p in problems]
+    deltas = [perturbation(J, p) for J, p in zip(jacobians, problems, strict=True)]
+    gradients = torch.stack([J.gradient + delta for J, delta in zip(jacobians, deltas, strict=True)]).to(dtype)
+    labels = None if method == "idlg" else torch.stack([J.map.y for J in jacobians])
+    own = {name: first[name] for name in ("steps", "box", "tv", "restarts") if name in first}
+    if first.get("mask") == "zeros":
+        own["mask"] = gradients != 0
+    if first.get("ridge"):
+        own |= {"ridge": first["ridge"], "mean": pixels(value(first, "dataset"), value(first, "root"))[0]}
+    model = copy.deepcopy(jacobians[0].map.model).to(dtype)
+    seeds = [value(p, "start_seed") for p in problems]
+    found = invert_many(model, gradients, labels, jacobians[0].x.shape, method=method, seed=seeds, **own, **options)
+    return [score(J, delta, one, keep) for J, delta, one in zip(jacobians, deltas, found, strict=True)]
+
+
+def score(J: GradientJacobian, delta: Tensor, found: Reconstruction, keep: bool = False) -> Row:
+    """One reconstruction beside the truth at which J was taken; see `attack`."""
+    x = found.x.to(J.x)
+    finite = bool(torch.isfinite(x).all())
+    energy = float(delta.square().sum())
+    scores = (
+        metrics.compare(x, J.x) if finite else dict.fromkeys(("mse", "mse_clamped", "rmse", "psnr", "ssim"), np.nan)
+    )
+    ordered = metrics.assign(x, J.x) if finite and len(x) > 1 else x
+    return {
+        **scores,
+        "feature_mse": float(metrics.feature_mse(J.map.model, ordered, J.x).mean()) if finite else np.nan,
+        "objective_ratio": found.relative_residual**2 * float((J.gradient + delta).square().sum()) / energy
+        if energy
+        else np.nan,
+        "relative_residual": found.relative_residual,
+        "steps": found.steps,
+        "evaluations": found.evaluations,
+        "label_found": bool(torch.equal(found.y.sort().values, J.map.y.sort().values))
+        if found.y is not None
+        else False,
+        "converged": found.converged,
+        "matched": found.matched,
+        "failed": found.failed,
+        "reason": found.reason,
+        **({"picture": ordered.detach().clamp(0, 1).cpu().numpy().astype(np.float32)} if keep else {}),
+    }
+
+
+def scored(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that have an error to compare: those of attacks that did not fail. For claims that take logarithms."""
+    return table[~_lost(table)]
+
+
+def lost(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with an infinite error for every attack that failed: it recovered nothing. For all other claims."""
+    gone = _lost(table)
+    return table.assign(**{name: table[name].mask(gone, np.inf) for name in ERRORS if name in table})
+
+
+def relative_error(table: pd.DataFrame, predicted: str = "predicted_rmse") -> pd.Series:
+    """|RMSE − predicted|/predicted, one per row; infinite for an attack that failed, whatever was predicted."""
+    return (table.rmse / table[predicted] - 1).abs().mask(_lost(table), np.inf)
+
+
+def _lost(table: pd.DataFrame) -> pd.Series:
+    return table.failed.astype(bool) | table.rmse.isna()
+
+
+ERRORS = ("mse", "mse_clamped", "rmse", "feature_mse")

@@ -1,0 +1,18 @@
+"""Figures: one style, a module an experiment, a function a figure. They know tables, never models.
+
+An experiment's module has `published(run)`: the figures that its results folder holds, drawn from a run's tables.
+"""
+
+from i2f.paper.figures.style import (
+    ATTACKERS,
+    DATASETS,
+    INK,
+    LINE,
+    diagonal,
+    displayable,
+    pictures,
+    readable_ticks,
+    save,
+)
+
+__all__ = ["ATTACKERS", "DATASETS", "INK", "LINE", "diagonal", "displayable", "pictures", "readable_ticks", "save"]

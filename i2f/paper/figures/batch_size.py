@@ -1,0 +1,89 @@
+"""Batches: their spectra, what noise leaves of their members, and the prediction beside the attack."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from i2f.paper.figures.style import diagonal, readable_ticks, style
+
+PARTS = {"fixed": ("noise of fixed size", "#0072B2", "o"), "over B²": ("variance over B²", "#D55E00", "s")}
+MARKERS = "os^Dv"  # by batch size, so that colour is not all there is
+
+
+def published(run: Path) -> dict[str, Figure]:
+    """The figures of a run's folder, by file name."""
+    return {"overview.svg": overview(pd.read_csv(run / "problems.csv"), pd.read_csv(run / "spectra.csv"))}
+
+
+def overview(table: pd.DataFrame, spectra: pd.DataFrame) -> Figure:
+    """Three panels: spectra of J Jᵀ by batch size, RMSE against batch size, measured against predicted."""
+    style()
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11.5, 3.9), layout="constrained")
+    spectrum(left, spectra)
+    against_size(middle, table)
+    measured_against_predicted(right, table)
+    return figure
+
+
+def sizes(table: pd.DataFrame) -> dict[int, tuple]:
+    """A colour and a marker for each batch size."""
+    found = sorted(table.batch.unique())
+    return dict(zip(found, zip(sns.color_palette("viridis", len(found)), MARKERS, strict=False), strict=True))
+
+
+def spectrum(ax: Axes, spectra: pd.DataFrame) -> Axes:
+    """Eigenvalues of B² J Jᵀ in falling order, so without the averaging; a line a batch."""
+    for batch, (colour, _) in sizes(spectra).items():
+        lines = spectra[spectra.batch == batch].groupby("image")
+        for number, (_, line) in enumerate(lines):
+            label = f"B = {batch}" if number == 0 else None
+            ax.plot(line.share, batch**2 * line.eigenvalue, color=colour, lw=1.4, alpha=0.8, label=label)
+    ax.set(yscale="log", xlabel="rank of the eigenvalue / d$_x$", ylabel="eigenvalue of B² J Jᵀ")
+    ax.set_title("Mixing: the spectrum's tail")
+    ax.legend(fontsize="small", loc="lower left")
+    return ax
+
+
+def against_size(ax: Axes, table: pd.DataFrame) -> Axes:
+    """RMSE of each image against the size of its batch: expected (line: median) and attacked (marks; hollow: not
+    converged)."""
+    for number, (part, (label, colour, marker)) in enumerate(PARTS.items()):
+        rows = table[(table.part == part) | ((table.part == "fixed") & (table.batch == 1))]
+        median = rows.groupby("batch").expected_rmse.median()
+        ax.plot(median.index, median, color=colour, lw=1.6, ls=("-", "--")[number], label=f"expected, {label}")
+        hit = rows[rows.attacked & ~rows.failed]
+        face = [colour if settled else "white" for settled in hit.converged]
+        shift = 1.04 ** (2 * number - 1)  # side by side, not one upon the other
+        ax.scatter(
+            hit.batch * shift, hit.rmse, s=26, marker=marker, facecolor=face, edgecolor=colour, linewidth=0.9,
+            label=f"attack, {label}", zorder=3,
+        )  # fmt: skip
+    ax.set(xscale="log", yscale="log", xlabel="images behind one gradient, B", ylabel="RMSE per pixel")
+    readable_ticks(ax)
+    ax.set_xticks(sorted(table.batch.unique()), [str(b) for b in sorted(table.batch.unique())])
+    ax.set_title("What noise hides")
+    ax.legend(fontsize="small")
+    return ax
+
+
+def measured_against_predicted(ax: Axes, table: pd.DataFrame) -> Axes:
+    """RMSE of the attack against the one that I²F predicts for the same noise, a mark an image; hollow: unconverged."""
+    rows = table[table.attacked & ~table.failed & (table.part != "no noise")]
+    for batch, (colour, marker) in sizes(table).items():
+        mine = rows[rows.batch == batch]
+        if len(mine):
+            face = [colour if settled else "white" for settled in mine.converged]
+            ax.scatter(
+                mine.predicted_rmse, mine.rmse, s=30, marker=marker, facecolor=face, edgecolor=colour, linewidth=0.9,
+                label=f"B = {batch}", zorder=3,
+            )  # fmt: skip
+    ax.set(xscale="log", yscale="log", xlabel="RMSE per pixel, predicted", ylabel="RMSE per pixel, attack")
+    diagonal(ax)
+    readable_ticks(ax)
+    ax.set_title("Does I²F see it coming?")
+    ax.legend(fontsize="small")
+    return ax

@@ -1,0 +1,48 @@
+"""What an answer costs: estimates and attacks side by side, in gradient evaluations."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from i2f.paper.figures.style import ATTACKERS, DATASETS, INK, style
+
+ESTIMATES = {"I_lb": ("lower bound I_lb", "#111111", "<"), "I²F": ("exact I²F", "#777777", ">")}
+
+
+def published(run: Path) -> dict[str, Figure]:
+    """The figures of a run's folder, by file name."""
+    return {"overview.svg": overview(pd.read_csv(run / "problems.csv"))}
+
+
+def overview(table: pd.DataFrame) -> Figure:
+    """A panel a network: a row a method, a point an image; hollow: the budget ended before the attack arrived."""
+    style()
+    networks = list(table.network.unique())
+    figure, axes = plt.subplots(
+        1, len(networks), figsize=(1.4 + 3.1 * len(networks), 3.2), layout="constrained", squeeze=False, sharey=True,
+        sharex=True,
+    )  # fmt: skip
+    for ax, network in zip(axes[0], networks, strict=True):
+        cost(ax, table[table.network == network], [m for m in (*ESTIMATES, *ATTACKERS) if m in set(table.method)])
+        ax.set_title(f"{DATASETS.get(table.dataset.iloc[0], table.dataset.iloc[0])}, {network}", fontsize="medium")
+    figure.supxlabel("gradient evaluations (hollow: budget spent, not arrived)", fontsize="medium", color=INK)
+    return figure
+
+
+def cost(ax: Axes, table: pd.DataFrame, methods: list[str]) -> Axes:
+    """Gradient evaluations of every method, logarithmic; a row is empty where a network was not asked for it."""
+    for row, method in enumerate(methods):
+        colour, marker = ESTIMATES[method][1:] if method in ESTIMATES else ATTACKERS[method][2:4]
+        for reached, face in ((True, colour), (False, "white")):
+            some = table[(table.method == method) & (table.reached == reached)]
+            ax.scatter(
+                some.evaluations, [row] * len(some), s=34, marker=marker, facecolor=face, edgecolor=colour, zorder=3
+            )
+    ax.set(xscale="log")
+    labels = [ESTIMATES[m][0] if m in ESTIMATES else ATTACKERS[m][0] for m in methods]
+    ax.set_yticks(range(len(methods)), labels, color=INK)
+    ax.set_ylim(len(methods) - 0.5, -0.5)
+    return ax

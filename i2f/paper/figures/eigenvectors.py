@@ -1,0 +1,103 @@
+"""Noise along eigenvectors: the law, the paper's own noise size, and where the law ends."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from i2f.paper.figures.style import ATTACKERS, INK, LINE, pictures, readable_ticks, style
+
+METHODS = ("gauss-newton", "dgl")
+
+
+def published(run: Path) -> dict[str, Figure]:
+    """The figures of a run's folder, by file name."""
+    table = pd.read_csv(run / "problems.csv")
+    shown = table[(table.part == "paper") & (table.image == 0)]
+    return {
+        "overview.svg": overview(table, table.cut[0]),
+        "pictures.png": recoveries(shown, np.load(run / "pictures.npy")),
+    }
+
+
+def overview(table: pd.DataFrame, cut: float) -> Figure:
+    """The eigenvector experiment in two or three panels: the law, the paper's own noise size, and where the law ends.
+
+    `table` is the experiment's, as `problems.csv` holds it; `cut` the predicted RMSE that bounds the linear regime.
+    """
+    style()
+    ends = table[(table.part == "end") & (table.method == "gauss-newton")]
+    panels = 3 if len(ends) else 2  # where no noise was made to grow, there is no end to show
+    figure, (left, middle, *right) = plt.subplots(1, panels, figsize=(3.9 * panels, 3.7), layout="constrained")
+    law = table[table.part == "law"]
+    paper = table[table.part == "paper"]
+    error_against_eigenvalue(left, law)
+    left.set_title(f"Small noise, c = {law.norm.iloc[0]:.2g}: the law")
+    error_against_eigenvalue(middle, paper)
+    middle.set_title(f"The paper's noise, c = {paper.norm.iloc[0]:g}")
+    for ax in right:
+        end_of_law(ax, ends, cut)
+        ax.set_title("Where the law ends")
+    return figure
+
+
+def error_against_eigenvalue(ax: Axes, table: pd.DataFrame) -> Axes:
+    """MSE against λ for δ = c·v, both logarithmic, with the prediction c²/(d_x λ); hollow: not settled."""
+    line = table.sort_values("eigenvalue")
+    ax.plot(line.eigenvalue, line.predicted_mse, color=LINE, lw=1.5, label="predicted, c²/(dₓλ)", zorder=1)
+    for method in METHODS:
+        label, _, colour, marker, _ = ATTACKERS[method]
+        rows = table[table.method == method]
+        settled = rows.converged | (method == "dgl")  # Adam never says that it has settled
+        for some, face in ((settled, colour), (~settled, "white")):
+            if some.any():
+                name = label if face == colour else f"{label}, not converged"
+                ax.scatter(
+                    rows.eigenvalue[some], rows.mse[some],
+                    s=34, marker=marker, facecolor=face, edgecolor=colour if face == "white" else "white",
+                    linewidth=1.2 if face == "white" else 0.5, label=name, zorder=3,
+                )  # fmt: skip
+    ax.set(xscale="log", yscale="log", xlabel="eigenvalue λ of J Jᵀ", ylabel="MSE per pixel")
+    readable_ticks(ax)
+    ax.legend(fontsize="small", loc="lower left")
+    return ax
+
+
+def end_of_law(ax: Axes, table: pd.DataFrame, cut: float) -> Axes:
+    """Measured over predicted MSE against the predicted RMSE, a line a direction; 1 is the law."""
+    ax.axhspan(0.9, 1.1, color="#eeeeee", zorder=0)
+    ax.axhline(1, color=LINE, lw=1.2, zorder=1)
+    ax.axvline(cut, color=LINE, lw=1, ls=":", zorder=1)
+    directions = list(table.groupby(["image", "index"]))
+    colours = dict(zip(sorted({key[1] for key, _ in directions}), sns.color_palette("viridis", 3), strict=False))
+    named = set()
+    for (_, index), rows in directions:
+        rows = rows.sort_values("predicted_rmse")
+        label = None if index in named else f"direction {index + 1}"
+        named.add(index)
+        ax.plot(rows.predicted_rmse, rows.mse / rows.predicted_mse, "o-", ms=4, lw=1, color=colours[index], label=label)
+    ax.set(xscale="log", yscale="log", xlabel="predicted RMSE per pixel", ylabel="measured / predicted MSE")
+    ax.annotate("cut", (cut, 1), (3, -4), xycoords=("data", "axes fraction"), textcoords="offset points", va="top",
+                fontsize="small", color=INK)  # fmt: skip
+    readable_ticks(ax)
+    ax.legend(fontsize="small", loc="lower left")
+    return ax
+
+
+def recoveries(table: pd.DataFrame, images: Sequence[np.ndarray]) -> Figure:
+    """The paper's row of recoveries: the truth, then what each attacker recovers, under λ and MSE.
+
+    `table` holds the rows of part "paper" of one image, in the order of `images`, whose first is the truth.
+    """
+    truth, *found = images
+    rows = []
+    for method in METHODS:
+        mine = [i for i, name in enumerate(table.method) if name == method]
+        captions = [f"λ = {table.eigenvalue.iloc[i]:.3g}\nMSE {table.mse.iloc[i]:.2g}" for i in mine]
+        rows.append((ATTACKERS[method][0], [truth, *(found[i] for i in mine)], ["private image\n", *captions]))
+    return pictures(rows)

@@ -1,0 +1,152 @@
+"""Whom the same noise protects: classes, images, what I²F says of them, and noise sized by it."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from i2f.paper.figures.style import INK, LINE, diagonal, pictures, readable_ticks, style
+
+PARTS = {"same": ("#0072B2", "o"), "strong": ("#D55E00", "s"), "equal": ("#009E73", "D")}
+PREDICTED = "#E69F00"
+
+
+def published(run: Path) -> dict[str, Figure]:
+    """The figures of a run's folder, by file name."""
+    table = pd.read_csv(run / "problems.csv")
+    held = np.load(run / "pictures.npz")
+    return {
+        "overview.svg": overview(table, table.cut[0]),
+        "pictures.png": recoveries(table.loc[held["rows"]], held["truth"], held["found"]),
+    }
+
+
+def overview(table: pd.DataFrame, cut: float) -> Figure:
+    """The fairness experiment: classes, the distribution over images, measured against predicted, equalised noise.
+
+    `table` is the experiment's, as `problems.csv` holds it; `cut` the predicted RMSE that bounds the linear regime.
+    """
+    style()
+    table = table[~table.failed]
+    parts = dict(iter(table.groupby("part")))
+    figure, ((classes, images), (scatter, equal)) = plt.subplots(2, 2, figsize=(11.5, 8.0), layout="constrained")
+    by_class(classes, parts["same"])
+    classes.set_title(f"By class, variance {_size(parts['same'])}")
+    distribution(images, [parts["same"], parts["strong"]])
+    images.set_title("By image")
+    measured_against_predicted(scatter, [parts["same"], parts["strong"]], cut)
+    scatter.set_title("I²F, image by image")
+    equalised(equal, parts["same"], parts["equal"])
+    equal.set_title("Noise sized by E[I²]")
+    return figure
+
+
+def by_class(ax: Axes, table: pd.DataFrame) -> Axes:
+    """Boxes of measured and of predicted MSE of each class, side by side, and every image as a dot."""
+    labels = sorted(table.label.unique())
+    sides = (("mse", "measured", PARTS["same"][0], -0.2), ("predicted_mse", "predicted, I²F", PREDICTED, 0.2))
+    for name, words, colour, shift in sides:
+        values = [table[name][table.label == label].to_numpy() for label in labels]
+        places = np.arange(len(labels)) + shift
+        boxes = ax.boxplot(
+            values, positions=places, widths=0.32, showfliers=False, patch_artist=True, manage_ticks=False,
+            medianprops={"color": INK, "lw": 1.6}, whiskerprops={"color": LINE}, capprops={"color": LINE},
+        )  # fmt: skip
+        for box in boxes["boxes"]:
+            box.set(facecolor=colour, alpha=0.45, edgecolor=colour)
+        x = np.concatenate([place + _jitter(len(v)) for place, v in zip(places, values, strict=True)])
+        ax.scatter(x, np.concatenate(values), s=7, color=colour, linewidth=0, label=words, zorder=3)
+    ax.set(yscale="log", xlabel="class", ylabel="MSE per pixel", xticks=range(len(labels)))
+    ax.set_xticklabels([f"{label:g}" for label in labels])
+    ax.grid(axis="x", visible=False)
+    _readable(ax)
+    ax.legend(fontsize="small", markerscale=2)
+    return ax
+
+
+def distribution(ax: Axes, parts: list[pd.DataFrame]) -> Axes:
+    """The share of images whose MSE is at most so much: measured, and as predicted."""
+    for table in parts:
+        colour, _ = PARTS[table.part.iloc[0]]
+        share = (np.arange(len(table)) + 1) / len(table)
+        name = f"variance {_size(table)}"
+        ax.plot(np.sort(table.mse), share, color=colour, lw=2, drawstyle="steps-post", label=f"{name}, measured")
+        ax.plot(
+            np.sort(table.predicted_mse), share,
+            color=colour, lw=1.2, ls=(0, (3, 2)), drawstyle="steps-post", label=f"{name}, predicted",
+        )  # fmt: skip
+    ax.set(xscale="log", xlabel="MSE per pixel", ylabel="share of images with at most this", ylim=(0, 1.5))
+    ax.set_yticks(np.linspace(0, 1, 6))
+    ax.legend(fontsize="small", loc="upper left")
+    return ax
+
+
+def measured_against_predicted(ax: Axes, parts: list[pd.DataFrame], cut: float) -> Axes:
+    """RMSE per pixel on both axes, a dot an image; hollow: the attack did not converge."""
+    for table in parts:
+        colour, marker = PARTS[table.part.iloc[0]]
+        for settled in (True, False):
+            rows = table[table.converged.astype(bool) == settled]
+            if rows.empty:
+                continue
+            name = f"variance {_size(table)}" + ("" if settled else ", not converged")
+            ax.scatter(
+                rows.predicted_rmse, rows.rmse, s=24, marker=marker, facecolor=colour if settled else "none",
+                edgecolor="white" if settled else colour, linewidth=0.5 if settled else 1.1, label=name, zorder=3,
+            )  # fmt: skip
+    ax.set(xscale="log", yscale="log", xlabel="predicted RMSE per pixel, I²F", ylabel="measured RMSE per pixel")
+    diagonal(ax)
+    ax.axvline(cut, color=LINE, lw=1, ls=":", zorder=1)
+    ax.annotate("cut", (cut, 0), (3, 4), xycoords=("data", "axes fraction"), textcoords="offset points",
+                fontsize="small", color=INK)  # fmt: skip
+    readable_ticks(ax)
+    ax.legend(fontsize="small")
+    return ax
+
+
+def equalised(ax: Axes, same: pd.DataFrame, equal: pd.DataFrame) -> Axes:
+    """The same images under one variance for all and under each its own: a line an image."""
+    both = same.merge(equal, on="image", suffixes=("", " equal"))
+    ax.plot([0, 1], both[["mse", "mse equal"]].to_numpy().T, color="#cccccc", lw=0.8, zorder=1)
+    for place, name, part in ((0, "mse", "same"), (1, "mse equal", "equal")):
+        ax.scatter([place] * len(both), both[name], s=24, color=PARTS[part][0], marker=PARTS[part][1], zorder=3)
+    ax.axhline(equal.expected_mse.median(), color=LINE, lw=1.2, ls=":", zorder=1, label="the target")
+    ax.set(yscale="log", xlim=(-0.4, 1.4), xticks=[0, 1], ylabel="measured MSE per pixel")
+    ax.set_xticklabels([f"one variance\nfor all, {_size(same)}", "each image's own,\nthe same expected error"])
+    ax.grid(axis="x", visible=False)
+    _readable(ax)
+    ax.legend(fontsize="small", loc="upper center")
+    return ax
+
+
+def recoveries(table: pd.DataFrame, truth: np.ndarray, found: np.ndarray) -> Figure:
+    """Private images and what came back, the least protected first, a pair of lines a part.
+
+    table: rows as `extremes` gives them, of one part after the other. truth, found: (rows, C, H, W), in their order.
+    """
+    lines = []
+    for _, rows in table.reset_index(drop=True).groupby("part", sort=False):
+        captions = [f"MSE {mse:.2g}" for mse in rows.mse]
+        lines.append(("private", list(truth[rows.index]), [f"a {label:g}" for label in rows.label]))
+        lines.append((f"recovered,\nvariance {_size(rows)}", list(found[rows.index]), captions))
+    return pictures(lines)
+
+
+def _size(table: pd.DataFrame) -> str:
+    return np.format_float_positional(table.variance.iloc[0], trim="-")
+
+
+def _jitter(n: int) -> np.ndarray:
+    """Even steps in a scrambled order: dots apart, the same at every drawing."""
+    return 0.13 * (2 * ((np.arange(n) * 0.618034) % 1) - 1)
+
+
+def _readable(ax: Axes) -> None:
+    """`readable_ticks` for a logarithmic y over categories."""
+    locator, formatter = ax.xaxis.get_major_locator(), ax.xaxis.get_major_formatter()
+    readable_ticks(ax)
+    ax.xaxis.set_major_locator(locator)
+    ax.xaxis.set_major_formatter(formatter)

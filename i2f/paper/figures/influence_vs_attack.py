@@ -1,0 +1,106 @@
+"""I²F against recovery: error against prediction, where the law ends, one noise level, and the other measures."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from i2f.paper.figures.style import ATTACKERS, INK, LINE, diagonal, readable_ticks, style
+
+LOOK = {  # name in tables -> label, colour, marker
+    "gauss-newton": ("Gauss–Newton", ATTACKERS["gauss-newton"][2], "o"),
+    "gauss-newton, box": ("Gauss–Newton, box", "#56B4E9", "v"),
+    "dgl": ("DGL, Adam", ATTACKERS["dgl"][2], "X"),
+    "gs": ("GS, cosine, box", ATTACKERS["gs"][2], "P"),
+}
+X_LABEL = "predicted RMSE per pixel (I²F)"
+
+
+def published(run: Path) -> dict[str, Figure]:
+    """The figures of a run's folder, by file name."""
+    table = pd.read_csv(run / "problems.csv")
+    first = table.iloc[0]
+    return {
+        "overview.svg": overview(table, first.level, first.cut, first.tolerance),
+        "measures.svg": measures(table),
+    }
+
+
+def overview(table: pd.DataFrame, level: float, cut: float, tolerance: float) -> Figure:
+    """Three panels: error against prediction; their ratio, where the law ends; images at one noise level.
+
+    `table` is the experiment's, as `problems.csv` holds it; `cut` the predicted RMSE that bounds the linear regime.
+    """
+    style()
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12.5, 4.2), layout="constrained")
+    main = table[table.model == table.model.iloc[0]]
+    error_against_prediction(left, main, "rmse")
+    left.scatter(main.predicted_rmse, main.bound_rmse, s=26, marker="_", color=INK, label="lower bound", zorder=2)
+    diagonal(left)
+    left.set_title("All noise levels")
+    left.set_ylabel("measured RMSE per pixel")
+    ratio(middle, table, cut, tolerance)
+    middle.set_title("Where the law ends")
+    error_against_prediction(right, main[main.variance == level], "rmse")
+    diagonal(right)
+    readable_ticks(right)
+    right.set_title(f"Across images, variance {level:g}")
+    right.set_ylabel("measured RMSE per pixel")
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize="small")
+    return figure
+
+
+def error_against_prediction(ax: Axes, table: pd.DataFrame, error: str) -> Axes:
+    """An error against the predicted RMSE, both logarithmic, a mark an attack."""
+    for attacker, (label, colour, marker) in LOOK.items():
+        mine = table[table.attacker == attacker]
+        if len(mine):
+            ax.scatter(mine.predicted_rmse, mine[error], s=34, marker=marker, color=colour, edgecolor="white",
+                       linewidth=0.5, alpha=0.85, label=label, zorder=3)  # fmt: skip
+    ax.set(xscale="log", yscale="log", xlabel=X_LABEL)
+    return ax
+
+
+def ratio(ax: Axes, table: pd.DataFrame, cut: float, tolerance: float) -> Axes:
+    """Measured over predicted RMSE of the second-order attackers, a line an image; hollow: the further models."""
+    ax.axhspan(1 - tolerance, 1 + tolerance, color="#eeeeee", zorder=0)
+    ax.axhline(1, color=LINE, lw=1.2, zorder=1)
+    ax.axvline(cut, color=LINE, lw=1, ls=":", zorder=1)
+    named = set()
+    second = table[table.attacker.isin(["gauss-newton", "gauss-newton, box"])]
+    for (attacker, model, _), rows in second.groupby(["attacker", "model", "image"], sort=False):
+        label, colour, marker = LOOK[attacker]
+        further = model != table.model.iloc[0]
+        name = f"{label}, {model}"
+        rows = rows.sort_values("predicted_rmse")
+        ax.plot(rows.predicted_rmse, rows.rmse / rows.predicted_rmse, marker=marker, ms=5, lw=0.8, color=colour,
+                ls="--" if further else "-", mfc="white" if further else colour,
+                label=None if name in named else name)  # fmt: skip
+        named.add(name)
+    ax.set(xscale="log", yscale="log", xlabel=X_LABEL, ylabel="measured / predicted RMSE")
+    low, high = ax.get_ylim()
+    ax.set_ylim(min(low, 0.6), max(high, 1.7))  # so that a ratio of 1.1 looks like one
+    ax.annotate("cut", (cut, 1), (3, -4), xycoords=("data", "axes fraction"), textcoords="offset points", va="top",
+                fontsize="small", color=INK)  # fmt: skip
+    readable_ticks(ax)
+    if named:
+        ax.legend(fontsize="small")
+    return ax
+
+
+def measures(table: pd.DataFrame) -> Figure:
+    """PSNR, SSIM and feature MSE of the same attacks against the predicted RMSE."""
+    style()
+    figure, axes = plt.subplots(1, 3, figsize=(12.5, 3.9), layout="constrained")
+    main = table[table.model == table.model.iloc[0]]
+    names = {"psnr": "PSNR in dB (clamped)", "ssim": "SSIM (clamped)", "feature_mse": "feature MSE (logits²)"}
+    for ax, (column, name) in zip(axes, names.items(), strict=True):
+        error_against_prediction(ax, main, column)
+        ax.set_yscale("log" if column == "feature_mse" else "linear")
+        ax.set_ylabel(name)
+        readable_ticks(ax)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    return figure

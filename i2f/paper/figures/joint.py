@@ -1,0 +1,59 @@
+"""Privacy trained for: accuracy against what an attack leaves, a mark a method and weight."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from i2f.paper import claims
+from i2f.paper.figures.style import readable_ticks, style
+
+METHODS = {  # name -> label, colour, marker
+    "plain": ("plain", "#333333", "o"), "bound": ("penalty on λ$_{max}$", "#0072B2", "s"),
+    "bayes": ("penalty on the Bayes error", "#009E73", "D"), "dp": ("clipping and noise, local DP", "#D55E00", "X"),
+}  # fmt: skip
+
+
+def published(run: Path) -> dict[str, Figure]:
+    """The figures of a run's folder, by file name."""
+    return {"overview.svg": overview(pd.read_csv(run / "problems.csv"))}
+
+
+def overview(table: pd.DataFrame) -> Figure:
+    """Accuracy against what inverting leaves, where every network learnt: a pale mark a seed, a full one a weight.
+    Left: what Gauss–Newton left, clamped. Right: the expected error, under noise in proportion to the gradient."""
+    style()
+    table = table.assign(clamped=table.mse_clamped**0.5, relative=table.expected_rmse * table.gradient_norm)
+    least = table.groupby(["method", "weight"]).accuracy.transform("min")
+    learnt, others = table[least >= claims.LEARNT], table[least < claims.LEARNT]
+    figure, axes = plt.subplots(1, 2, figsize=(9.2, 4), layout="constrained", sharey=True)
+    attacks = learnt.converged.dropna().astype(bool)
+    axes[0].set(
+        xlabel=f"clamped RMSE; {attacks.sum()} of {len(attacks)} attacks converged",
+        ylabel="accuracy on held-out digits",
+    )
+    axes[1].set(xlabel="√E[I²] · ‖g‖, for noise in proportion to ‖g‖")
+    for ax, column in zip(axes, ("clamped", "relative"), strict=True):
+        for method, (words, colour, marker) in METHODS.items():
+            rows = learnt[learnt.method == method]
+            if rows.empty:
+                continue
+            look = {"marker": marker, "color": colour}
+            seeds = rows.groupby(["weight", "seed"]).agg({column: "median", "accuracy": "mean"})
+            ax.plot(seeds[column], seeds.accuracy, **look, ls="none", ms=4, mew=0, alpha=0.3)
+            weights = rows.groupby("weight").agg({column: "median", "accuracy": "mean"})
+            ax.plot(weights[column], weights.accuracy, **look, ms=7, lw=1.2, label=words)
+            for weight, row in weights.iterrows():
+                if weight:
+                    ax.annotate(f"{weight:g}", (row[column], row.accuracy), (5, 5), textcoords="offset points",
+                                fontsize="x-small", color=colour)  # fmt: skip
+        ax.set(xscale="log")
+        readable_ticks(ax)
+    if len(learnt):
+        axes[0].legend(fontsize="small")
+    if len(others):
+        weights = others.groupby("method").weight.unique()
+        left_out = "; ".join(f"{METHODS[m][0]}, {', '.join(f'{w:g}' for w in sorted(ws))}" for m, ws in weights.items())
+        figure.supxlabel(f"Not drawn, accuracy below {claims.LEARNT:g}: {left_out}", fontsize="small")
+    return figure

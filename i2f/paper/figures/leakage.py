@@ -1,0 +1,68 @@
+"""Five attackers on one gradient: error against cost, and what each holds at the same cost."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from i2f.paper.figures.style import ATTACKERS, LINE, displayable, style
+
+
+def published(run: Path) -> dict[str, Figure]:
+    """The figures of a run's folder, by file name."""
+    held = np.load(run / "pictures.npz")
+    paths = pd.read_csv(run / "paths.csv")
+    return {"overview.png": overview(paths, held["truth"], held["images"], held["costs"].tolist())}
+
+
+def overview(paths: pd.DataFrame, truth: np.ndarray, images: np.ndarray, costs: Sequence[int]) -> Figure:
+    """Five attackers on one gradient: error against cost, and what each holds in hands at the same cost.
+
+    paths: (method, evaluations, mse). truth: (C, H, W). images: (attackers, costs, C, H, W), attackers in the order of
+    their first row in `paths`.
+    """
+    style()
+    methods = list(dict.fromkeys(paths.method))
+    figure = plt.figure(figsize=(11.5, 5.0), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[1.18, 1])
+    error_against_cost(left.subplots(), paths, costs)
+    grid = right.subplots(len(methods), 1 + len(costs))
+    for row, (method, line) in enumerate(zip(methods, grid, strict=True)):
+        label, _, colour, _, _ = ATTACKERS[method]
+        for ax, image in zip(line, [truth, *images[row]], strict=True):
+            ax.set(xticks=[], yticks=[])
+            ax.imshow(displayable(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        for ax in line[1:]:
+            for side in ax.spines.values():
+                side.set(color=colour, linewidth=1.2)
+        line[0].set_visible(row == 0)
+        line[1].set_ylabel(
+            label.replace(", ", ",\n").replace("–", "–\n"), fontsize="small", color=colour, fontweight="bold"
+        )
+    grid[0, 0].set_title("private", fontsize="small", loc="center")
+    for ax, cost in zip(grid[0, 1:], costs, strict=True):
+        ax.set_title(f"{cost:,}", fontsize="small", loc="center")
+    right.suptitle("What each holds after so many evaluations", fontsize="medium", fontweight="bold")
+    return figure
+
+
+def error_against_cost(ax: Axes, paths: pd.DataFrame, costs: Sequence[int] = ()) -> Axes:
+    """MSE of an attacker's best iterate against the gradient evaluations it has spent, both logarithmic."""
+    for cost in costs:
+        ax.axvline(cost, color=LINE, lw=0.8, ls=":", zorder=1)
+    for method, path in paths.groupby("method", sort=False):
+        label, knows, colour, _, line = ATTACKERS[method]
+        ax.plot(
+            path.evaluations, path.mse,
+            color=colour, ls=line, lw=2, drawstyle="steps-post", label=f"{label} (knows {knows})", zorder=3,
+        )  # fmt: skip
+        ax.plot(path.evaluations.iloc[-1], path.mse.iloc[-1], "o", color=colour, ms=5, zorder=4)
+    ax.set(xscale="log", yscale="log", xlabel="gradient evaluations", ylabel="MSE per pixel")
+    ax.set_xlim(left=8)
+    ax.set_title("How near, at what cost")
+    ax.legend(fontsize="small", loc="lower left")
+    return ax

@@ -1,0 +1,84 @@
+"""The lower bound beside what it bounds: I_lb against I, and how far each cheap estimate is from I."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from i2f.paper.figures.style import ATTACKERS, INK, LINE, diagonal, readable_ticks, style
+
+NETWORKS = {  # (model, init) -> colour, marker
+    ("lenet", "uniform"): ("#0072B2", "o"),
+    ("lenet", "normal"): ("#D55E00", "s"),
+    ("lenet", "kaiming"): ("#009E73", "^"),
+    ("lenet", "xavier"): ("#CC79A7", "D"),
+    ("lenet", "default"): ("#E69F00", "v"),
+}
+OTHER = ("#333333", "X")  # one linear layer
+NAMES = {"lenet": "LeNet", "linear": "linear"}
+
+
+def published(run: Path) -> dict[str, Figure]:
+    """The figures of a run's folder, by file name."""
+    return {"overview.svg": overview(pd.read_csv(run / "problems.csv"))}
+
+
+def overview(table: pd.DataFrame) -> Figure:
+    """Left: I_lb against I, a point a problem. Right: each estimate of I over I, LeNet and the linear layer."""
+    style()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.6), layout="constrained", width_ratios=[1, 1.1])
+    bound_against_influence(left, table)
+    left.set_title("The lower bound against I²F")
+    estimates_over_influence(right, table)
+    right.set_title("What each estimate says of I²F")
+    return figure
+
+
+def bound_against_influence(ax: Axes, table: pd.DataFrame) -> Axes:
+    """I_lb/√d_x against I/√d_x, both logarithmic; rings: what attacks measured, on the same horizontal axis."""
+    for (model, init), rows in table.groupby(["model", "init"], sort=False):
+        colour, marker = NETWORKS.get((model, init), OTHER)
+        ax.scatter(
+            rows.predicted_rmse, rows.bound_rmse,
+            s=26, marker=marker, facecolor=colour, edgecolor="white", linewidth=0.5, alpha=0.9,
+            label=f"{NAMES.get(model, model)}, {init}", zorder=3,
+        )  # fmt: skip
+    attacked = table[table.attacked.astype(bool)]
+    if len(attacked):
+        label, _, _, _, _ = ATTACKERS["gauss-newton"]
+        ax.scatter(
+            attacked.rmse.astype(float), attacked.bound_rmse,
+            s=70, marker="o", facecolor="none", edgecolor=INK, linewidth=1.2, label=f"measured, {label}", zorder=4,
+        )  # fmt: skip
+    ax.set(xscale="log", yscale="log", xlabel="I, RMSE per pixel", ylabel="I_lb, RMSE per pixel")
+    diagonal(ax, "I_lb = I")
+    readable_ticks(ax)
+    ax.legend(fontsize="x-small", loc="upper left")
+    return ax
+
+
+def estimates_over_influence(ax: Axes, table: pd.DataFrame) -> Axes:
+    """A row an estimate, its ratio to I on a logarithmic axis, a point a problem; a bar at the median."""
+    estimates = {"I_lb, Eq. 5": "bound_rmse"}
+    estimates |= {name.replace("cg_rmse, ", "CG, "): name for name in table if name.startswith("cg_rmse")}
+    estimates |= {"√E[I²]": "expected_rmse", "‖Jδ‖/λ_min": "upper_rmse"}
+    ax.axvline(1, color=LINE, lw=1.2, zorder=1)
+    for y, column in enumerate(estimates.values()):
+        for shift, model in ((-0.18, "lenet"), (0.18, "linear")):
+            rows = table[table.model == model]
+            if not len(rows):
+                continue
+            colour, marker = (NETWORKS["lenet", "uniform"][0], "o") if model == "lenet" else OTHER
+            ratio = (rows[column] / rows.predicted_rmse).to_numpy()
+            jitter = np.linspace(-0.1, 0.1, len(ratio))
+            label = NAMES[model] if y == 0 else None
+            ax.scatter(ratio, y + shift + jitter, s=10, marker=marker, color=colour, alpha=0.35, label=label, lw=0)
+            ax.plot([np.median(ratio)] * 2, [y + shift - 0.15, y + shift + 0.15], color=colour, lw=2.5, zorder=3)
+    ax.set(xscale="log", xlabel="estimate / I", yticks=range(len(estimates)), yticklabels=list(estimates))
+    ax.grid(visible=False, axis="y")
+    ax.invert_yaxis()
+    ax.legend(fontsize="small", loc="lower left", markerscale=2)
+    return ax

@@ -1,0 +1,41 @@
+"""The experiment on audits: its rows are audits, its claims hold and fail as they should."""
+
+import pandas as pd
+import pytest
+
+from i2f.paper.experiments import audited
+from i2f.paper.figures import audited as draw
+
+SETTING = {"dataset": "mnist", "model": "lenet", "init": "uniform", "weight_seed": 1, "normalize": False}
+
+
+def test_rows_are_audits_beside_attacks():
+    tasks = audited.problems(SETTING, 1, [1e-6], [30.0])
+    table = audited.run(tasks, 15, jobs=1).set_index("part")
+    assert table.variance["predicted"] == 1e-6
+    assert table.attacked_psnr["predicted"] == pytest.approx(table.psnr["predicted"], abs=0.2)
+    assert table.expected_psnr["suggested"] == pytest.approx(30, abs=0.01)
+    assert table.attacked_psnr["suggested"] == pytest.approx(table.psnr["suggested"], abs=0.2)
+    assert table.label.all()
+
+
+def made_up(off=0.1):
+    rows = [
+        {**p, "predicted_rmse": 0.01, "psnr": 40.0, "label": True, "converged": True, "failed": False, "reason": ""}
+        for p in audited.problems(SETTING, 5, [1e-6], [30.0])
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    aim = table.psnr.where(table.part == "predicted", table.asked)
+    return table.assign(attacked_psnr=aim + off)
+
+
+@pytest.mark.parametrize(("off", "verdict"), [(0.1, "holds"), (3.0, "fails")])
+def test_claims(off, verdict):
+    found = audited.judge(made_up(off), "mnist", 0.05, 0.2, 1.0)
+    assert [c.id for c in found] == ["audit-mnist-psnr", "audit-mnist-suggested", "audit-mnist-labels"]
+    assert [c.verdict for c in found] == [verdict, verdict, "holds"]
+
+
+def test_the_figure_has_both_parts():
+    left, right = draw.overview(made_up()).axes
+    assert len(left.collections[0].get_offsets()) == len(right.collections[0].get_offsets()) == 5

@@ -1,0 +1,109 @@
+"""Figures: what is drawn is what is in the table, and the same drawing gives the same bytes."""
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from i2f import claims, figures
+from i2f.paper.figures import eigenvectors, leakage, verdicts
+
+mpl.use("Agg")
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    rows = []
+    for part, c in (("law", 0.01), ("paper", 5.0), ("end", 0.1), ("end", 1.0)):
+        for index, value in ((0, 4.0), (50, 0.1), (99, 0.001)):
+            for method in ("gauss-newton", "dgl"):
+                predicted = c**2 / (784 * value)
+                rows.append(
+                    {"part": part, "image": 0, "index": index, "eigenvalue": value, "norm": c, "method": method,
+                     "predicted_mse": predicted, "predicted_rmse": predicted**0.5, "mse": 1.1 * predicted,
+                     "converged": index < 99}
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_error_against_eigenvalue_draws_every_problem(table):
+    law = table[table.part == "law"]
+    figure = eigenvectors.overview(table, cut=0.05)
+    drawn = np.concatenate([c.get_offsets() for c in figure.axes[0].collections])
+    assert sorted(map(tuple, drawn)) == sorted(zip(law.eigenvalue, law.mse, strict=True))
+    (line,) = figure.axes[0].lines
+    assert np.allclose(np.sort(line.get_ydata()), np.sort(law.predicted_mse))
+
+
+def test_unconverged_attacks_are_shown_as_such(table):
+    figure = eigenvectors.overview(table, cut=0.05)
+    labels = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
+    assert "Gauss–Newton, not converged" in labels
+
+
+@pytest.mark.parametrize("ending", ["svg", "png"])
+def test_the_same_drawing_gives_the_same_bytes(table, tmp_path, ending):
+    for name in ("a", "b"):
+        figures.save(eigenvectors.overview(table, cut=0.05), tmp_path / f"{name}.{ending}")
+    first, second = ((tmp_path / f"{name}.{ending}").read_bytes() for name in ("a", "b"))
+    assert first == second
+    assert (b"max-width: 100%" in first) == (ending == "svg")  # a page shows it whole
+
+
+def test_pictures_hold_the_pixels(table):
+    truth, found = np.zeros((3, 8, 8)), [np.full((3, 8, 8), v) for v in (0.2, 0.4, 2.0, 0.2, 0.4, 2.0)]
+    paper = table[table.part == "paper"]
+    figure = eigenvectors.recoveries(paper, [truth, *found])
+    shown = [ax.images[0].get_array() for ax in figure.axes]
+    assert len(shown) == 8
+    assert shown[0].max() == 0
+    assert shown[-1].max() == 1  # clamped for display
+
+
+def test_leakage_draws_every_path_and_every_picture():
+    paths = pd.DataFrame(
+        [(m, cost, 0.5 / cost) for m in figures.ATTACKERS for cost in (1, 10, 100)],
+        columns=["method", "evaluations", "mse"],
+    )
+    truth, images = np.full((1, 8, 8), 0.1), np.linspace(0, 2, 5 * 3 * 64).reshape(5, 3, 1, 8, 8)
+    figure = leakage.overview(paths, truth, images, [5, 50, 500])
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    for label, knows, _, _, _ in figures.ATTACKERS.values():
+        assert list(lines[f"{label} (knows {knows})"].get_ydata()) == [0.5, 0.05, 0.005]
+    shown = [ax for ax in figure.axes[1:] if ax.get_visible()]
+    assert len(shown) == 1 + 5 * 3
+    assert np.array_equal(shown[1].images[0].get_array(), images[0, 0, 0])
+    assert shown[-1].images[0].get_array().max() == 1
+    assert [ax.get_title() for ax in shown[:4]] == ["private", "5", "50", "500"]
+
+
+def test_every_method_has_its_colour():
+    from i2f.attacks import METHODS
+
+    assert list(figures.ATTACKERS) == list(METHODS)
+
+
+def test_verdicts_are_counted_by_experiment():
+    words = {"statement": "s", "source": "p", "attacker": "a", "statistic": "m"}
+    table = pd.DataFrame({"image": range(5), "value": 1.0})
+    found = [
+        claims.judge(table, lambda t: float(t.value.mean()), "image", at_least=least, id=name, **words)
+        for name, least in (("one-a", 0.0), ("one-b", 0.0), ("two-a", 2.0))
+    ]
+    ax = verdicts.bars(found)
+    drawn = {c.get_label(): [bar.get_width() for bar in c] for c in ax.containers}
+    assert drawn == {"holds": [2, 0], "fails": [0, 1]}
+    assert set(verdicts.COLOURS) == set(claims.VERDICTS)
+
+
+def test_a_cloud_of_points_becomes_pixels(tmp_path):
+    weights = {}
+    for count in (50, 5000):
+        figure, ax = plt.subplots()
+        ax.scatter(np.linspace(0, 1, count), np.linspace(0, 1, count))
+        figures.save(figure, tmp_path / f"{count}.svg")
+        weights[count] = (tmp_path / f"{count}.svg").read_text()
+    assert "<image" in weights[5000]
+    assert "<image" not in weights[50]
+    assert len(weights[5000]) < 200_000

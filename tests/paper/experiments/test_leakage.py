@@ -1,0 +1,80 @@
+"""The leakage experiment: its trajectories, its pictures at equal cost, and verdicts that can go either way."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import i2f
+from i2f.attacks import METHODS, Iterate
+from i2f.paper.experiments import leakage
+from i2f.paper.experiments import problems as shared
+
+BUDGET = {"gauss-newton": 20, "dgl": 60, "dlg": 6, "idlg": 60, "gs": 60}
+
+
+@pytest.fixture
+def jacobian():
+    torch.manual_seed(0)
+    layers = torch.nn.Conv2d(1, 3, 3, padding=1), torch.nn.Sigmoid(), torch.nn.Flatten(), torch.nn.Linear(108, 4)
+    model = torch.nn.Sequential(*layers).double().eval()
+    for p in model.parameters():
+        torch.nn.init.uniform_(p, -0.5, 0.5)
+    return i2f.GradientJacobian(model, torch.rand(1, 1, 6, 6, dtype=torch.float64), torch.tensor([2]))
+
+
+def at(evaluations, value, loss):
+    return Iterate(0, 0, evaluations, torch.full((1, 1, 2, 2), value), loss, evaluations)
+
+
+def test_trajectory_shows_what_the_attacker_would_hand_in():
+    """The best by its own objective, not by the truth (0.5 here), and at a cost what was held when it was spent."""
+    trajectory = leakage.Trajectory(torch.full((1, 1, 2, 2), 0.5), costs=[1, 5, 100])
+    for iterate in (at(1, 0.0, 9.0), at(4, 1.0, 3.0), at(7, 0.5, 4.0), at(9, 0.75, 1.0)):
+        trajectory(iterate)
+    rows = np.array(trajectory.rows)
+    assert rows[:, 0].tolist() == [1, 4, 7, 9]
+    assert rows[:, 1].tolist() == [0.25, 0.25, 0.25, 0.0625]
+    found = i2f.attacks.Reconstruction(torch.full((1, 1, 2, 2), 0.8), 0.5, 0.1, 9, 10, False, "")
+    trajectory.finish(found)
+    assert [float(p.mean()) for p in trajectory.pictures] == pytest.approx([0.0, 1.0, 0.8])
+    assert trajectory.rows[-1] == (10, pytest.approx(0.09), 0.5)
+
+
+def test_attack_gives_a_row_an_attacker(jacobian):
+    summary, paths, pictures = leakage.attack(jacobian, BUDGET, [1, 40, 10_000], seed=0, jobs=1)
+    assert list(summary.method) == list(METHODS) == list(dict.fromkeys(paths.method))
+    assert pictures.shape == (5, 3, 1, 6, 6)
+    assert list(summary.label_given) == [True, True, False, False, True]
+    last = paths.groupby("method", sort=False).last()
+    assert last.mse.to_numpy() == pytest.approx(summary.mse.to_numpy())
+    assert last.evaluations.to_list() == summary.evaluations.to_list()
+    for _, path in paths.groupby("method"):
+        assert path.evaluations.is_monotonic_increasing
+        assert path.loss.is_monotonic_decreasing
+    ours = summary.set_index("method").loc["gauss-newton"]
+    assert ours.mse == shared.FLOOR
+    assert np.allclose(pictures[0, -1], jacobian.x[0].numpy(), atol=1e-6)
+    assert ours["evaluations to 1e-10"] <= ours.evaluations
+    assert list(leakage.readable(summary).columns) == list(METHODS)
+
+
+def test_any_number_of_workers_gives_the_same(jacobian):
+    alone, together = (leakage.attack(jacobian, BUDGET, [5], seed=0, jobs=jobs) for jobs in (1, 2))
+    pd.testing.assert_frame_equal(alone[0], together[0])
+    pd.testing.assert_frame_equal(alone[1], together[1])
+
+
+def test_survey_attacks_every_image_without_its_label(jacobian):
+    table = leakage.survey([jacobian, jacobian], seed=0)
+    assert table.mse.max() <= 1e-12
+    assert table.label_found.all()
+
+
+@pytest.mark.parametrize(
+    ("mse", "label", "verdicts"),
+    [(1e-20, True, ["holds", "holds"]), (1e-3, True, ["fails", "holds"]), (1e-20, False, ["holds", "fails"])],
+)
+def test_verdicts_follow_the_table(mse, label, verdicts):
+    table = pd.DataFrame({"image": range(5), "mse": mse, "label_found": label})
+    assert [c.verdict for c in leakage.judge(table, "mnist", 1e-8, 0.99)] == verdicts
