@@ -55,8 +55,8 @@ lab: $(READY) ## open the notebooks in JupyterLab
 	@dvc pull --quiet data.dvc
 	jupyter lab --notebook-dir=notebooks --LabApp.news_url=None
 
-lint: $(READY) ## check style
-	ruff check . && ruff format --check .
+lint: $(READY) ## check style and types
+	ruff check . && ruff format --check . && mypy
 
 format: $(READY) ## apply style
 	ruff check --fix . && ruff format .

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 BOX = (0.0, 1.0)  # pixels
+TAU = 0.25  # τ: the standard deviation of a pixel around its mean, for an attacker with a Gaussian prior
 SMOOTHING = 1e-3  # β, in pixels: differences far above it cost |t|, those far below t²/2β
 
 
