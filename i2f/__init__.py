@@ -35,6 +35,8 @@ _NAMES = {  # public name -> where it is
     "ledger": "paper.ledger",
     "models": "paper.models",
     "pipeline": "paper.pipeline",
+    "results": "paper.results",
+    "statistics": "paper.statistics",
     "sweep": "paper.sweep",
 }
 __all__ = sorted(_NAMES)

@@ -27,6 +27,26 @@ OPEN, CLOSE = "<!-- results/claims.json -->", "<!-- end of claims -->"  # in the
 DIGITS = "%.3g"  # what a published table keeps: the same from run to run, and nearly so from machine to machine
 
 
+def settings() -> Any:
+    """How this process's sweeps run, as the environment says (`sweep.Settings`): a notebook passes it to `run`.
+
+    I2F_JOBS, I2F_STORE, I2F_DEVICE, I2F_SCHEDULER, I2F_PROGRESS: the fields of `sweep.Settings`. The device is taken
+    for the whole process (`devices.use`).
+    """
+    from i2f.paper import devices  # which brings PyTorch, seconds that most commands need not spend
+    from i2f.paper.sweep import Settings
+
+    given = os.environ.get
+    devices.use(given("I2F_DEVICE", ""))
+    return Settings(
+        jobs=int(given("I2F_JOBS", "0")) or None,
+        store=given("I2F_STORE") or None,
+        device=given("I2F_DEVICE", ""),
+        scheduler=given("I2F_SCHEDULER", ""),
+        progress=given("I2F_PROGRESS", "auto"),
+    )
+
+
 def code(profile: Path) -> None:
     """runs/code/KEY.py: the code of each run's notebook, so that a stage can depend on that alone; see `_cut`."""
     target = profile / "runs" / "code"

@@ -90,6 +90,7 @@ def test_stages_depend_on_the_rooms_they_use():
     rooms = {p.name for p in (ROOT / "i2f").iterdir() if p.is_dir() and p.name != "__pycache__"} - {"paper"}
     named = {d.removeprefix("${root}/i2f/") for d in STAGES["run"]["do"]["deps"] if d.startswith("${root}/i2f/")}
     experiments = {"paper/experiments/problems.py", "paper/experiments/${item.experiment}.py"}
+    experiments.add("paper/experiments/${item.experiment}.toml")
     assert named == rooms | {f"paper/{module}.py" for module in paper} | experiments
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from i2f import claims
+from i2f import claims, statistics
 from i2f.paper import experiments
 from i2f.paper.experiments import (
     batch_size,
@@ -43,7 +43,7 @@ HALVES_ORDER = 1 - 6 * (8 * 4**2) / (8 * 63)  # every rank is off by four
 @pytest.fixture(autouse=True, scope="module")
 def few_draws():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(claims, "bootstrap", partial(claims.bootstrap, draws=20))
+        patch.setattr(claims, "bootstrap", partial(statistics.bootstrap, draws=20))
         yield
 
 
@@ -147,7 +147,11 @@ def judge_pruning(errors=(1.0, 2.0), falling=0, miss=0.0, bound=1, recovered=(Tr
                       "bound_rmse": rmse**bound} for attacker in ("ignores", "ignores, Adam")]  # fmt: skip
             rows.append({**common, "attacker": "reads", "predicted_rmse": 0.0, "rmse": 1e-9 if read else 1.0})
     table = pd.DataFrame(rows).assign(mse=lambda t: t.rmse**2, **ENDED)
-    return pruning.judge(table, "mnist", 0.05, 0.05, 0.9, 1e-8, 0.99, far=0.7, most=0.7)
+    return pruning.judge(
+        {"problems": table},
+        {"cut": 0.05, "accuracy": 0.05, "order": 0.9, "exact": 1e-8, "share": 0.99, "far": 0.7, "most": 0.7},
+        "mnist",
+    )
 
 
 def judge_fairness(width=3.0, follow=1.0, stray=0.0, equal=0.1, by_class=True, images=40):

@@ -27,6 +27,7 @@ from i2f.core import checks, metrics, perturb, spectrum
 from i2f.core.influence import expected_square
 from i2f.core.jacobian import GradientJacobian
 from i2f.paper import data, devices, models
+from i2f.paper.results import Config
 from i2f.paper.sweep import Problem, Row
 
 SETTING = {
@@ -54,6 +55,11 @@ NOISE: dict[str, Callable[[GradientJacobian, Problem], Tensor]] = {  # size: a v
 
 PERFECT = "gauss-newton: knows model and label, no prior, random start"  # the attacker of most claims, in words
 FLOOR = 1e-20  # an MSE below this is rounding, and differs from machine to machine
+
+
+def setting(config: Config) -> Problem:
+    """Those of an experiment's parameters that say which images and which network: the names of `SETTING`."""
+    return {name: config[name] for name in SETTING if name in config}
 
 
 def value(problem: Problem, name: str) -> Any:

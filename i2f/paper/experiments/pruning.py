@@ -7,7 +7,6 @@ all but its null space, in which the attack keeps the values that it started fro
 """
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,36 +15,45 @@ from torch import Tensor
 
 from i2f.core import spectrum
 from i2f.core.jacobian import GradientJacobian
-from i2f.paper import claims, sweep
+from i2f.paper import attackers, sweep
+from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
-from i2f.paper.sweep import Problem, Row
+from i2f.paper.results import Config, Results, Tables
+from i2f.paper.statistics import convergence, mean_order, orders, rank_correlation, worst
+from i2f.paper.sweep import Problem, Row, Settings
 
-ATTACKERS = {  # name in tables -> the attack, in the words of `experiments.problems`
-    "ignores": {"method": "gauss-newton", "mask": "none"},
-    "ignores, Adam": {"method": "dgl", "mask": "none"},
-    "reads": {"method": "gauss-newton", "mask": "zeros"},
-}
+ATTACKERS = ("ignores", "ignores, Adam", "reads")
 GRAY = 0.5  # the mean of the images that Gauss–Newton starts from
+HALF, MOST = 0.5, 0.9  # ratios at which the reader of the mask is judged
 
 
-def problems(setting: dict[str, Any], images: int, ratios: list[float], steps: dict[str, int]) -> list[Problem]:
-    """Every attacker on every image at every ratio; the ratio is `size`, the share of the gradient pruned."""
-    return [
-        {**problem, **ATTACKERS[problem["attacker"]], "steps": steps[ATTACKERS[problem["attacker"]]["method"]]}
-        for problem in sweep.grid(
-            **setting, noise="prune", attacker=list(ATTACKERS), image=range(images), size=list(ratios)
-        )
-    ]
+def problems(config: Config) -> list[Problem]:
+    """Every attacker on the first `images` at each of the `ratios`; the ratio is `size`, the share pruned.
+
+    config: dataset, init, weight_seed; images, ratios; steps: method -> budget.
+    """
+    found = []
+    for problem in sweep.grid(
+        **shared.setting(config),
+        noise="prune",
+        attacker=ATTACKERS,
+        image=range(config["images"]),
+        size=list(config["ratios"]),
+    ):
+        options = attackers.ATTACKERS[problem["attacker"]].options
+        found.append({**problem, **options, "steps": config["steps"][options["method"]]})
+    return found
 
 
-def attack(tasks: list[Problem], jobs: int | None = None) -> tuple[pd.DataFrame, np.ndarray]:
-    """A row a problem: what was predicted, what was recovered (see `problems.attack`), and for the reader of the mask
-    `kept`'s columns. Also the first image's pictures, the truth in front, in the table's order."""
-    solve = partial(_solve, min(task["image"] for task in tasks))
+def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
+    """One row per problem: what was predicted, what was recovered (see `problems.attack`), and for the reader of the
+    mask `kept`'s columns. pictures: the first image's, the truth in front, in the table's order."""
+    solve = partial(_solve, min(problem["image"] for problem in problems))
     # an image's problems share J
-    table = sweep.run(solve, tasks, together=("attacker", "image"), at_most=9, jobs=jobs, description="attacks")
+    table = sweep.run(solve, problems, settings, ("attacker", "image"), at_most=9, description="attacks")
     pictures = table.pop("picture").dropna()
-    return table, np.stack([shared.jacobian(tasks[0]).x[0].cpu().numpy(), *pictures])
+    truth = shared.jacobian(problems[0]).x[0].cpu().numpy()
+    return Results({"problems": table}, {"pictures": np.stack([truth, *pictures])})
 
 
 def _solve(pictured: int, chunk: list[Problem]) -> list[Row]:
@@ -117,74 +125,46 @@ def reach(table: pd.DataFrame, exact: float) -> pd.Series:
     return (recovered * recovered.columns.to_numpy()).max(axis=1)
 
 
-def judge(
-    table: pd.DataFrame, dataset: str, cut: float, accuracy: float, order: float, exact: float, share: float,
-    far: float, half: float = 0.5, most: float = 0.9,
-) -> list[claims.Claim]:  # fmt: skip
-    """The experiment's claims. The thresholds are the notebook's parameters: `cut` on the predicted RMSE bounds the
-    linear regime, `exact` is an MSE that counts as recovered, `far` the ratio up to which it should be."""
-    table = shared.lost(table).assign(miss=shared.relative_error)
+def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
+    """The experiment's claims. Of the thresholds, `cut` on the predicted RMSE bounds the linear regime, `exact` is an
+    MSE that counts as recovered, and `far` the ratio up to which the image should be."""
+    table = shared.lost(tables["problems"])
+    table = table.assign(miss=shared.relative_error(table))
     ignores, adam, reads = (table[table.attacker == name] for name in ATTACKERS)
-    source = "the pruning experiment"
-    blind = {"source": source, "attacker": "gauss-newton: knows model and label, takes the zeros for true, no prior"}
-    sees = {
-        "source": source,
-        "attacker": "gauss-newton: knows model and label, reads the mask from the zeros, no prior",
-    }
-    published = {"source": source, "attacker": "dgl: knows model and label, takes the zeros for true, no prior"}
-    recovered = f"share of images recovered to an MSE of {exact:g}"
-    note = f"ratios {table['size'].min():g} to {table['size'].max():g}"
-    far = max(reads["size"][reads["size"] <= far + 1e-9], default=far)  # the next lower ratio that was tried
-    depth = reach(reads, exact).rename("reach").reset_index()
+    exact = thresholds["exact"]
+    far = max(reads["size"][reads["size"] <= thresholds["far"] + 1e-9], default=thresholds["far"])
+    judged = Judge.of("pruning", f"pruning-{dataset}", {**thresholds, "far": far})
+    limits = {"low": table["size"].min(), "high": table["size"].max()}
     found = [
-        claims.judge(
-            claims.orders(rows, "image", "size", "rmse"), claims.mean_order, "image", at_least=order, **words,
-            note=f"{note}; {claims.settled(rows)}",
-            id=f"pruning-{dataset}-{name}",
-            statement=f"Pruning protects against an attacker who ignores the mask, the more the better{more}.",
-            statistic="Spearman correlation of RMSE with the ratio pruned, within an image (0 where all errors are "
-            "equal), mean over images",
+        judged(
+            "protects",
+            orders(rows, "image", "size", "rmse"),
+            mean_order,
+            suffix=suffix,
+            attacker=rows.attacker.iloc[0],
+            more=more,
+            converged=convergence(rows),
+            **limits,
         )
-        for name, rows, words, more in (("protects", ignores, blind, ""), ("protects-adam", adam, published, " (Adam)"))
-    ]  # fmt: skip
+        for rows, suffix, more in ((ignores, "", ""), (adam, "-adam", " (Adam)"))
+    ]
+    regime = ignores[ignores.predicted_rmse <= thresholds["cut"]]
+    by_size = partial(worst, by="size", column="miss")
     found += [
-        claims.judge(
-            ignores, lambda t: claims.worst(t, "size", "miss"), "image", at_most=accuracy,
-            only=(f"the predicted RMSE is at most {cut:g}", ignores[ignores.predicted_rmse <= cut]),
-            id=f"pruning-{dataset}-prediction", note=f"{note}; {claims.settled(ignores)}", **blind,
-            statement="I²F predicts the error of an attacker who ignores the mask.",
-            statistic="median relative error of the predicted RMSE, at the worst ratio",
-        ),
-        claims.judge(
-            ignores, lambda t: claims.rank_correlation(t, "bound_rmse", "rmse"), "image", at_least=order,
-            id=f"pruning-{dataset}-bound", note=note, **blind,
-            statement="The lower bound puts pruned gradients in the order of their errors.",
-            statistic="Spearman correlation of RMSE with the bound",
-        ),
-    ]  # fmt: skip
-    found += [
-        claims.judge(
-            reads[np.isclose(reads["size"], ratio)], lambda t: float((t.mse <= exact).mean()), "image", at_least=share,
-            id=f"pruning-{dataset}-mask-{round(100 * ratio)}", **sees,
-            statement=f"Whoever reads the mask recovers the image: {ratio:.0%} pruned.", statistic=recovered,
+        judged("prediction", ignores, by_size, regime, converged=convergence(ignores), **limits),
+        judged("bound", ignores, partial(rank_correlation, x="bound_rmse", y="rmse"), **limits),
+    ]
+    for ratio in (thresholds.get("half", HALF), thresholds.get("most", MOST)):
+        rows = reads[np.isclose(reads["size"], ratio)]
+        found.append(
+            judged("mask", rows, lambda t: float((t.mse <= exact).mean()), suffix=f"-{round(100 * ratio)}", ratio=ratio)
         )
-        for ratio in (half, most)
-    ]  # fmt: skip
+    depth = reach(reads, exact).rename("reach").reset_index()
     return [
         *found,
-        claims.judge(
-            depth, lambda t: float(t.reach.median()), "image", at_least=far,
-            id=f"pruning-{dataset}-reach", note=f"{note}; recovered: MSE of at most {exact:g}", **sees,
-            statement=f"Whoever reads the mask recovers the image from any pruning up to {far:.0%}.",
-            statistic="largest ratio up to which the image is recovered, median over images",
-        ),
-        claims.judge(
-            reads, lambda t: _agreement(t, exact), "image", at_least=share,
-            id=f"pruning-{dataset}-rank", note=note, **sees,
-            statement="The image is recovered exactly where the kept columns of J have full rank.",
-            statistic="share of problems in which rank and recovery agree",
-        ),
-    ]  # fmt: skip
+        judged("reach", depth, lambda t: float(t.reach.median()), **limits),
+        judged("rank", reads, lambda t: _agreement(t, exact), **limits),
+    ]
 
 
 def _agreement(table: pd.DataFrame, exact: float) -> float:

@@ -9,20 +9,23 @@ import pandas as pd
 import pytest
 
 import i2f
-from i2f import claims, figures
+from i2f import claims, figures, statistics
 from i2f.paper.experiments import problems as shared
 from i2f.paper.experiments import pruning
 from i2f.paper.figures import pruning as draw
+from i2f.paper.sweep import Settings
 
 mpl.use("Agg")
 
 THRESHOLDS = {"cut": 0.05, "accuracy": 0.05, "order": 0.9, "exact": 1e-8, "share": 0.99, "far": 0.7}
+CONFIG = {"dataset": "mnist"}
+QUIET = Settings(jobs=1, progress="off")
 RATIOS = [0.1, 0.3, 0.5, 0.7, 0.9]
 CLAIMS = ["protects", "protects-adam", "prediction", "bound", "mask-50", "mask-90", "reach", "rank"]
 
 
 def test_every_attacker_gets_every_gradient():
-    tasks = pruning.problems({"dataset": "mnist"}, 2, [0.1, 0.9], {"gauss-newton": 7, "dgl": 9})
+    tasks = pruning.problems(CONFIG | {"images": 2, "ratios": [0.1, 0.9], "steps": {"gauss-newton": 7, "dgl": 9}})
     assert len(tasks) == 3 * 2 * 2
     assert {(t["method"], t["mask"], t["steps"]) for t in tasks} == {
         ("gauss-newton", "none", 7), ("gauss-newton", "zeros", 7), ("dgl", "none", 9)
@@ -43,8 +46,9 @@ def small(mlp, monkeypatch):
 
 def test_the_table_is_what_pseudo_inverses_say(small, mlp, twin):
     """Predictions against J by finite differences and NumPy's pseudo-inverse; recovery against rank."""
-    tasks = pruning.problems({"dataset": "mnist"}, 1, [0.1, 0.5, 0.98], {"gauss-newton": 30, "dgl": 5})
-    table, pictures = pruning.attack(tasks, jobs=1)
+    steps = {"gauss-newton": 30, "dgl": 5}
+    found = pruning.run(pruning.problems(CONFIG | {"images": 1, "ratios": [0.1, 0.5, 0.98], "steps": steps}), QUIET)
+    table, pictures = found.tables["problems"], found.arrays["pictures"]
     assert pictures.shape == (1 + 9, 12)
     truth = small.x[0].numpy()
     assert np.array_equal(pictures[0], truth)
@@ -90,7 +94,7 @@ def fake(growth: float, error: float, recovered: float, images: int = 5) -> pd.D
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch):
-    monkeypatch.setattr(claims, "bootstrap", partial(claims.bootstrap, draws=20))
+    monkeypatch.setattr(claims, "bootstrap", partial(statistics.bootstrap, draws=20))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +107,7 @@ def few_draws(monkeypatch):
     ids=["as predicted", "pruning helps the attacker", "a weak attacker"],
 )
 def test_verdicts_follow_the_table(table, expected):
-    found = pruning.judge(table, "mnist", **THRESHOLDS)
+    found = pruning.judge({"problems": table}, THRESHOLDS, "mnist")
     assert [c.id for c in found] == [f"pruning-mnist-{name}" for name in CLAIMS]
     assert [c.verdict for c in found] == expected
 
@@ -113,7 +117,7 @@ def test_a_problem_of_unknown_rank_agrees_with_nothing():
     table = fake(4, 0.01, 0.7)
     gone = (table.attacker == "reads") & (table.image == 0)
     table.loc[gone, ["failed", "rmse", "mse", "predicted_rmse"]] = [True, np.nan, np.nan, np.nan]
-    (found,) = (c for c in pruning.judge(table, "mnist", **THRESHOLDS) if c.id.endswith("-rank"))
+    (found,) = (c for c in pruning.judge({"problems": table}, THRESHOLDS, "mnist") if c.id.endswith("-rank"))
     assert found.value == pytest.approx(0.8)
 
 
@@ -121,7 +125,7 @@ def test_the_prediction_is_judged_a_second_time_within_the_linear_regime():
     table = fake(4, 0.01, 0.7)
     ignores = table.attacker.str.startswith("ignores")
     table.loc[ignores & (table["size"] > 0.4), ["predicted_rmse", "rmse"]] = [0.5, 2.0]
-    (found,) = (c for c in pruning.judge(table, "mnist", **THRESHOLDS) if c.id.endswith("prediction"))
+    (found,) = (c for c in pruning.judge({"problems": table}, THRESHOLDS, "mnist") if c.id.endswith("prediction"))
     assert found.verdict == "holds only when"
     assert found.within[0] == pytest.approx(0.01)
 
@@ -139,7 +143,7 @@ def test_reach_is_judged_at_a_ratio_that_was_tried():
     for resists, expected in ((0.4, "holds"), (0.2, "fails")):
         tried = table[table["size"] != 0.7].copy()
         tried.loc[(tried.attacker == "reads") & (tried["size"] > resists + 0.2), "mse"] = 1.0
-        (found,) = (c for c in pruning.judge(tried, "mnist", **THRESHOLDS) if c.id.endswith("reach"))
+        (found,) = (c for c in pruning.judge({"problems": tried}, THRESHOLDS, "mnist") if c.id.endswith("reach"))
         assert found.holds_when == "≥ 0.5"
         assert found.verdict == expected
 

@@ -1,0 +1,78 @@
+"""The attackers of the experiments: what each knows, in words, how it is run, and how figures draw it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+BLUE, ORANGE, GREEN, YELLOW, PINK = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7"
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """knows: method, and what it is told, in words, for a claim. options: what runs it, in `problems.attack`'s words.
+
+    In figures: label, told (what it knows apart from the model), colour, marker, line.
+    """
+
+    knows: str
+    options: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
+    told: str = "label"
+    colour: str = BLUE
+    marker: str = "o"
+    line: Any = "-"
+
+
+ATTACKERS = {  # by the name in tables
+    "gauss-newton": Attacker(
+        "gauss-newton: knows model and label, no prior, random start",
+        {"method": "gauss-newton", "box": False},
+        "Gauss–Newton",
+    ),
+    "gauss-newton, box": Attacker(
+        "gauss-newton with box: knows model, label and pixel range, random start",
+        {"method": "gauss-newton", "box": True},
+        "Gauss–Newton, box",
+        "label, pixel range",
+    ),
+    "dgl": Attacker(
+        "dgl: Adam, knows model and label, no prior, random start",
+        {"method": "dgl", "box": False},
+        "DGL, Adam",
+        colour=ORANGE,
+        marker="X",
+    ),
+    "dlg": Attacker("dlg: knows the model alone", {"method": "dlg"}, "DLG, L-BFGS", "nothing else", GREEN, "s"),
+    "idlg": Attacker(
+        "idlg: knows the model alone", {"method": "idlg"}, "iDLG, Adam", "nothing else", YELLOW, "D", (0, (4, 3))
+    ),
+    "gs": Attacker(
+        "gs: Adam on the cosine, knows model, label and pixel range, random start",
+        {"method": "gs", "box": True},
+        "GS, cosine",
+        "label, pixel range",
+        PINK,
+        "P",
+    ),
+    "ignores": Attacker(
+        "gauss-newton: knows model and label, takes the zeros for true, no prior",
+        {"method": "gauss-newton", "mask": "none"},
+        "ignores the mask",
+    ),
+    "ignores, Adam": Attacker(
+        "dgl: knows model and label, takes the zeros for true, no prior",
+        {"method": "dgl", "mask": "none"},
+        "ignores the mask, Adam",
+        colour=ORANGE,
+        marker="X",
+    ),
+    "reads": Attacker(
+        "gauss-newton: knows model and label, reads the mask from the zeros, no prior",
+        {"method": "gauss-newton", "mask": "zeros"},
+        "reads the mask",
+    ),
+}
+
+
+def knows(name: str) -> str:
+    """What the attacker of that name knows; words that are no attacker's name stand for themselves."""
+    return ATTACKERS[name].knows if name in ATTACKERS else name
