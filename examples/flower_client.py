@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import i2f
 from i2f import perturb
-from i2f.audit.samples import audit
+from i2f.audit import audit
 
 
 class AuditedClient(NumPyClient):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import i2f
-from i2f.audit.samples import audit
+from i2f.audit import audit
 
 MEAN, STD = 0.1307, 0.3081  # of MNIST's pixels
 

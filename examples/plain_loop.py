@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import i2f
-from i2f.audit.samples import audit
+from i2f.audit import audit
 
 
 def client_step(

@@ -125,7 +125,7 @@ def _spectra(samples: list[Sample]) -> str:
         return ""
     import matplotlib.pyplot as plt
 
-    from i2f.paper.figures import audit as draw
+    from i2f.audit import figure as draw
 
     file = io.StringIO()
     figure = draw.spectra([s.spectrum for s in samples if s.spectrum])

@@ -21,8 +21,9 @@ from i2f._torch.modules import unwrapped
 from i2f._torch.normalize import Normalize
 from i2f._torch.operations import ordinary
 from i2f.attacks import invert, recover_labels
-from i2f.audit.defense import Defense, on_input, parse
-from i2f.audit.defense import trace as square_sum
+from i2f.attacks.prior import TAU
+from i2f.audit.defense import Defense, parse
+from i2f.audit.noise import input_noise, squared_norm
 from i2f.core import checks, linalg, metrics, spectrum, trace
 from i2f.core.gradient import GradientMap, Loss
 from i2f.core.influence import lower_bound
@@ -34,8 +35,7 @@ from i2f.core.targets import as_labels
 
 LINEAR = 0.1  # a predicted RMSE up to which the first order is taken at its word; beyond, it is said to have ended
 HEAD = 40  # eigenvalues kept of a spectrum, evenly spread over its ranks
-SPREAD = 0.25  # τ: the deviation of a pixel that an attacker with a prior expects, in units of the range
-MEAN = 0.5  # and its mean
+MEAN = 0.5  # of a pixel, for an attacker with a prior
 SMALL = 1_000_000  # parameters up to which products are cheap, and taken in float64
 LEVELS = (  # judged RMSE up to which -> what it is called
     (0.05, "gives the input away"),
@@ -163,7 +163,7 @@ class Audit:
 def audit(
     model: nn.Module, x: Tensor, y: Tensor, defense: str | Defense = "none", *, loss: Loss = F.cross_entropy,
     range: Range | None = None, exact: bool | None = None, together: bool = False, target_psnr: float = 15.0,
-    attack: bool = False, attack_steps: int = 50, spread: float = SPREAD, seed: int = 0, progress: bool = False,
+    attack: bool = False, attack_steps: int = 50, tau: float = TAU, seed: int = 0, progress: bool = False,
 ) -> Audit:  # fmt: skip
     """What a gradient of `model` at `x` would give away under a defence.
 
@@ -177,7 +177,7 @@ def audit(
             noise, the Bayes error. None: exact where J takes no more than 2 GiB.
         together: one gradient of the mean loss over all n, so one J of n·d_x rows; otherwise each sample alone.
         target_psnr: in dB, for which the noise that is needed is given. attack: also run Gauss–Newton, attack_steps of
-            it, which then takes part in the judgement. spread: τ of the attacker with a prior, in units of the range.
+            it, which then takes part in the judgement. tau: τ of the attacker with a prior, in units of the range.
         seed: of the noise drawn here, and of the attack: give real noise another.
 
     In the linear picture an attacker is left with N(x₀, C), C = σ²(J Jᵀ)⁻¹ for isotropic noise. `boxed` is the error of
@@ -192,9 +192,11 @@ def audit(
     defended = parse(defense) if isinstance(defense, str) else defense
     if not isinstance(defended, Defense):
         raise TypeError(f"defense is {type(defense).__name__}; give its text, such as 'gaussian:1e-3', or a Defense")
+    if defended.refusal:
+        raise ValueError(f"defense={str(defended)!r} cannot be audited: {defended.refusal}")
     x, y = torch.from_numpy(x) if isinstance(x, np.ndarray) else x, as_labels(y, torch.float64)
     checks.images_and_labels(x, y)
-    checks.at_least("spread", spread, 1e-6)
+    checks.at_least("tau", tau, 1e-6)
     checks.at_least("target_psnr", target_psnr, 1e-6)
     units = metrics.units(UNIT if range is None else range, tuple(x.shape[1:]))
     u = units.within("x", x)
@@ -205,7 +207,7 @@ def audit(
     method = "auto" if exact is None else "dense" if exact else "matrix-free"
     model = unwrapped(model)
     given = next((p.dtype for p in model.parameters() if p.requires_grad), torch.float64)
-    ask = _Ask(defended, target_psnr, spread, seed, attack, attack_steps, given)
+    ask = _Ask(defended, target_psnr, tau, seed, attack, attack_steps, given)
     build = _Builder(_in_units(model, units), loss, method)
     samples: list[Sample] = []
     size, whole = 0, bool(exact)
@@ -273,7 +275,7 @@ class _Ask:
 
     defense: Defense
     target: float
-    spread: float
+    tau: float
     seed: int
     attack: bool
     steps: int
@@ -302,7 +304,7 @@ def _exact(J: GradientJacobian, ask: _Ask, group: Sequence[int]) -> list[Sample]
     moved = U[:, :rank] @ (U[:, :rank].T @ pulled / (lit[:rank] / J.unit**2))  # Eq. 4 for this δ
     drawn = J.x.double().reshape(-1) + moved
     predicted = moved.square() if along is None else U.square() @ along
-    tau = ask.spread
+    tau = ask.tau
     prior = None
     if along is not None:
         unseen = tau**2 * (1 - U.square().sum(1)) if seen < len(values) else 0.0  # the null space is the prior's
@@ -342,7 +344,7 @@ def _by_products(J: GradientJacobian, ask: _Ask, group: Sequence[int]) -> list[S
     sent = ask.defense.delta(J, ask.seed + group[0])
     delta = ask.defense.undone(J, sent)
     bound = lower_bound(J, delta, tol=1e-2)
-    variance, c, tau = ask.defense.variance(J), ask.defense.on_input(J), ask.spread
+    variance, c, tau = ask.defense.variance(J), ask.defense.input_variance(J), ask.tau
     why = ["J Jᵀ was not formed: no rank and no I²F; whether the first order holds so far out is not known"]
     if len(group) > 1:
         why.append(f"a mean over the {len(group)} samples behind this gradient: one of them may be less protected")
@@ -387,7 +389,7 @@ def _by_products(J: GradientJacobian, ask: _Ask, group: Sequence[int]) -> list[S
 
 def _bayes(errors: trace.BayesError, variance: float, ask: _Ask) -> tuple[float, bool]:
     """The lower end of the Bayes error's interval as an MSE, and whether its quadrature settled."""
-    found = errors(variance, variance / ask.spread**2)
+    found = errors(variance, variance / ask.tau**2)
     return max(found.low, 0.0) / errors.J.shape[0], found.converged
 
 
@@ -397,7 +399,7 @@ def _variance_by_products(
     """σ² at which `_bayes` gives the target, or a little more, and what is doubtful about it. By the secant rule in its
     logit over log σ², which is a line of slope 1 where all λ are equal. known, prior: a variance and its error, to
     start from. inf: beyond τ; None: not found in `RUNS` runs."""
-    share = ask.mse / ask.spread**2
+    share = ask.mse / ask.tau**2
     if share >= 1:
         return math.inf, ""
     goal, low, high, best = _logit(min(share * CLOSE, (1 + share) / 2)), -math.inf, math.inf, None
@@ -405,7 +407,7 @@ def _variance_by_products(
 
     def add(at: float, mse: float) -> float:
         """Where to look next."""
-        points.append((at, _logit(min(max(mse / ask.spread**2, 1e-12), 1 - 1e-12))))
+        points.append((at, _logit(min(max(mse / ask.tau**2, 1e-12), 1 - 1e-12))))
         slope = 1.0
         if len(points) > 1 and points[-1][0] != points[-2][0]:
             slope = (points[-1][1] - points[-2][1]) / (points[-1][0] - points[-2][0])
@@ -413,7 +415,7 @@ def _variance_by_products(
 
     near = known and prior > 0 and abs(math.log(prior**2 / ask.mse)) < 2  # from far below a step costs many products
     start = add(math.log(known), prior**2) if near else None
-    at = math.log(ask.mse * square_sum(J) / J.shape[0]) if start is None else start
+    at = math.log(ask.mse * squared_norm(J) / J.shape[0]) if start is None else start
     for _ in _range(RUNS):
         mse, settled = _bayes(errors, math.exp(at), ask)
         if ask.mse <= mse <= CLOSE**2 * ask.mse:
@@ -446,11 +448,11 @@ def _drawn(
     x₀ + (J Jᵀ + εI)⁻¹(J δ + ε(m − x₀)), ε = σ²/τ². None where the defence is no such noise.
     """
     if c is not None:  # what is sent is the gradient of x₀ + √c z
-        kept = ask.spread**2 / (c + ask.spread**2)
-        return kept * (J.x + math.sqrt(c) * on_input(J, seed).to(J.x)) + (1 - kept) * MEAN, True
+        kept = ask.tau**2 / (c + ask.tau**2)
+        return kept * (J.x + math.sqrt(c) * input_noise(J, seed).to(J.x)) + (1 - kept) * MEAN, True
     if not variance:
         return (None if variance is None else J.x), True
-    damping = variance / J.unit**2 / ask.spread**2
+    damping = variance / J.unit**2 / ask.tau**2
     b = J.matvec(delta / J.unit) / J.unit + damping * (MEAN - J.x.reshape(-1))
     steps = LANCZOS if J.shape[1] > SMALL else 5 * LANCZOS
     found = linalg.solve_cg(lambda v: J.matvec(J.rmatvec(v) / J.unit) / J.unit, b, damping, 1e-3, steps)
@@ -459,7 +461,7 @@ def _drawn(
 
 def _variances(J: GradientJacobian, defense: Defense, lit: Tensor) -> Tensor | None:
     """Of an unbounded attacker's estimate, along each eigenvector of J Jᵀ; None where the defence is no noise."""
-    c, variance = defense.on_input(J), defense.variance(J)
+    c, variance = defense.input_variance(J), defense.variance(J)
     return c * torch.ones_like(lit) if c is not None else None if variance is None else variance / lit
 
 
@@ -483,13 +485,13 @@ def _weighted(t: Tensor) -> Tensor:
 
 
 def variance_for(
-    mse: float, truth: Tensor, U: Tensor, values: Tensor, spread: float, regular: bool = True
+    mse: float, truth: Tensor, U: Tensor, values: Tensor, tau: float, regular: bool = True
 ) -> tuple[float, float]:
     """σ² of isotropic noise at which the best of the attackers considered is left with the mean squared error `mse`,
     and the largest RMSE that such noise can leave.
 
     Args: truth: (d,), in [0, 1]. U: (d, r), these entries of the eigenvectors of J Jᵀ. values: (r,), their λ > 0.
-    spread: τ of the attacker with a prior. regular: J Jᵀ has no null space.
+    tau: τ of the attacker with a prior. regular: J Jᵀ has no null space.
 
     The attackers are those of `judged`: the one with a prior, σ² Σ u²τ²/(σ² + λτ²) + τ²(1 − Σ u²), and, where J Jᵀ is
     regular, the one who knows the range (`clamped_square`). Both errors grow with σ²: bisection of log σ². inf where no
@@ -502,17 +504,17 @@ def variance_for(
     inverse = squares @ (1 / values)
 
     def left(variance: float) -> float:
-        prior = float((weights * variance * spread**2 / (variance + values * spread**2)).sum()) + unseen * spread**2
+        prior = float((weights * variance * tau**2 / (variance + values * tau**2)).sum()) + unseen * tau**2
         return min(prior, float(clamped_square(truth, (variance * inverse).sqrt()).mean())) if regular else prior
 
-    most = spread**2
+    most = tau**2
     if regular:
         most = min(most, float((truth.square() + (1 - truth).square()).mean()) / 2)
     if mse >= most:
         return math.inf, math.sqrt(most)
     if left(0.0) >= mse:
         return 0.0, math.sqrt(most)
-    low = high = float(values.max()) * spread**2
+    low = high = float(values.max()) * tau**2
     while left(low) >= mse:
         low /= 16
     while left(high) < mse and high < math.inf:
@@ -635,8 +637,8 @@ def _reservations(
         )
     if needed is not None and math.isinf(needed):
         found.append(f"no isotropic noise reaches {ask.target:g} dB: an attacker who ignores the gradient is left with "
-                     f"{most:.3g} ({_psnr(most):.3g} dB), where the prior's deviation is τ = {ask.spread:g} "
-                     f"({_psnr(ask.spread):.3g} dB)")  # fmt: skip
+                     f"{most:.3g} ({_psnr(most):.3g} dB), where the prior's deviation is τ = {ask.tau:g} "
+                     f"({_psnr(ask.tau):.3g} dB)")  # fmt: skip
     elif needed and math.sqrt(ask.mse) > LINEAR:
         found.append(f"the noise needed for {ask.target:g} dB lies beyond the first order: what it leaves may be less")
     if common.kinked:

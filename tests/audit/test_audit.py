@@ -10,8 +10,8 @@ from torch import nn
 
 import i2f
 from i2f import cli
+from i2f.audit import audit, clamped_square, variance_for
 from i2f.audit import figure as draw
-from i2f.audit.samples import audit, clamped_square, variance_for
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +61,18 @@ def test_variance_for_in_closed_form():
     """J Jᵀ = λI: the prior leaves vτ²/(v + λτ²), to black and white pixels the box half of v/λ where it is small."""
     eye, half = torch.eye(2, dtype=torch.float64), torch.full((2,), 0.5, dtype=torch.float64)
     black = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    gray, most = variance_for(0.04, half, eye, 4 * half, spread=0.25)  # a gray pixel's box is far away
+    gray, most = variance_for(0.04, half, eye, 4 * half, tau=0.25)  # a gray pixel's box is far away
     assert gray == pytest.approx(2 * 0.04 * 0.0625 / (0.0625 - 0.04))
     assert most == 0.25
-    assert variance_for(1e-4, black, eye, 4 * half, spread=0.25)[0] == pytest.approx(2 * 2e-4)
-    assert math.isinf(variance_for(0.07, half, eye, 4 * half, spread=0.25)[0])  # above τ²
-    found, most = variance_for(0.4, black, eye, 4 * half, spread=1.0)
+    assert variance_for(1e-4, black, eye, 4 * half, tau=0.25)[0] == pytest.approx(2 * 2e-4)
+    assert math.isinf(variance_for(0.07, half, eye, 4 * half, tau=0.25)[0])  # above τ²
+    found, most = variance_for(0.4, black, eye, 4 * half, tau=1.0)
     assert float(clamped_square(black, (torch.tensor(found) / 2 * half * 2).sqrt()).mean()) == pytest.approx(0.4)
     assert most == pytest.approx(0.5**0.5)  # a pixel drawn far out is clamped to 0 or 1
-    assert math.isinf(variance_for(0.6, black, eye, 4 * half, spread=1.0)[0])
+    assert math.isinf(variance_for(0.6, black, eye, 4 * half, tau=1.0)[0])
     one = eye[:, :1]  # the second direction is hidden: τ²/2 without any noise
-    assert variance_for(0.03, half, one, 4 * half[:1], spread=0.25, regular=False)[0] == 0
-    v = variance_for(0.04, half, one, 4 * half[:1], spread=0.25, regular=False)[0]
+    assert variance_for(0.03, half, one, 4 * half[:1], tau=0.25, regular=False)[0] == 0
+    v = variance_for(0.04, half, one, 4 * half[:1], tau=0.25, regular=False)[0]
     assert v == pytest.approx(2 * 0.0175 / (1 - 0.0175 / 0.0625))  # v/λ/(1 + v/λτ²) + τ² = 2 · 0.04
 
 
@@ -97,11 +97,11 @@ def test_a_pruned_gradient_shows_its_mask(lenet, digits):
 
 def test_a_singular_j_is_judged_by_the_prior(blind):
     model, x, y = blind
-    (sample,) = audit(model, x.clamp(0, 1), y, "gaussian:1e-6", spread=0.2)
+    (sample,) = audit(model, x.clamp(0, 1), y, "gaussian:1e-6", tau=0.2)
     lost = sample.d_x - sample.rank
     assert lost > 0
     assert sample.judged >= 0.2 * (lost / sample.d_x) ** 0.5 * 0.99
-    tau_alone = audit(model, x.clamp(0, 1), y, f"gaussian:{sample.needed}", spread=0.2).samples[0]
+    tau_alone = audit(model, x.clamp(0, 1), y, f"gaussian:{sample.needed}", tau=0.2).samples[0]
     assert tau_alone.judged == pytest.approx(10**-0.75, rel=1e-6)  # the default, 15 dB
     assert any(f"rank {sample.rank} of {sample.d_x}" in words for words in sample.reservations)
     (pruned,) = audit(model, x.clamp(0, 1), y, "quantize:8")

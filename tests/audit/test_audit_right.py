@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import i2f
 from conftest import build_tiny
 from i2f import cli, metrics
-from i2f.audit.samples import audit
+from i2f.audit import audit
 from i2f.paper.models import Normalize
 
 D = torch.float64
@@ -212,14 +212,14 @@ def test_the_recommended_noise_of_lenet(lenet, digits):
 @pytest.mark.parametrize("exact", [True, False])
 def test_what_no_isotropic_noise_reaches(mlp, exact):
     """√MSE of an attacker who ignores the gradient and says 0.5 ± τ: 20 dB for τ = 0.1."""
-    (sample,) = audit(*mlp, target_psnr=19.0, spread=0.1, exact=exact)
+    (sample,) = audit(*mlp, target_psnr=19.0, tau=0.1, exact=exact)
     assert math.isinf(sample.needed)
     (words,) = (words for words in sample.reservations if "no isotropic noise" in words)
     assert "reaches 19 dB" in words
     assert "0.1 (20 dB)" in words
-    (sample,) = audit(*mlp, target_psnr=21.0, spread=0.1, exact=exact)
+    (sample,) = audit(*mlp, target_psnr=21.0, tau=0.1, exact=exact)
     assert 0 < sample.needed < math.inf
-    page = audit(*mlp, target_psnr=19.0, spread=0.1, exact=exact).html()
+    page = audit(*mlp, target_psnr=19.0, tau=0.1, exact=exact).html()
     assert "∞" in page
 
 
@@ -235,7 +235,7 @@ def test_the_recommended_noise_by_products(lenet, digit, target):
 def test_the_picture_by_products_is_the_bayes_estimate(mlp):
     """x₀ + (J Jᵀ + ε)⁻¹(J δ + ε(m − x₀)) by dense algebra."""
     model, x, y = mlp
-    (found,) = audit(model, x, y, "gaussian:0.1", exact=False, spread=0.3, seed=4)
+    (found,) = audit(model, x, y, "gaussian:0.1", exact=False, tau=0.3, seed=4)
     J = i2f.GradientJacobian(model, x, y)
     delta, epsilon = i2f.perturb.gaussian(J.gradient, 0.1, 4), 0.1 / 0.09
     A = J.gram() + epsilon * torch.eye(12, dtype=D)

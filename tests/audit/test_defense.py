@@ -8,8 +8,10 @@ import torch
 from torch.nn import functional as F
 
 import i2f
-from i2f import defense, spectrum, streams
-from i2f.audit.defense import Defense, averaged, designed, on_input, parse
+from i2f import spectrum, streams
+from i2f.audit import audit
+from i2f.audit.defense import KINDS, Defense, parse
+from i2f.audit.noise import averaged, designed, input_noise, squared_norm
 
 
 @pytest.fixture
@@ -19,7 +21,14 @@ def J(tiny):
 
 @pytest.mark.parametrize(
     ("text", "values"),
-    [("none", ()), ("gaussian:1e-3", (1e-3,)), ("dp:1.0:0.5", (1.0, 0.5)), ("prune:0.9", (0.9,)), ("quantize:4", (4,))],
+    [
+        ("none", ()),
+        ("gaussian:1e-3", (1e-3,)),
+        ("dp:1.0:0.5", (1.0, 0.5)),
+        ("prune:0.9", (0.9,)),
+        ("quantize:4", (4,)),
+        ("eigenvector:3:5", (3, 5)),
+    ],
 )
 def test_a_defence_is_its_text(text, values, J):
     found = parse(text)
@@ -38,6 +47,8 @@ def test_a_defence_is_its_text(text, values, J):
         ("gaussian:much", "no number: give gaussian:<variance>"),
         ("gaussian:-1", "at least 0"),
         ("gaussian:nan", "out of range"),
+        ("quantize:2.5", "bits must be a whole number"),
+        ("eigenvector:0.5:1", "index must be a whole number"),
     ],
 )
 def test_a_malformed_defence_is_named(text, words):
@@ -57,6 +68,31 @@ def test_a_clipped_gradient_is_scaled_back(J):
     assert Defense("prune", (0.5,)).variance(J) is None
 
 
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.shares or kind.variance])
+def test_variances_along_the_singular_vectors_are_those_of_the_draws(J, name):
+    """E[(v_iᵀδ)²] = s_i, for noise so small that the first order is all."""
+    values = {"none": (), "clip": (1e9,), "dp": (1e9, 1e-9 * float(J.gradient.norm()))}.get(name, (1e-5,))
+    found, rank = Defense(name, values), spectrum.rank(J)
+    spectral = spectrum.decompose(J)
+    deltas = torch.stack([found.delta(J, seed) for seed in range(1500)])
+    along = (deltas @ J.dense().T) @ spectral.vectors[:, :rank] / spectral.values[:rank].sqrt()
+    expected = found.variances(J)[:rank] * (2 if name == "laplace" else 1)  # half of it counts against an attacker
+    torch.testing.assert_close(along.square().mean(0), expected, rtol=0.2, atol=1e-30)
+
+
+@pytest.mark.parametrize("text", ["prune:0.5", "quantize:4", "eigenvector:0:1"])
+def test_what_is_no_noise_has_no_variances(J, text):
+    with pytest.raises(ValueError, match="adds no noise of known covariance"):
+        parse(text).variances(J)
+
+
+@pytest.mark.parametrize("name", ["row-space", "linear", "averaged", "eigenvector"])
+def test_an_audit_refuses_what_it_cannot_judge(mlp, name):
+    text = "eigenvector:0:1" if name == "eigenvector" else f"{name}:0.1"
+    with pytest.raises(ValueError, match=f"{text}' cannot be audited: .*(covariance|direction)"):
+        audit(*mlp, text)
+
+
 def test_relative_noise_has_the_length_it_says(J):
     found = parse("relative:0.3")
     assert found.variance(J) * J.shape[1] == pytest.approx((0.3 * float(J.gradient.norm())) ** 2)
@@ -71,7 +107,7 @@ def test_norms_are_not_summed_in_float32(mlp, factor):
     for text in ("relative:0.3", f"dp:{1e-3 * factor}:0.5"):
         wanted = parse(text.replace(f"{1e-3 * factor}", "1e-3")).variance(J)
         assert parse(text).variance(K) == pytest.approx(wanted * factor**2, rel=1e-3)
-    assert parse("designed:0.3").on_input(K) == pytest.approx(parse("designed:0.3").on_input(J), rel=1e-3)
+    assert parse("designed:0.3").input_variance(K) == pytest.approx(parse("designed:0.3").input_variance(J), rel=1e-3)
 
 
 def test_designed_noise_has_its_energy_and_the_same_error_in_every_direction(J):
@@ -100,7 +136,7 @@ def test_designed_noise_is_the_gradient_of_a_noisy_input(mlp):
     model, x, y = mlp
     J = i2f.GradientJacobian(model, x, y)
     c = 0.01
-    delta = designed(J, c * defense.trace(J), seed=5)
+    delta = designed(J, c * squared_norm(J), seed=5)
     z = torch.randn(x.shape, generator=streams.generator("designed", 5), dtype=torch.float64)
     found = i2f.invert(model, J.gradient + delta, y, x.shape, start=x.clone())
     torch.testing.assert_close(found.x, x + math.sqrt(c) * z, atol=1e-6, rtol=0)
@@ -110,8 +146,8 @@ def test_designed_noise_is_the_gradient_of_a_noisy_input(mlp):
 def test_a_seed_draws_designed_noise_of_its_own(lenet, digits):
     """Neither the seed's own stream, nor an attack's start, nor Gaussian noise of that seed begins at its secret."""
     J = i2f.GradientJacobian(lenet, digits[0][:1], digits[1][:1], method="matrix-free")
-    z = on_input(J, 3).flatten()
-    assert torch.equal(z, on_input(J, 3).flatten())
+    z = input_noise(J, 3).flatten()
+    assert torch.equal(z, input_noise(J, 3).flatten())
     others = [torch.Generator().manual_seed(3), *(streams.generator(name, 3) for name in ("start", "gaussian"))]
     for generator in others:
         draw = torch.randn(len(z), generator=generator, dtype=torch.float64)
@@ -141,24 +177,24 @@ def test_defences_do_not_depend_on_the_losss_scale(mlp, dtype, factor, text, met
     torch.testing.assert_close(scaled.undone(K, found).double() / factor, own.undone(J, delta), **near)
     if own.variance(J):
         assert scaled.variance(K) == pytest.approx(own.variance(J) * factor**2, rel=1e-4)
-    if own.on_input(J):
-        assert scaled.on_input(K) == pytest.approx(own.on_input(J), rel=1e-4)
+    if own.input_variance(J):
+        assert scaled.input_variance(K) == pytest.approx(own.input_variance(J), rel=1e-4)
 
 
 def test_traces_agree(tiny):
-    exact = defense.trace(i2f.GradientJacobian(*tiny))
-    drawn = defense.trace(i2f.GradientJacobian(*tiny, method="matrix-free"))
+    exact = squared_norm(i2f.GradientJacobian(*tiny))
+    drawn = squared_norm(i2f.GradientJacobian(*tiny, method="matrix-free"))
     assert drawn == pytest.approx(exact, rel=0.4)
 
 
 def test_averaged_shares_are_optimal():
     """No small shift of energy between two directions gains; directions that are too sharp get none."""
     values = torch.logspace(1, -4, 30, dtype=torch.float64)
-    spread, energy = 0.3, 0.2
-    shares = averaged(values, energy, spread)
+    tau, energy = 0.3, 0.2
+    shares = averaged(values, energy, tau)
 
     def left(s):
-        return float((s * spread**2 / (values * spread**2 + s)).sum())
+        return float((s * tau**2 / (values * tau**2 + s)).sum())
 
     assert float(shares.sum()) == pytest.approx(energy)
     assert float(shares.min()) == 0
@@ -174,7 +210,7 @@ def test_averaged_shares_are_optimal():
     assert left(shares) > left(torch.full_like(values, energy / 30))
     with pytest.raises(ValueError, match="not positive"):
         averaged(torch.tensor([1.0, 0.0]), 1.0, 1.0)
-    with pytest.raises(ValueError, match="spread=0 is out of range"):
+    with pytest.raises(ValueError, match="tau=0 is out of range"):
         averaged(values, 1.0, 0)
 
 

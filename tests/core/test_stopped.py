@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import i2f
-from i2f.audit.samples import audit
+from i2f.audit import audit
 
 X, Y = torch.linspace(0.1, 0.9, 6, dtype=torch.float64)[None], torch.tensor([1])
 

@@ -15,7 +15,7 @@ from i2f import attacks, trace
 from i2f._fast.chain import chain_jacobian
 from i2f.attacks.gauss_newton import Point
 from i2f.attacks.problem import Problem
-from i2f.audit.samples import audit
+from i2f.audit import audit
 from i2f.paper import penalty
 
 D = torch.float64

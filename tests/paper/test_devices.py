@@ -12,7 +12,7 @@ import torch
 import i2f
 from conftest import TINY, build_tiny
 from i2f import defense, devices, perturb, spectrum, trace
-from i2f.audit.samples import audit
+from i2f.audit import audit
 from i2f.core.influence import expected_square
 from i2f.paper import penalty
 

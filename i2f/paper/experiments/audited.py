@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from i2f.audit.samples import audit
+from i2f.audit import audit
 from i2f.paper import claims, data, devices, sweep
 from i2f.paper.experiments import problems as shared
 from i2f.paper.sweep import Problem, Row

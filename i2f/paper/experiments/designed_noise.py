@@ -7,8 +7,8 @@ s_i/λ_i.
     isotropic   E/d_θ in every coordinate: (E/d_θ)/λ_i, and nearly all of it lies where nobody looks
     row-space   s_i = E/d_x
     linear      s_i = E λ_i/tr(J Jᵀ): the same error in every direction, drawn as √c Jᵀz
-    designed    the same to first order, as the gradient of the input with noise on it; `defense.designed`
-    averaged    the largest mean error for an attacker with a prior; `defense.averaged`
+    designed    the same to first order, as the gradient of the input with noise on it; `noise.designed`
+    averaged    the largest mean error for an attacker with a prior; `noise.averaged`
 """
 
 import math
@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from i2f.attacks import invert_many
-from i2f.audit.defense import averaged, designed
-from i2f.audit.samples import audit, clamped_square
+from i2f.attacks.prior import TAU
+from i2f.audit import audit, clamped_square
+from i2f.audit.defense import Defense
 from i2f.core import perturb, spectrum, streams
 from i2f.core.dense import dense_jacobian, outer_gram
 from i2f.core.jacobian import GradientJacobian
@@ -33,7 +34,6 @@ from i2f.paper.sweep import Problem, Row
 
 KINDS = ("isotropic", "row-space", "linear", "designed", "averaged")
 TOLD = ("linear", "designed")  # whose covariance an attacker is told
-SPREAD = 0.25  # τ: what the attacker with a prior expects of a pixel
 SHARPEST = 10  # directions, the least protected ones by isotropic noise
 FLOOR = 1e-6  # of the isotropic variance: what the attacker who is told the covariance allows for outside the row space
 
@@ -59,14 +59,13 @@ def _solve(steps: int, seed: int, chunk: list[Problem]) -> list[Row]:
     J = shared.jacobian(chunk[0])
     values, vectors = spectrum.decompose(J)
     sent = list(dict.fromkeys(map(_sent, chunk)))
-    energies = {level: (level * float(J.gradient.norm())) ** 2 for _, level, _ in sent}
-    spread = {(kind, level): variances(kind, values, energies[level], J.shape[1]) for kind, level, _ in sent}
-    gradients = [J.gradient + drawn(J, kind, spread[kind, level], energies[level], draw) for kind, level, draw in sent]
+    gradients = [J.gradient + noise(kind, level).delta(J, draw) for kind, level, draw in sent]
     labels = J.map.y.expand(len(sent), -1)
     attacks = invert_many(J.map.model, torch.stack(gradients), labels, J.x.shape, seed=seed, steps=steps)
     rows = []
     for p in chunk:
-        shares, energy = spread[p["kind"], p["level"]], energies[p["level"]]
+        shares = noise(p["kind"], p["level"]).variances(J)
+        energy = (p["level"] * float(J.gradient.norm())) ** 2
         at = sent.index(_sent(p))
         found = attacks[at]
         x = found.x
@@ -78,7 +77,7 @@ def _solve(steps: int, seed: int, chunk: list[Problem]) -> list[Row]:
             "energy": energy, "predicted_mse": float(errors.mean()), "mse": float(along.mean()),
             "predicted_sharpest": float(errors[:SHARPEST].mean()), "sharpest": float(along[:SHARPEST].mean()),
             "worst_predicted": float(errors.min()),
-            "bayes": float((errors * SPREAD**2 / (errors + SPREAD**2)).mean()), "rmse": float(along.mean()) ** 0.5,
+            "bayes": float((errors * TAU**2 / (errors + TAU**2)).mean()), "rmse": float(along.mean()) ** 0.5,
             "predicted_rmse": float(errors.mean()) ** 0.5,
             "converged": found.converged, "matched": found.matched, "failed": found.failed, "reason": found.reason,
         })  # fmt: skip
@@ -90,27 +89,9 @@ def _sent(p: Problem) -> tuple[str, float, int]:
     return p["kind"], p["level"], p["noise_seed"]
 
 
-def variances(kind: str, values: Tensor, energy: float, d_theta: int) -> Tensor:
-    """s_i, the variance along each right singular vector of J."""
-    if kind == "isotropic":
-        return torch.full_like(values, energy / d_theta)
-    if kind == "row-space":
-        return torch.full_like(values, energy / len(values))
-    if kind in ("linear", "designed"):
-        return energy * values / values.sum()
-    return averaged(values, energy, SPREAD)
-
-
-def drawn(J: GradientJacobian, kind: str, shares: Tensor, energy: float, seed: int) -> Tensor:
-    """δ, (d_θ,)."""
-    if kind == "isotropic":
-        return perturb.gaussian(J.gradient, energy / J.shape[1], seed)
-    if kind == "designed":
-        return designed(J, energy, seed)
-    values, vectors = spectrum.decompose(J)
-    # one draw for each kind in the row space, so that they are compared in pairs, and of no other purpose
-    z = torch.randn(len(values), generator=streams.generator("row-space", seed), dtype=torch.float64).to(values)
-    return J.rmatvec((vectors @ (shares.sqrt() * z / values.sqrt())).to(J.x))
+def noise(kind: str, level: float) -> Defense:
+    """The noise of this kind, its norm over the gradient's being `level`."""
+    return Defense("relative" if kind == "isotropic" else kind, (level,))
 
 
 def tell(J: GradientJacobian, gradient: Tensor, shares: Tensor, floor: float, x: Tensor, steps: int) -> Tensor:
@@ -271,13 +252,13 @@ def privacy(p: Problem, reference: int) -> float:
     if p["method"] == "designed":
         deviation = torch.full((x[0].numel(),), p["value"], dtype=torch.float64, device=x.device)
         boxed = [float(clamped_square(one.double().reshape(-1), deviation).mean()) ** 0.5 for one in x]
-        prior = p["value"] * SPREAD / math.hypot(p["value"], SPREAD)
+        prior = p["value"] * TAU / math.hypot(p["value"], TAU)
         return float(np.mean([min(one, prior) for one in boxed]))
     variance = f"gaussian:{p['value'] ** 2}"
     # an attacker cannot use what lies beside the row space, to first order: noise in it alone leaves the same errors
     defense = {"none": "none", "isotropic": variance, "row-space": variance, "dp": f"dp:{clip}:{p['value']}",
                "prune": f"prune:{p['value']}"}[p["method"]]  # fmt: skip
-    return float(np.mean([sample.judged for sample in audit(model.double(), x, y, defense, spread=SPREAD)]))
+    return float(np.mean([sample.judged for sample in audit(model.double(), x, y, defense, tau=TAU)]))
 
 
 def gains(table: pd.DataFrame) -> pd.DataFrame:

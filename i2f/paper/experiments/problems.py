@@ -4,7 +4,7 @@ A problem is a dictionary of plain values, so that it can travel to a process, b
 
     dataset, split, image, batch    which images: `batch` of them from number `image` on, behind one gradient
     model, init, activation, …       the network; see `models.build`
-    noise, size, noise_seed         what is added to the gradient: a key of `NOISE`, and its size
+    noise, size, noise_seed         what is added to the gradient: a name of `defense.KINDS`, and its size
     index, norm                     of eigenvector noise: which, and how much
     method, steps, start_seed, …    the attack; see `attack`
 
@@ -13,7 +13,6 @@ What is left out has the value in `DEFAULTS`.
 
 import copy
 import itertools
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -23,7 +22,8 @@ import torch
 from torch import Tensor
 
 from i2f.attacks import METHODS, Reconstruction, invert_many
-from i2f.core import checks, metrics, perturb, spectrum
+from i2f.audit.defense import KINDS, Defense
+from i2f.core import checks, metrics, spectrum
 from i2f.core.influence import expected_square
 from i2f.core.jacobian import GradientJacobian
 from i2f.paper import data, devices, models
@@ -44,14 +44,6 @@ NETWORK = (
     "activation",
     "weights",
 )  # problems that agree in these share a model
-
-NOISE: dict[str, Callable[[GradientJacobian, Problem], Tensor]] = {  # size: a variance, or the share that is pruned
-    "none": lambda J, p: torch.zeros_like(J.gradient),
-    "gaussian": lambda J, p: perturb.gaussian(J.gradient, value(p, "size"), value(p, "noise_seed")),
-    "laplace": lambda J, p: perturb.laplace(J.gradient, value(p, "size"), value(p, "noise_seed")),
-    "prune": lambda J, p: perturb.prune(J.gradient, value(p, "size")),
-    "eigenvector": lambda J, p: perturb.eigenvector(J, p["index"], p["norm"]),
-}
 
 PERFECT = "gauss-newton: knows model and label, no prior, random start"  # the attacker of most claims, in words
 FLOOR = 1e-20  # an MSE below this is rounding, and differs from machine to machine
@@ -96,7 +88,9 @@ def _network(device: torch.device, *named: Any) -> torch.nn.Module:
 
 def perturbation(J: GradientJacobian, problem: Problem) -> Tensor:
     """δ, (d_θ,), of the problem's `noise`."""
-    return NOISE[checks.one_of("noise", value(problem, "noise"), NOISE)](J, problem)
+    name = checks.one_of("noise", value(problem, "noise"), KINDS)
+    own = {"none": (), "eigenvector": (problem.get("index"), problem.get("norm"))}
+    return Defense(name, own.get(name, (value(problem, "size"),))).delta(J, value(problem, "noise_seed"))
 
 
 def predict(problems: list[Problem], dampings: tuple[float, ...] = ()) -> list[Row]:

@@ -23,11 +23,11 @@ def table():
 @pytest.mark.parametrize("kind", designed_noise.KINDS)
 def test_every_kind_has_the_energy(kind):
     J = shared.jacobian({**SETTING, "image": 0})
-    values = spectrum.decompose(J).values
-    shares = designed_noise.variances(kind, values, 0.5, J.shape[1])
+    defended = designed_noise.noise(kind, 0.5**0.5 / float(J.gradient.norm()))
+    shares = defended.variances(J)
     inside = 0.5 * J.shape[0] / J.shape[1] if kind == "isotropic" else 0.5
     assert float(shares.sum()) == pytest.approx(inside)
-    deltas = torch.stack([designed_noise.drawn(J, kind, shares, 0.5, seed) for seed in range(6)])
+    deltas = torch.stack([defended.delta(J, seed) for seed in range(6)])
     few = 784 if kind in ("isotropic", "row-space") else 60  # so many directions share the energy, at least
     assert float(deltas.square().sum(1).mean()) == pytest.approx(0.5, rel=4 / (6 * few / 2) ** 0.5)
 
@@ -170,11 +170,11 @@ def test_equal_seeds_share_no_draw():
     i2f.invert(J.map.model, J.gradient, J.map.y, J.x.shape, steps=1, seed=0, callback=lambda at: started.append(at.x))
 
     def z(kind):
-        return (vectors.T @ J.matvec(designed_noise.drawn(J, kind, 1e-12 * values, 1e-12, 0))) / values
+        return (vectors.T @ J.matvec(designed_noise.noise(kind, 1e-9).delta(J, 0))) / values
 
     draws = torch.stack([
         started[0].flatten(), vectors @ z("designed"), z("linear"), vectors @ z("linear"),
-        designed_noise.drawn(J, "isotropic", values, float(J.shape[1]), 0)[:784],
+        designed_noise.noise("isotropic", 1.0).delta(J, 0)[:784],
     ])  # fmt: skip
     assert float((torch.corrcoef(draws) - torch.eye(len(draws))).abs().max()) < 5 / 784**0.5
     expected = torch.randn(784, generator=streams.generator("row-space", 0), dtype=torch.float64)
