@@ -283,7 +283,7 @@ def judge_rivals(place=SAME, factor=1.0):
          **dict.fromkeys(rivals.MEASURES, level * (1 + place(image)) / factor)}
         for image in range(N) for level in (0.1, 10.0)
     ]  # fmt: skip
-    return rivals.judge(pd.DataFrame(rows), 0.7, 1.5)
+    return rivals.judge({"problems": pd.DataFrame(rows)}, {"order": 0.7, "calibration": 1.5})
 
 
 NOWHERE = [(depth, image) for depth in (2, 4) for image in range(N)]

@@ -37,7 +37,7 @@ def problems(
     setting: dict[str, Any], images: int, variances: list[float], weights: list[float], steps: dict[str, int]
 ) -> list[Problem]:
     """Every attacker on the same noisy gradients; `bayes` is σ²/τ², `ridge` the attacker's own ε."""
-    spread = shared.pixels(setting["dataset"], setting.get("root"))[1]
+    spread = shared.pixels(setting["dataset"], setting.get("root"))[1] ** 2
     return [
         {**problem, "bayes": problem["size"] / spread, "attacker": name, "method": method, "ridge": ridge,
          "steps": steps[method]}
@@ -79,7 +79,8 @@ def _solve(dampings: list[float], pictured: int, chunk: list[Problem]) -> list[R
     for p in chunk:
         J = shared.jacobian(p)
         delta = shared.perturbation(J, p)
-        mean, spread = shared.pixels(p["dataset"], p.get("root"))
+        mean, tau = shared.pixels(p["dataset"], p.get("root"))
+        spread = tau**2
         # Adam's prior is its start, the same mean image: it is stopped before it has left it altogether
         start = mean if p["method"] == "dgl" else None
         found = invert(

@@ -1,6 +1,6 @@
 """Measures of risk that need no attack, side by side: the same problems, the same attacker, what each costs.
 
-Each is written as the error that it foretells, larger is safer, for noise of deviation σ:
+Each is written as the RMSE that it predicts, larger is safer, for noise of standard deviation σ:
 
     gradient norm       σ√d_θ/‖g‖
     sensitivity         σ·h‖ξ‖/‖g(x + hξ) − g(x)‖, one random direction ξ: no Jacobian
@@ -15,147 +15,148 @@ Each is written as the error that it foretells, larger is safer, for noise of de
 
 import math
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
+from i2f.attacks.prior import TAU
 from i2f.core import perturb, spectrum, streams
 from i2f.core.influence import influence
-from i2f.paper import claims, sweep
+from i2f.core.jacobian import GradientJacobian
+from i2f.paper import sweep
+from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
-from i2f.paper.sweep import Problem, Row
+from i2f.paper.results import Config, Results, Tables
+from i2f.paper.statistics import convergence, rank_correlation, spearman
+from i2f.paper.sweep import Problem, Row, Settings
 
-MEASURES = {  # column -> its name, and whether it must know the noise that was drawn
-    "gradient_norm": ("gradient norm", False),
-    "sensitivity": ("sensitivity", False),
-    "fisher": ("Fisher information, ‖J‖₂ (LAVP)", False),
-    "trace": ("tr(J Jᵀ)", False),
-    "bound": ("I_lb", True),
-    "bayes": ("Bayes error", False),
-    "expected": ("E[I²] (Cramér–Rao)", False),
-    "influence": ("I²F", True),
+MEASURES = {  # by column
+    "gradient_norm": "gradient norm",
+    "sensitivity": "sensitivity",
+    "fisher": "Fisher information, ‖J‖₂ (LAVP)",
+    "trace": "tr(J Jᵀ)",
+    "bound": "I_lb",
+    "bayes": "Bayes error",
+    "expected": "E[I²] (Cramér–Rao)",
+    "influence": "I²F",
 }
-STEP, SPREAD = 1e-4, 0.25  # h‖ξ‖ per pixel; τ
+STEP = 1e-4  # h of the sensitivity: h‖ξ‖ per pixel
+ATTACK = ("steps", "start_seed")  # of a problem, and no columns of the table
 
 
-def problems(networks: dict[str, int], levels: list[float], weight_seed: int) -> list[Problem]:
-    """networks: "mnist lenet uniform [activation]" -> images. levels: σ√d_θ, over the mean gradient's norm of that
-    network, so that all images of it meet the same variance."""
+def problems(config: Config) -> list[Problem]:
+    """Every image of every network at every level of noise.
+
+    config: networks, "mnist lenet uniform [activation]" -> images; levels: σ√d_θ, over the mean norm of the network's
+    gradients, so that all its images meet the same variance; weight_seed; steps, start_seed: of the attack.
+    """
     found = []
-    for name, images in networks.items():
+    for name, images in config["networks"].items():
         dataset, model, init, *more = name.split()
-        found += sweep.grid(network=name, dataset=dataset, model=model, init=init, weight_seed=weight_seed,
-                            activation=more[0] if more else None, images=images,
-                            image=range(images), level=levels)  # fmt: skip
+        found += sweep.grid(
+            network=name,
+            dataset=dataset,
+            model=model,
+            init=init,
+            weight_seed=config["weight_seed"],
+            activation=more[0] if more else None,
+            images=images,
+            image=range(images),
+            level=config["levels"],
+            **{key: config[key] for key in ATTACK},
+        )
     return found
 
 
-def run(tasks: list[Problem], steps: int, seed: int, jobs: int | None = None) -> pd.DataFrame:
-    """A row a problem: every measure's error and its cost in gradient evaluations (`… cost`), and the attack's rmse."""
-    solve = partial(_solve, steps, seed)
-    return sweep.run(solve, tasks, together=("network", "image"), at_most=8, jobs=jobs, description="attacks")
+def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
+    """One row per problem: every measure's error and its cost in gradient evaluations (`… cost`), the attack's rmse."""
+    table = sweep.run(_solve, problems, settings, ("network", "image"), at_most=8, description="attacks")
+    return Results({"problems": table.drop(columns=[*ATTACK])})
 
 
-def _solve(steps: int, seed: int, chunk: list[Problem]) -> list[Row]:
+def _solve(chunk: list[Problem]) -> list[Row]:
     """A chunk has one image of one network."""
-    first = chunk[0]
-    J = shared.jacobian(first)
-    typical = _typical_norm(first)
+    J, typical = shared.jacobian(chunk[0]), _typical_norm(chunk[0])
     rows, tasks = [], []
     for p in chunk:
         variance = (p["level"] * typical) ** 2 / J.shape[1]
-        task = {**p, "noise": "gaussian", "size": variance, "noise_seed": p["image"], "steps": steps,
-                "start_seed": seed}  # fmt: skip
         rows.append({"variance": variance, **_measures(J, variance, p["image"])})
-        tasks.append(task)
+        tasks.append({**p, "noise": "gaussian", "size": variance, "noise_seed": p["image"]})
     kept = ("rmse", "mse_clamped", "converged", "matched", "failed", "reason", "evaluations")
-    return [
-        row | {name: found[name] for name in kept}
-        for row, found in zip(rows, shared.attack(tasks), strict=True)
-    ]  # fmt: skip
+    attacks = shared.attack(tasks)
+    return [row | {name: found[name] for name in kept} for row, found in zip(rows, attacks, strict=True)]
 
 
 def _typical_norm(problem: Problem) -> float:
     """The mean norm of the gradient over the network's images, which sets the scale of the noise."""
-    found = []
-    for image in range(problem["images"]):
-        J = shared.jacobian({**problem, "image": image})
-        found.append(float(J.gradient.norm()))
-    return float(np.mean(found))
+    images = range(problem["images"])
+    return float(np.mean([float(shared.jacobian({**problem, "image": image}).gradient.norm()) for image in images]))
 
 
-def _measures(J: Any, variance: float, seed: int) -> Row:
-    sigma, d_x = math.sqrt(variance), J.shape[0]
-    values = spectrum.decompose(J).values
-    rank = spectrum.rank(J)
-    lit = values[:rank]
+def _measures(J: GradientJacobian, variance: float, seed: int) -> Row:
+    sigma, (d_x, d_theta) = math.sqrt(variance), J.shape
+    values, rank, top = spectrum.decompose(J).values, spectrum.rank(J), spectrum.lambda_max(J)
+    nonzero = values[:rank]
     probe = streams.generator("sensitivity", seed)
     direction = torch.randn(J.x.shape, generator=probe, dtype=torch.float64).to(J.x)
     moved = float((J.map(J.x + STEP * direction) - J.gradient).norm())
     delta = perturb.gaussian(J.gradient, variance, seed)
-    top = spectrum.lambda_max(J)
     found = {
-        "gradient_norm": (sigma * J.shape[1] ** 0.5 / float(J.gradient.norm()), 1),
+        "gradient_norm": (sigma * d_theta**0.5 / float(J.gradient.norm()), 1),
         "sensitivity": (sigma * STEP * float(direction.norm()) / moved, 2),
-        "fisher": (sigma / float(lit[0].sqrt()), top.products),
-        "trace": (sigma * (d_x / float(lit.sum())) ** 0.5, d_x),
-        "bound": (float(J.matvec(delta).norm() / lit[0]) / d_x**0.5, top.products + 1),
-        "bayes": ((variance * float((1 / (values + variance / SPREAD**2)).sum()) / d_x) ** 0.5, d_x),
-        "expected": ((variance * float((1 / lit).sum()) / d_x) ** 0.5 if rank == d_x else math.inf, d_x),
+        "fisher": (sigma / float(nonzero[0].sqrt()), top.products),
+        "trace": (sigma * (d_x / float(nonzero.sum())) ** 0.5, d_x),
+        "bound": (float(J.matvec(delta).norm() / nonzero[0]) / d_x**0.5, top.products + 1),
+        "bayes": ((variance * float((1 / (values + variance / TAU**2)).sum()) / d_x) ** 0.5, d_x),
+        "expected": ((variance * float((1 / nonzero).sum()) / d_x) ** 0.5 if rank == d_x else math.inf, d_x),
         "influence": (influence(J, delta).rmse, d_x + 1),
-    }  # fmt: skip
-    return {name: value for name, (value, _) in found.items()} | {
-        f"{name} cost": cost for name, (_, cost) in found.items()
     }
+    errors = {name: value for name, (value, _) in found.items()}
+    return errors | {f"{name} cost": cost for name, (_, cost) in found.items()}
 
 
 def comparison(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a network and measure: Spearman with the measured RMSE over images and levels, the median ratio of the
+    """One row per network and measure: Spearman with the measured RMSE over images and levels, the median ratio of the
     measured error to it, the spread of that ratio (90th over 10th percentile), and its cost."""
-    table = shared.scored(table)
     rows = []
-    for network, its in table.groupby("network", sort=False):
-        for name, (words, _) in MEASURES.items():
-            ratio = its.rmse / its[name]
-            low, middle, high = np.percentile(ratio, [10, 50, 90])
-            rows.append({"network": network, "measure": words, "Spearman": claims.rank_correlation(its, name, "rmse"),
-                         "measured / foretold": middle, "90% / 10%": high / low,
-                         "gradient evaluations": float(its[f"{name} cost"].median())})  # fmt: skip
+    for network, its in shared.scored(table).groupby("network", sort=False):
+        for name, measure in MEASURES.items():
+            low, middle, high = np.percentile(its.rmse / its[name], [10, 50, 90])
+            rows.append(
+                {
+                    "network": network,
+                    "measure": measure,
+                    "Spearman": rank_correlation(its, name, "rmse"),
+                    "measured / predicted": middle,
+                    "90% / 10%": high / low,
+                    "gradient evaluations": float(its[f"{name} cost"].median()),
+                }
+            )
     return pd.DataFrame(rows)
 
 
-def judge(table: pd.DataFrame, order: float, calibration: float) -> list[claims.Claim]:
-    """The experiment's claims. The thresholds are the notebook's parameters."""
+def judge(tables: Tables, thresholds: Thresholds, dataset: str = "") -> list[Claim]:
+    """The experiment's claims, each about one network, whose name says its data set. Of the thresholds, `order` is a
+    rank correlation, and `calibration` a factor between measured and expected error."""
+    table = tables["problems"]
+    predicted = table[table[list(MEASURES)].notna().all(axis=1)]  # an image without predictions has no rank
     found = []
-    foretold = table[table[list(MEASURES)].notna().all(axis=1)]  # where nothing was, nothing can be ranked
-    for network, its in shared.lost(foretold).groupby("network", sort=False):
-        tag = network.replace(" ", "-")
-        common: dict[str, Any] = {"attacker": shared.PERFECT, "note": claims.settled(its)}
-        for name, (words, _) in MEASURES.items():
-            source = "the paper" if name in ("influence", "bound") else "rivals in the literature"
-            within = [rows for _, rows in its.groupby("level")]
-            found.append(claims.judge(
-                its[["image", "level", name, "rmse"]], lambda t, name=name: _within_levels(t, name), "image",
-                at_least=order, source=source, least=claims.LEAST_RANKED, id=f"rivals-{tag}-{name.replace('_', '-')}",
-                statement=f"{network}: {words} ranks images by their measured error.",
-                statistic=f"Spearman over images, mean over {len(within)} levels of noise", **common,
-            ))  # fmt: skip
-        found.append(claims.judge(
-            its, _miscalibration, "image",
-            at_most=calibration, source="ours", id=f"rivals-{tag}-calibration",
-            statement=f"{network}: E[I²] is the measured error, up to one draw of the noise.",
-            statistic="factor between measured and foretold, 90th percentile", **common,
-        ))  # fmt: skip
+    for network, its in shared.lost(predicted).groupby("network", sort=False):
+        judged = Judge.of("rivals", f"rivals-{network.replace(' ', '-')}", thresholds)
+        words = {"network": network, "converged": convergence(its), "levels": its.level.nunique()}
+        for name, measure in MEASURES.items():
+            columns, order = its[["image", "level", name, "rmse"]], partial(_within_levels, name=name)
+            found.append(judged(name.replace("_", "-"), columns, order, risk=measure, **words))
+        found.append(judged("calibration", its, _miscalibration, **words))
     return found
 
 
 def _within_levels(table: pd.DataFrame, name: str) -> float:
-    """Levels apart, since any measure that knows σ ranks these."""
-    level, foretold, measured = (table[column].to_numpy() for column in ("level", name, "rmse"))
+    """The mean over levels, since any measure that knows σ ranks these."""
+    level, predicted, measured = (table[column].to_numpy() for column in ("level", name, "rmse"))
     groups = [level == one for one in np.unique(level)]
-    return float(np.mean([claims.spearman(foretold[group], measured[group]) for group in groups]))
+    return float(np.mean([spearman(predicted[group], measured[group]) for group in groups]))
 
 
 def _miscalibration(table: pd.DataFrame) -> float:

@@ -1,4 +1,4 @@
-"""Measures of risk beside each other: how well each ranks images, and how near its value is."""
+"""Measures of risk compared: how well each ranks images, and how near its value is to the measured error."""
 
 from pathlib import Path
 
@@ -7,13 +7,21 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from i2f.paper.attackers import BLUE, GREEN, ORANGE, PINK, YELLOW
 from i2f.paper.figures.style import LINE, readable_ticks, style
+from i2f.paper.statistics import rank_correlation
 
 NAMES = {
-    "gradient_norm": "gradient norm", "sensitivity": "sensitivity", "fisher": "Fisher (LAVP)", "trace": "tr(J Jᵀ)",
-    "bound": "I$_{lb}$", "bayes": "Bayes error", "expected": "E[I²] (Cramér–Rao)", "influence": "I²F",
-}  # fmt: skip
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+    "gradient_norm": "gradient norm",
+    "sensitivity": "sensitivity",
+    "fisher": "Fisher (LAVP)",
+    "trace": "tr(J Jᵀ)",
+    "bound": "I$_{lb}$",
+    "bayes": "Bayes error",
+    "expected": "E[I²] (Cramér–Rao)",
+    "influence": "I²F",
+}
+COLOURS = (BLUE, ORANGE, GREEN, PINK, YELLOW)  # of networks
 
 
 def published(run: Path) -> dict[str, Figure]:
@@ -22,27 +30,27 @@ def published(run: Path) -> dict[str, Figure]:
 
 
 def overview(table: pd.DataFrame) -> Figure:
-    """Left: Spearman over images within a level, a mark a network. Right: measured over foretold, median and 10–90%."""
+    """Left: Spearman over images, mean over levels, one mark per network. Right: measured over predicted RMSE, median
+    and 10–90%."""
     style()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
     table = table[~table.failed.astype(bool)]
-    rows = list(NAMES)
     for number, (network, its) in enumerate(table.groupby("network", sort=False)):
         colour, shift = COLOURS[number % len(COLOURS)], 0.16 * (number - 1)
-        for height, name in enumerate(rows):
-            ranks = [level[[name, "rmse"]].rank().corr().iloc[0, 1] for _, level in its.groupby("level")]
-            left.plot(np.mean(ranks), -height - shift, "o", color=colour, ms=6, label=network if height == 0 else None)
+        for row, name in enumerate(NAMES):
+            height = -row - shift
+            order = np.mean([rank_correlation(level, name, "rmse") for _, level in its.groupby("level")])
+            left.plot(order, height, "o", color=colour, ms=6, label=None if row else network)
             low, middle, high = np.percentile(its.rmse / its[name], [10, 50, 90])
-            right.plot([low, high], [-height - shift] * 2, color=colour, lw=1.4)
-            right.plot(middle, -height - shift, "o", color=colour, ms=5)
-    left.axvline(0, color=LINE, lw=1)
+            right.plot([low, high], [height] * 2, color=colour, lw=1.4)
+            right.plot(middle, height, "o", color=colour, ms=5)
     left.set(xlim=(-1.05, 1.05), xlabel="Spearman with the measured error, over images")
-    left.set_yticks([-k for k in range(len(rows))], [NAMES[name] for name in rows])
-    left.set_title("Who ranks images?")
-    right.axvline(1, color=LINE, lw=1)
-    right.set(xscale="log", xlabel="measured RMSE / what the measure foretells")
-    right.set_title("Whose number is right?")
+    left.set_title("Which measure ranks images?")
+    right.set(xscale="log", xlabel="measured / predicted RMSE")
+    right.set_title("Which value is right?")
     readable_ticks(right)
-    right.set_yticks([-k for k in range(len(rows))], [NAMES[name] for name in rows])
+    for ax, neutral in ((left, 0), (right, 1)):
+        ax.axvline(neutral, color=LINE, lw=1)
+        ax.set_yticks([-row for row in range(len(NAMES))], NAMES.values())
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     return figure

@@ -24,7 +24,7 @@ GRID = [0.0, 1e-4, 0.01, 0.1, 1.0, 10.0]
 
 
 def test_every_attacker_gets_every_gradient_with_its_own_prior():
-    spread = shared.pixels("mnist", None)[1]
+    spread = shared.pixels("mnist", None)[1] ** 2
     tasks = damping.problems(SETTING, 2, [1e-5, 1e-3], [0.1, 1, 10], STEPS)
     assert len(tasks) == 2 * 2 * 6
     ridges = {t["attacker"]: t["ridge"] * spread for t in tasks if t["size"] == 1e-3}

@@ -6,18 +6,32 @@ import pytest
 import torch
 
 from i2f import perturb, streams
+from i2f.attacks.prior import TAU
 from i2f.paper.experiments import problems as shared
 from i2f.paper.experiments import rivals
 from i2f.paper.figures import rivals as draw
+from i2f.paper.sweep import Settings
+
+QUIET = Settings(jobs=1, progress="off")
+THRESHOLDS = {"order": 0.7, "calibration": 1.5}
+
+
+def config(networks, levels, weight_seed):
+    return {"networks": networks, "levels": levels, "weight_seed": weight_seed, "steps": 8, "start_seed": 0}
+
+
+def verdicts(table):
+    found = rivals.judge({"problems": table}, THRESHOLDS)
+    return {c.id.removeprefix("rivals-mnist-lenet-uniform-"): c for c in found}
 
 
 @pytest.fixture(scope="module")
 def table():
-    return rivals.run(rivals.problems({"mnist lenet uniform": 2}, [0.001], 1), 8, 0, jobs=1)
+    return rivals.run(rivals.problems(config({"mnist lenet uniform": 2}, [0.001], 1)), QUIET).tables["problems"]
 
 
 def test_problems_have_a_network_in_words():
-    tasks = rivals.problems({"mnist lenet uniform": 2, "mnist cnn2x16 kaiming softplus": 1}, [0.1, 0.2], 3)
+    tasks = rivals.problems(config({"mnist lenet uniform": 2, "mnist cnn2x16 kaiming softplus": 1}, [0.1, 0.2], 3))
     assert [(t["model"], t["activation"], t["image"], t["level"]) for t in tasks] == [
         ("lenet", None, 0, 0.1), ("lenet", None, 0, 0.2), ("lenet", None, 1, 0.1), ("lenet", None, 1, 0.2),
         ("cnn2x16", "softplus", 0, 0.1), ("cnn2x16", "softplus", 0, 0.2),
@@ -37,7 +51,7 @@ def test_every_measure_by_its_formula(table):
         "fisher": sigma / float(values[0]) ** 0.5,
         "trace": sigma * 28 / float(D.norm()),
         "bound": float((D @ delta).norm() / values[0]) / 28,
-        "bayes": sigma * float((1 / (values + row.variance / rivals.SPREAD**2)).sum()) ** 0.5 / 28,
+        "bayes": sigma * float((1 / (values + row.variance / TAU**2)).sum()) ** 0.5 / 28,
         "expected": sigma * float((1 / values).sum()) ** 0.5 / 28,
         "influence": float(torch.linalg.solve(gram, D @ delta).norm()) / 28,
     }
@@ -58,7 +72,7 @@ def test_all_images_of_a_network_meet_the_same_noise(table):
 def made_up():
     rows = []
     generator = np.random.default_rng(0)
-    for task in rivals.problems({"mnist lenet uniform": 8}, [0.1, 0.2], 1):
+    for task in rivals.problems(config({"mnist lenet uniform": 8}, [0.1, 0.2], 1)):
         truth = (1 + task["image"]) * task["level"]
         row = dict.fromkeys(rivals.MEASURES, truth)
         row |= {"gradient_norm": task["level"] * generator.uniform(), "bound": task["level"] / (1 + task["image"])}
@@ -68,7 +82,7 @@ def made_up():
 
 
 def test_claims():
-    found = {c.id.removeprefix("rivals-mnist-lenet-uniform-"): c for c in rivals.judge(made_up(), 0.7, 1.5)}
+    found = verdicts(made_up())
     assert found["influence"].verdict == found["fisher"].verdict == found["calibration"].verdict == "holds"
     assert found["bound"].verdict == "fails"
     assert found["bound"].value == pytest.approx(-1)
@@ -81,19 +95,19 @@ def test_an_attack_that_failed_is_the_largest_error():
     table = made_up()
     for image, order in ((7, 1.0), (0, 1 - 6 * (7**2 + 7 * 1**2) / (8 * 63))):  # it moves seven ranks, the others one
         spoiled = table.assign(failed=table.image == image, rmse=table.rmse.mask(table.image == image, 1e-9))
-        found = {c.id.removeprefix("rivals-mnist-lenet-uniform-"): c for c in rivals.judge(spoiled, 0.7, 1.5)}
+        found = verdicts(spoiled)
         assert found["influence"].value == pytest.approx(order)
         assert found["influence"].n == 8
         assert found["calibration"].value == np.inf  # two attacks of sixteen: more than one in ten
     raised = table.assign(failed=table.image == 0)
-    raised.loc[raised.failed, [*rivals.MEASURES, "rmse"]] = np.nan  # nothing was foretold of it
-    assert {c.n for c in rivals.judge(raised, 0.7, 1.5)} == {7}
+    raised.loc[raised.failed, [*rivals.MEASURES, "rmse"]] = np.nan  # it has no prediction
+    assert {c.n for c in verdicts(raised).values()} == {7}
 
 
 def test_comparison_and_figure():
     shown = rivals.comparison(made_up())
     assert len(shown) == len(rivals.MEASURES)
-    assert shown.set_index("measure")["measured / foretold"]["I²F"] == pytest.approx(1)
+    assert shown.set_index("measure")["measured / predicted"]["I²F"] == pytest.approx(1)
     left, right = draw.overview(made_up()).axes
     assert len(left.get_yticklabels()) == len(rivals.MEASURES)
     assert len(right.lines) >= len(rivals.MEASURES)
