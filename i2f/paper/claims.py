@@ -95,14 +95,17 @@ class Judge:
         measure: Statistic,
         within: pd.DataFrame | None = None,
         suffix: str = "",
+        interval: bool = True,
         **words: Any,
     ) -> Claim:
         """The claim `name` of the file, with the id PREFIX-NAME followed by `suffix`: `measure` of the table lies
         within its thresholds.
 
         within: the rows that meet the claim's `condition`, judged by themselves too. A claim that fails over the whole
-        table and holds over these holds only then; one that holds and fails over these holds except then. Numbers are
-        compared as they are published, rounded, so that no verdict hangs on a last digit.
+        table and holds over these holds only then; one that holds and fails over these holds except then. interval:
+        False where `measure` is the p-value of a test, which has no bootstrap interval; a p-value above its threshold
+        is inconclusive, since it does not prove equality. Numbers are compared as they are published, rounded, so that
+        no verdict hangs on a last digit.
         """
         entry = self._entry(name) | words
         unit, least = entry.pop("unit"), entry.pop("least", "units")
@@ -110,8 +113,11 @@ class Judge:
         at_least, at_most = self._bound(entry.pop("at_least", -math.inf)), self._bound(entry.pop("at_most", math.inf))
         given = {**self.thresholds, **entry}
         texts = {key: entry[key].format(**given) for key in ("statement", "statistic", "source", "note", "condition")}
-        value, low, high = bootstrap(measure, table, unit, least=least)
+        value, low, high = bootstrap(measure, table, unit, least=least) if interval else (measure(table),) * 3
         decision, inside = verdict(rounded(low), rounded(high), at_least, at_most), None
+        if not interval:
+            low, high = -math.inf, math.inf
+            decision = "holds" if decision == "holds" else "inconclusive"
         if within is not None and len(within):
             inside = bootstrap(measure, within, unit, least=least)
             second = verdict(rounded(inside[1]), rounded(inside[2]), at_least, at_most)

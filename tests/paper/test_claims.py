@@ -109,6 +109,14 @@ def test_a_statistic_that_is_no_number_has_no_interval():
     assert (claim.low, claim.high, claim.verdict) == (-math.inf, math.inf, "inconclusive")
 
 
+@pytest.mark.parametrize(("p", "decision"), [(0.001, "holds"), (0.5, "inconclusive"), (math.nan, "inconclusive")])
+def test_a_p_value_has_no_interval_and_proves_no_equality(p, decision):
+    entry = {"a": {"unit": "image", "at_most": 0.01, **WORDS}}
+    claim = claims.Judge(entry, "test", {})("a", noisy(10, 2, 1.0), lambda t: p, interval=False)
+    assert (claim.low, claim.high, claim.verdict) == (-math.inf, math.inf, decision)
+    assert claim.n == 10
+
+
 def test_an_infinite_error_is_compared_and_not_lost():
     """Of ten images one attack ended without an image: the median stands, the mean is infinite."""
     table = noisy(10, 1, 1.0).assign(value=lambda t: t.value.where(t.image > 0, math.inf))

@@ -166,7 +166,8 @@ def judge_fairness(width=3.0, follow=1.0, stray=0.0, equal=0.1, by_class=True, i
             "expected_mse": np.exp(width * u + ripple), "predicted_mse": np.exp(width * u + ripple),
             "mse": np.exp(log), "rmse": np.exp(log / 2), **ENDED,
         }))  # fmt: skip
-    return fairness.judge(pd.concat(rows, ignore_index=True), "mnist", 10.0, 0.01, 0.8, 0.5)
+    thresholds = {"ratio": 10.0, "p_value": 0.01, "share": 0.8, "narrowing": 0.5}
+    return fairness.judge({"problems": pd.concat(rows, ignore_index=True)}, thresholds, "mnist")
 
 
 UP = {"uniform": 1.0, "normal": 2.0, "kaiming": 400.0, "xavier": 900.0}

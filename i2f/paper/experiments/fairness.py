@@ -15,10 +15,14 @@ import pandas as pd
 import torch
 from scipy.stats import kruskal
 
+from i2f.core import spectrum
 from i2f.core.influence import expected_square, influence
-from i2f.paper import claims, sweep
+from i2f.paper import data, sweep
+from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
-from i2f.paper.sweep import Problem, Row
+from i2f.paper.results import Config, Results, Tables
+from i2f.paper.statistics import convergence
+from i2f.paper.sweep import Problem, Row, Settings
 
 CAUSES = {  # what might explain an image's error -> columns of the table
     "class": ["label"],
@@ -26,45 +30,55 @@ CAUSES = {  # what might explain an image's error -> columns of the table
     "I²F, for the noise drawn": ["predicted_mse"],
     "I²F and class": ["predicted_mse", "label"],
 }
+UNPUBLISHED = ("split", "root", "init", "weight_seed", "budget")  # of a problem: the same in every row
 
 
-def problems(
-    labels: Sequence[int], variance: float, strong_images: int, strong_variance: float, equal_images: int, target: float
-) -> list[Problem]:
-    """same: one small variance for all images, whose `labels` are given. strong: a larger one, for the first few.
-    equal: for the first few again, each image's own variance, so that all have the expected MSE `target`."""
-    parts = (("same", len(labels), "variance", variance), ("strong", strong_images, "variance", strong_variance),
-             ("equal", equal_images, "target", target))  # fmt: skip
+def problems(config: Config) -> list[Problem]:
+    """same: the noise `variance` for all `images`. strong: `strong_variance`, for the first `strong_images`. equal: for
+    the first `equal_images`, each image's own variance, so that all have the expected MSE `target`.
+
+    config: dataset, split, init, weight_seed; the above; steps: the attack's budget.
+    """
+    setting = shared.setting(config)
+    where = {name: setting[name] for name in ("split", "root") if name in setting}
+    labels = data.load(setting["dataset"], config["images"], **where)[1].tolist()
+    parts = {"same": "images", "strong": "strong_images", "equal": "equal_images"}
+    sizes = {"same": "variance", "strong": "strong_variance", "equal": "target"}
     return [
-        {"part": part, "image": image, "label": labels[image], name: value}
-        for part, images, name, value in parts
-        for image in range(images)
+        {
+            **setting,
+            "part": part,
+            "image": image,
+            "label": labels[image],
+            "target" if part == "equal" else "variance": config[sizes[part]],
+            "budget": config["steps"],
+        }
+        for part, count in parts.items()
+        for image in range(config[count])
     ]
 
 
-def attack(
-    problems: list[Problem], setting: dict[str, Any], steps: int, jobs: int | None = None
-) -> tuple[pd.DataFrame, np.ndarray]:
-    """Gauss–Newton on every problem. `setting`: data set and network, as in `experiments.problems`.
+def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
+    """Gauss–Newton on every problem.
 
-    Returns the table, a row an attack (`problems.attack`'s columns) with the image's `label`, whether the network
-    `answered` with it, the `variance` of its noise, `expected_mse` = E[I²]/d_x, Eq. 4 for the noise drawn
-    (`predicted_rmse`, `predicted_mse`), `lambda_min`; and the recovered images in its order, (rows, C, H, W), in [0,
-    1]; NaN where an attack raised.
+    One row per attack: `problems.attack`'s columns, the image's `label`, whether the network `answered` with it, the
+    `variance` of its noise, `expected_mse` = E[I²]/d_x, Eq. 4 for the noise drawn (`predicted_rmse`, `predicted_mse`),
+    and `lambda_min`. pictures: the recovered images in the table's order, (rows, C, H, W), in [0, 1]; NaN where an
+    attack raised.
     """
-    solve = partial(_solve, setting, steps)
     # attacks on images of one class start from the same Gram matrix
-    table = sweep.run(solve, problems, together=("part", "label"), at_most=5, jobs=jobs, description="attacks")
+    table = sweep.run(_solve, problems, settings, ("part", "label"), at_most=5, description="attacks")
     found = table.pop("picture")
     blank = np.full_like(found.dropna().iloc[0], np.nan)
-    return table, np.stack([(picture if isinstance(picture, np.ndarray) else blank)[0] for picture in found])
+    pictures = np.stack([(picture if isinstance(picture, np.ndarray) else blank)[0] for picture in found])
+    return Results({"problems": table.drop(columns=list(UNPUBLISHED), errors="ignore")}, {"pictures": pictures})
 
 
-def _solve(setting: dict[str, Any], steps: int, chunk: list[Problem]) -> list[Row]:
+def _solve(chunk: list[Problem]) -> list[Row]:
     rows, attacks = [], []
     for p in chunk:
         # every image has its own draw, the same in all parts, so that parts differ by its size alone
-        own = {**setting, "image": p["image"], "noise": "gaussian", "noise_seed": p["image"], "steps": steps}
+        own = {**p, "noise": "gaussian", "noise_seed": p["image"], "steps": p["budget"]}
         J = shared.jacobian(own)
         unit = expected_square(J, 1.0) / J.shape[0]
         own["size"] = p["target"] / unit if "target" in p else p["variance"]
@@ -77,7 +91,7 @@ def _solve(setting: dict[str, Any], steps: int, chunk: list[Problem]) -> list[Ro
             "expected_mse": unit * own["size"],
             "predicted_mse": predicted**2,
             "predicted_rmse": predicted,
-            "lambda_min": float(J.spectrum.values[-1]),
+            "lambda_min": float(spectrum.decompose(J).values[-1]),
         }
         rows.append(row)
         attacks.append(own)
@@ -92,19 +106,25 @@ def extremes(table: pd.DataFrame, part: str, count: int) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """How unequal: mean and percentiles of the measured and of the predicted MSE in each part."""
+    """How unequal: mean and percentiles of the measured, the predicted and the expected MSE in each part."""
 
     def row(rows: pd.DataFrame, name: str) -> dict[str, float]:
-        percentiles = {f"{q}%": np.nanpercentile(rows[name], q) for q in (10, 50, 90)}
+        low, middle, high = np.nanpercentile(rows[name], [10, 50, 90])
         return {
-            "images": len(rows), "mean": rows[name].mean(), "least": rows[name].min(), **percentiles,
-            "largest": rows[name].max(), "90% / 10%": spread(rows, name),
+            "images": len(rows),
+            "mean": rows[name].mean(),
+            "least": rows[name].min(),
+            "10%": low,
+            "50%": middle,
+            "90%": high,
+            "largest": rows[name].max(),
+            "90% / 10%": high / low,
             "converged": rows.converged.mean() if name == "mse" else math.nan,
-        }  # fmt: skip
+        }
 
     names = {"measured": "mse", "predicted, I²F": "predicted_mse", "expected, E[I²]": "expected_mse"}
-    rows = {(part, words): row(rows, name) for part, rows in table.groupby("part", sort=False)
-            for words, name in names.items()}  # fmt: skip
+    parts = table.groupby("part", sort=False)
+    rows = {(part, words): row(rows, name) for part, rows in parts for words, name in names.items()}
     return pd.DataFrame(rows).T.astype({"images": int})
 
 
@@ -115,7 +135,9 @@ def spread(table: pd.DataFrame, name: str = "mse") -> float:
 
 
 def class_effect(table: pd.DataFrame, name: str = "mse") -> tuple[float, float]:
-    """Kruskal and Wallis' H and p: are the ranks of `name` the same in every class?"""
+    """Kruskal and Wallis' H and p: are the ranks of `name` the same in every class? (NaN, 1) for a single class."""
+    if table.label.nunique() < 2:
+        return math.nan, 1.0
     found = kruskal(*(rows[name] for _, rows in table.groupby("label")))
     return float(found.statistic), float(found.pvalue)
 
@@ -137,7 +159,7 @@ def explained(table: pd.DataFrame, causes: Sequence[str]) -> float:
     if len(np.unique(y)) <= k:
         return math.nan
     left = y - A @ np.linalg.lstsq(A, y, rcond=None)[0]
-    return 1 - float(left @ left) / (n - k) / float(y.var(ddof=1))
+    return float(1 - float(left @ left) / (n - k) / float(y.var(ddof=1)))
 
 
 def cost(table: pd.DataFrame) -> pd.Series:
@@ -151,60 +173,48 @@ def cost(table: pd.DataFrame) -> pd.Series:
     return pd.Series({f"the {name} error": value * (1 / t).mean() for name, value in same.items()})
 
 
-def judge(
-    table: pd.DataFrame, dataset: str, ratio: float, p_value: float, share: float, narrowing: float
-) -> list[claims.Claim]:
-    """The experiment's claims. The thresholds are the notebook's parameters.
+def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
+    """The experiment's claims.
 
     Claims about images are judged a second time on those that the network does not answer with their own class:
     an untrained network gives one answer to everything, and the images of that class, whose gradients are tiny, are so
     well protected that they alone could decide. (That condition was chosen after a look.)
     """
+    table = tables["problems"]
     same, strong, equal = (shared.scored(table[table.part == part]) for part in ("same", "strong", "equal"))
     both = table[table.image.isin(table.image[table.part == "equal"]) & (table.part != "strong")]
     compared = shared.scored(both)
     compared = compared[compared.image.isin(same.image) & compared.image.isin(equal.image)]
-    common = {"source": "the unfairness experiment", "attacker": shared.PERFECT}
+    judged = Judge.of("fairness", f"fairness-{dataset}", thresholds)
 
-    def note(rows: pd.DataFrame) -> str:
-        return f"variance {rows.variance.iloc[0]:g}; {claims.settled(table[table.part == rows.part.iloc[0]])}"
+    def words(rows: pd.DataFrame, attacks: pd.DataFrame) -> dict[str, Any]:
+        return {"variance": rows.variance.iloc[0], "converged": convergence(attacks)}
 
-    def explains(rows: pd.DataFrame, cause: str, name: str, statement: str) -> claims.Claim:
-        by_class, (condition, others) = explained(rows, ["label"]), _others(rows)
-        return claims.judge(
-            rows, lambda t: explained(t, [cause]), "image", at_least=share, **common,
-            only=(condition, others) if others.image.nunique() > 2 else None,
-            id=f"fairness-{dataset}-{name}", statement=statement,
-            statistic="share of the variance of log MSE explained (adjusted R²)",
-            note=note(rows) + (f"; the class alone explains {by_class:.2f}" if math.isfinite(by_class) else ""),
-        )  # fmt: skip
+    def explains(name: str, rows: pd.DataFrame, cause: str) -> Claim:
+        others, by_class = _others(rows), explained(rows, ["label"])
+        return judged(
+            name,
+            rows,
+            partial(explained, causes=[cause]),
+            others if others.image.nunique() > 2 else None,
+            by_class=f"; the class alone explains {by_class:.2f}" if math.isfinite(by_class) else "",
+            **words(rows, table[table.part == rows.part.iloc[0]]),
+        )
 
     return [
-        claims.judge(
-            same, spread, "image", at_least=ratio, only=_others(same), **common, id=f"fairness-{dataset}-samples",
-            statement=f"The same noise protects some images {ratio:g} times better than others.",
-            statistic="90th over 10th percentile of the measured MSE", note=note(same),
-        ),
-        _classes(same, p_value, **common, id=f"fairness-{dataset}-classes",
-                 statement="The same noise protects classes unequally."),
-        _classes(_others(same)[1], p_value, **common, id=f"fairness-{dataset}-classes-others",
-                 statement="The same noise protects classes unequally, also those that the network does not answer."),
-        explains(same, "predicted_mse", "explained", "I²F explains whom small noise protects."),
-        explains(same, "expected_mse", "foretold", "E[I²] tells whom small noise protects before any is drawn."),
-        explains(strong, "predicted_mse", "explained-strong", "I²F explains whom the paper's noise protects."),
-        claims.judge(
-            compared, narrowed, "image", at_most=narrowing, only=_others(compared),
-            **common, id=f"fairness-{dataset}-equalised",
-            statement="Noise sized by E[I²] protects images more equally.",
-            statistic="standard deviation of log MSE, each image's own variance over one variance for all",
-            note=f"one variance: {same.variance.iloc[0]:g}; {claims.settled(both)}",
-        ),
-    ]  # fmt: skip
+        judged("samples", same, spread, _others(same), **words(same, table[table.part == "same"])),
+        judged("classes", same, _class_p, interval=False, **_classes(same)),
+        judged("classes-others", _others(same), _class_p, interval=False, **_classes(_others(same))),
+        explains("explained", same, "predicted_mse"),
+        explains("foretold", same, "expected_mse"),
+        explains("explained-strong", strong, "predicted_mse"),
+        judged("equalised", compared, narrowed, _others(compared), **words(same, both)),
+    ]
 
 
-def _others(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """Images that the network gets wrong, and so has much of a gradient for: a condition, and its rows."""
-    return "the network does not answer with the image's class already", rows[~rows.answered.astype(bool)]
+def _others(rows: pd.DataFrame) -> pd.DataFrame:
+    """The images that the network gets wrong, so that their gradients are large."""
+    return rows[~rows.answered.astype(bool)]
 
 
 def narrowed(table: pd.DataFrame) -> float:
@@ -213,14 +223,11 @@ def narrowed(table: pd.DataFrame) -> float:
     return float(deviation["equal"] / deviation["same"]) if deviation.get("same", 0) > 0 else math.nan
 
 
-def _classes(same: pd.DataFrame, p_value: float, **words: str) -> claims.Claim:
-    """Judged by the test itself: a p-value has no bootstrap interval, and a large one proves no equality."""
-    H, p = class_effect(same) if same.label.nunique() > 1 else (math.nan, 1.0)
-    sizes = same.groupby("label").size()
-    return claims.Claim(
-        statistic="p of Kruskal and Wallis' test of the measured MSE over classes",
-        value=p, low=-math.inf, high=math.inf, n=same.image.nunique(), unit="image",
-        holds_when=f"≤ {p_value:g}", verdict="holds" if p <= p_value else "inconclusive",
-        note=f"H = {H:.3g} with {len(sizes) - 1} degrees of freedom, {sizes.min()} to {sizes.max()} images a class",
-        **words,
-    )  # fmt: skip
+def _class_p(table: pd.DataFrame) -> float:
+    return class_effect(table)[1]
+
+
+def _classes(table: pd.DataFrame) -> dict[str, Any]:
+    """For the note of a claim about classes: H of the test, its degrees of freedom, the sizes of the classes."""
+    sizes = table.groupby("label").size()
+    return {"H": class_effect(table)[0], "freedom": len(sizes) - 1, "fewest": sizes.min(), "most": sizes.max()}
