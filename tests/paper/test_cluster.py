@@ -13,13 +13,19 @@ import pandas as pd
 import psutil
 import pytest
 
-from i2f import sweep
+from i2f import devices, sweep
+from i2f.paper import workers
 
 distributed = pytest.importorskip("distributed")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the cluster's own parts, when it is killed
 
 PROBLEMS = sweep.grid(number=range(12), kind=["a", "b"])
+ALONE, PAIR = (sweep.Settings(jobs=jobs, progress="off") for jobs in (1, 2))
 HERE = str(Path(__file__).parent)
+
+
+def on(scheduler, **more):
+    return sweep.Settings(scheduler=scheduler, progress="off", **more)
 
 
 def measured(folder, wait, chunk):
@@ -31,7 +37,7 @@ def measured(folder, wait, chunk):
 
 
 def where(chunk):
-    return [{"device": os.environ["I2F_DEVICE"], "process": os.getpid()} for _ in chunk]
+    return [{"device": devices.chosen(), "process": os.getpid()} for _ in chunk]
 
 
 @pytest.fixture(scope="module")
@@ -70,20 +76,18 @@ def client(scheduler):
 
 def test_the_table_is_the_local_one(client, tmp_path):
     solve = partial(measured, str(tmp_path), 0.0)
-    local = sweep.run(solve, PROBLEMS, ["kind"], at_most=5, jobs=2)
-    pd.testing.assert_frame_equal(sweep.run(solve, PROBLEMS, ["kind"], at_most=5, client=client), local)
+    local = sweep.run(solve, PROBLEMS, PAIR, ["kind"], at_most=5)
+    pd.testing.assert_frame_equal(sweep.run(solve, PROBLEMS, on(client), ["kind"], at_most=5), local)
 
 
-def test_the_work_is_done_on_the_workers(client, monkeypatch):
-    monkeypatch.setenv("I2F_DEVICE", "auto")
-    table = sweep.run(where, PROBLEMS, client=client)
+def test_the_work_is_done_on_the_workers(client):
+    table = sweep.run(where, PROBLEMS, on(client, device="auto"))
     assert set(table.process) <= set(client.run(os.getpid).values())
     assert set(table.device) == {"auto"}
 
 
-def test_an_address_in_the_environment_will_do(scheduler, monkeypatch):
-    monkeypatch.setenv("I2F_SCHEDULER", scheduler)
-    assert os.getpid() not in set(sweep.run(where, PROBLEMS).process)
+def test_an_address_will_do(scheduler):
+    assert os.getpid() not in set(sweep.run(where, PROBLEMS, on(scheduler)).process)
 
 
 def test_a_killed_worker_loses_nothing(client, tmp_path):
@@ -94,9 +98,9 @@ def test_a_killed_worker_loses_nothing(client, tmp_path):
     watcher = subprocess.Popen(
         [sys.executable, "-c", WATCHER, str(begun), str(victim)], stdout=subprocess.PIPE, text=True
     )
-    table = sweep.run(partial(measured, str(begun), 0.25), PROBLEMS, client=client, store=store)
+    table = sweep.run(partial(measured, str(begun), 0.25), PROBLEMS, on(client, store=store))
     assert watcher.communicate(timeout=60)[0].strip() == "killed"
-    pd.testing.assert_frame_equal(table, sweep.run(partial(measured, str(begun), 0.0), PROBLEMS, jobs=1))
+    pd.testing.assert_frame_equal(table, sweep.run(partial(measured, str(begun), 0.0), PROBLEMS, ALONE))
     assert len(list(store.rglob("*.pickle"))) == len(PROBLEMS)
 
 
@@ -116,7 +120,7 @@ while time.monotonic() < deadline:
 
 def test_a_chunk_that_kills_its_workers_is_not_tried_for_ever(client):
     """Dask may suspect a neighbour that waited on the same worker too; it says so, and the rest is right."""
-    table = sweep.run(partial(kills_at, 3), sweep.grid(number=range(12), kind="a"), client=client)
+    table = sweep.run(partial(kills_at, 3), sweep.grid(number=range(12), kind="a"), on(client))
     assert table.failed[3]
     assert table.reason[table.failed].str.startswith("raised KilledWorker").all()
     assert (table.square[~table.failed] == table.number[~table.failed] ** 2).all()
@@ -130,17 +134,15 @@ def kills_at(number, chunk):
 
 
 def test_no_scheduler_is_a_clear_error(monkeypatch):
-    monkeypatch.setenv("I2F_SCHEDULER", "tcp://127.0.0.1:9")
-    monkeypatch.setattr(sweep, "PATIENCE", 1)
+    monkeypatch.setattr(workers, "PATIENCE", 1)
     with pytest.raises(ConnectionError, match=r"no Dask scheduler answers at tcp://127.0.0.1:9 .*dask scheduler"):
-        sweep.run(where, PROBLEMS)
+        sweep.run(where, PROBLEMS, on("tcp://127.0.0.1:9"))
 
 
 def test_an_address_that_is_none(monkeypatch):
-    monkeypatch.setenv("I2F_SCHEDULER", "here")
-    monkeypatch.setattr(sweep, "PATIENCE", 1)
+    monkeypatch.setattr(workers, "PATIENCE", 1)
     with pytest.raises(ConnectionError, match="tcp://HOST:PORT"):
-        sweep.run(where, PROBLEMS)
+        sweep.run(where, PROBLEMS, on("here"))
 
 
 def test_workers_of_many_threads_are_refused():
@@ -149,7 +151,7 @@ def test_workers_of_many_threads_are_refused():
             return {"tcp://127.0.0.1:1": 1, "tcp://127.0.0.1:2": 4}
 
     with pytest.raises(ValueError, match="--nthreads 1"):
-        sweep.run(where, PROBLEMS, client=Threaded())
+        sweep.run(where, PROBLEMS, on(Threaded()))
 
 
 def test_a_scheduler_without_workers_is_refused():
@@ -160,4 +162,4 @@ def test_a_scheduler_without_workers_is_refused():
             return {}
 
     with pytest.raises(ConnectionError, match=r"dask worker tcp://127\.0\.0\.1:1"):
-        sweep.run(where, PROBLEMS, client=Idle())
+        sweep.run(where, PROBLEMS, on(Idle()))

@@ -2,8 +2,6 @@
 device, each test of an answer runs on it too."""
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -22,7 +20,7 @@ HERE = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 @pytest.fixture(params=HERE)
 def on(request, monkeypatch):
     """Moves models and tensors to the device of the turn, which is the current one."""
-    monkeypatch.setenv(devices.VARIABLE, request.param)
+    monkeypatch.setattr(devices, "_chosen", request.param)
     device = devices.current()
     return lambda *things: tuple(thing.to(device) for thing in things)
 
@@ -179,22 +177,20 @@ def test_a_device_by_name(monkeypatch):
     assert devices.resolve("auto").type == "cuda"
 
 
-def test_a_choice_is_inherited(monkeypatch):
-    monkeypatch.delenv(devices.VARIABLE, raising=False)
+def test_a_choice_holds_for_the_process(monkeypatch):
+    monkeypatch.setattr(devices, "_chosen", "cpu")
     assert devices.current() == torch.device("cpu")
-    monkeypatch.setenv(devices.VARIABLE, "nowhere")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert devices.use("cuda").type == devices.current().type == devices.chosen() == "cuda"
     with pytest.raises(ValueError, match="device='nowhere'"):
-        devices.current()
-    devices.use("cpu")
-    out = subprocess.run([sys.executable, "-c", "from i2f import devices; print(devices.current())"],
-                         capture_output=True, text=True, check=True)  # fmt: skip
-    assert out.stdout.strip() == "cpu"
+        devices.use("nowhere")
+    assert devices.chosen() == "cuda"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_products_keep_all_of_float32(monkeypatch):
     """TensorFloat-32 would leave 11 bits."""
-    monkeypatch.setenv(devices.VARIABLE, "cpu")  # what `use` sets goes when the test ends
+    monkeypatch.setattr(devices, "_chosen", "cpu")  # what `use` sets goes when the test ends
     torch.backends.cuda.matmul.allow_tf32 = True
     devices.use("cuda")
     a = torch.rand(256, 256, device="cuda")

@@ -15,9 +15,9 @@ import papermill
 import pytest
 import yaml
 
-from i2f import claims, data, pipeline
+from i2f import claims, data, pipeline, statistics
 from i2f.attacks import METHODS
-from i2f.paper import ledger
+from i2f.paper import books, ledger, publishing
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAKAGE = ROOT / "notebooks" / "01_leakage.ipynb"
@@ -51,8 +51,8 @@ def test_params_are_parameters_of_the_notebook(folder, key, entry):
         assert name in known, f"{key}.{name} is no parameter of {notebook.name}: papermill would only warn"
         assert not (isinstance(value, str) and re.fullmatch(r"[\d.]+e[-+]?\d+", value)), f"{name}: write {value} out"
     assert entry["experiment"].startswith(key.split("-")[0])
-    assert (ROOT / "i2f" / "experiments" / f"{entry['experiment']}.py").exists()
-    assert (ROOT / "i2f" / "figures" / f"{entry['experiment']}.py").exists()
+    assert (ROOT / "i2f" / "paper" / "experiments" / f"{entry['experiment']}.py").exists()
+    assert (ROOT / "i2f" / "paper" / "figures" / f"{entry['experiment']}.py").exists()
 
 
 def test_every_notebook_that_takes_parameters_is_run():
@@ -85,7 +85,15 @@ def test_tags_are_ones_that_nbval_knows(notebook):
 
 def test_stages_depend_on_the_rooms_they_use():
     """The heavy stages name every room and module of the package that a table is computed by."""
-    apart = {"__init__", "ledger", "pipeline", "figures", "experiments"}  # no number depends on these
+    apart = {
+        "__init__",
+        "books",
+        "ledger",
+        "pipeline",
+        "publishing",
+        "figures",
+        "experiments",
+    }  # no number depends on them
     paper = {p.stem for p in (ROOT / "i2f" / "paper").iterdir() if p.name != "__pycache__"} - apart
     rooms = {p.name for p in (ROOT / "i2f").iterdir() if p.is_dir() and p.name != "__pycache__"} - {"paper"}
     named = {d.removeprefix("${root}/i2f/") for d in STAGES["run"]["do"]["deps"] if d.startswith("${root}/i2f/")}
@@ -96,7 +104,7 @@ def test_stages_depend_on_the_rooms_they_use():
 
 def test_the_code_stage_depends_on_every_notebook_that_is_run():
     notebooks = {f"${{root}}/notebooks/{entry['notebook']}.ipynb" for entry in PARAMS["runs"].values()}
-    assert notebooks | {"${root}/i2f/paper/pipeline.py"} == set(STAGES["code"]["deps"])
+    assert notebooks | {"${root}/i2f/paper/books.py"} == set(STAGES["code"]["deps"])
 
 
 def test_nothing_of_a_run_can_be_pushed_into_the_bundled_remote():
@@ -130,7 +138,7 @@ def test_what_is_published_is_what_was_found(tmp_path):
     paths.to_csv(run / "paths.csv", index=False)
     np.savez(run / "pictures.npz", truth=np.zeros((1, 4, 4)), images=np.zeros((2, 2, 1, 4, 4)), costs=np.array([1, 5]))
     (tmp_path / "results" / "no-run").mkdir()
-    pipeline.publish(tmp_path)
+    publishing.publish(tmp_path, pipeline.runs(tmp_path))
     assert {p.name for p in (tmp_path / "results").iterdir()} == {name, "claims.json"}
     published = {p.name for p in stale.parent.iterdir()}
     assert published == {"overview.png", "paths.csv", "summary.csv"}
@@ -140,11 +148,11 @@ def test_what_is_published_is_what_was_found(tmp_path):
 def test_what_is_finished_can_be_published_before_the_rest(tmp_path):
     shutil.copy(ROOT / "params.yaml", tmp_path)
     with pytest.raises(FileNotFoundError, match="dvc repro run@leakage-mnist"):
-        pipeline.publish(tmp_path)
+        publishing.publish(tmp_path, pipeline.runs(tmp_path))
     run = tmp_path / "runs" / "executed" / "lower_bound-mnist"
     shutil.copytree(ROOT / "results" / "lower_bound-mnist", run)
     (run / "03_lower_bound.ipynb").touch()
-    pipeline.publish(tmp_path, finished=True)
+    publishing.publish(tmp_path, pipeline.runs(tmp_path), finished=True)
     assert {p.name for p in (tmp_path / "results").iterdir()} == {"lower_bound-mnist", "claims.json"}
     assert claims.load(tmp_path / "results" / "claims.json") == claims.load(run / "claims.json")
 
@@ -154,7 +162,7 @@ def test_code_alone_does_not_see_prose_or_outputs_or_the_notebooks_own_scale(tmp
     (tmp_path / "params.yaml").write_text(
         f"runs: {{{key}: {{notebook: changed, experiment: leakage, parameters: {{adam_steps: 7}}}}}}"
     )
-    monkeypatch.setattr(pipeline, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(books, "NOTEBOOKS", tmp_path)
 
     def written() -> str:
         nbformat.write(book, tmp_path / "changed.ipynb")
@@ -179,7 +187,7 @@ def test_cleaning_removes_what_differs_between_runs():
     cell.outputs = [nbformat.v4.new_output("stream", name=name, text="x") for name in ("stderr", "stdout")]
     html = pd.DataFrame({"a": [1]}).style.to_html()
     cell.outputs.append(nbformat.v4.new_output("display_data", data={"text/html": html, "text/plain": "<S at 0x7f88>"}))
-    book = pipeline._cleaned(nbformat.v4.new_notebook(cells=[cell], metadata={"papermill": {"start_time": "now"}}))
+    book = books.cleaned(nbformat.v4.new_notebook(cells=[cell], metadata={"papermill": {"start_time": "now"}}))
     assert [o.get("name") for o in book.cells[0].outputs] == ["stdout", None]
     assert re.search(r"\bT_[0-9a-f]{5}", html)
     assert not re.search(r"\bT_[0-9a-f]{5}", book.cells[0].outputs[1]["data"]["text/html"])
@@ -212,7 +220,7 @@ def test_every_result_is_of_a_run():
 
 def test_readme_shows_every_claim():
     shown = ledger.markdown()
-    assert f"{pipeline.OPEN}\n\n{shown}\n\n{pipeline.CLOSE}" in (ROOT / "README.md").read_text()
+    assert f"{publishing.OPEN}\n\n{shown}\n\n{publishing.CLOSE}" in (ROOT / "README.md").read_text()
     for claim in claims.load(ROOT / "results" / "claims.json"):
         assert shown.count(f"*{claim.id}*") == 1 + (claim.id in ledger.HEADLINES)
     assert all(f"*{name}*" in shown for name in ledger.HEADLINES)
@@ -227,7 +235,7 @@ def test_published_tables_agree_with_published_claims(dataset):
     table = pd.read_csv(folder / "problems.csv")
     law = table[(table.part == "law") & (table.method == "gauss-newton")]
     slope = next(c for c in claims.load(folder / "claims.json") if c.id == f"eigenvectors-{dataset}-slope")
-    assert claims.log_slope(law, "eigenvalue", "mse") == pytest.approx(slope.value, abs=0.01)
+    assert statistics.log_slope(law, "eigenvalue", "mse") == pytest.approx(slope.value, abs=0.01)
     assert len(law) >= 8
 
 
