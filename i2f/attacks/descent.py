@@ -10,20 +10,20 @@ from torch import Tensor
 
 from i2f.attacks.batched import BatchedGradient
 from i2f.attacks.prior import BOX
-from i2f.attacks.problem import EXPLODED, Problem, Reconstruction
+from i2f.attacks.problem import EXPLODED, Problem, Reconstruction, Stop
 from i2f.core.progress import bar
 
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
-TOGETHER_BYTES = 2**30  # of per-problem gradients and what their graphs hold
+TOGETHER_BYTES = 2**30  # of the problems' gradients and their graphs
 GRAPH = 16  # a problem's graph, in units of its gradient and its input
 
 
 class Recipe(NamedTuple):
-    """What tells one first-order attack from another.
+    """The settings in which first-order attacks differ.
 
     optimizer: called as optimizer(parameters, lr=lr). cosine: match the gradient's direction instead of its value.
     signed: step along the sign of the objective's gradient. drops: at these shares of the budget lr falls tenfold.
-    l1: weight of the sum of absolute differences beside the distance.
+    l1: weight of the sum of absolute differences, added to the distance.
     """
 
     optimizer: MakeOptimizer
@@ -40,11 +40,11 @@ def descend(problems: Sequence[Problem], recipe: Recipe) -> list[Reconstruction]
         squared  ‖a − b‖² [+ l1 ‖a − b‖₁]        cosine  1 − ⟨a, b⟩ / ‖a‖‖b‖,
 
     by any torch optimiser, which sees the objective in units of ‖W g‖², so that its settings mean the same at every
-    scale of the loss. Problems share the model, not their fate: each has its own leaf tensor, stops by itself,
-    and keeps its own best iterate. The problems of one call have the same shape and steps.
+    scale of the loss. The problems share the model, the shape and the number of steps; each has its own leaf tensor,
+    stops by itself, and keeps its own best iterate.
 
-    `converged` only where the gradient was matched: a first-order method cannot tell a slow descent from a stationary
-    point, and the reason says how much the last tenth of its steps still gained.
+    `converged` only where the gradient was matched: a first-order method cannot distinguish a slow descent from a
+    stationary point. The reason reports how much the last tenth of the steps gained.
     """
     group = _group_size(problems, recipe)
     found: list[Reconstruction] = []
@@ -63,7 +63,7 @@ def _group_size(problems: Sequence[Problem], recipe: Recipe) -> int:
 
 
 class _Descent:
-    """A group of problems on their way down together."""
+    """A group of problems that are minimised together."""
 
     def __init__(self, problems: Sequence[Problem], recipe: Recipe):
         self.problems, self.recipe = problems, recipe
@@ -71,7 +71,6 @@ class _Descent:
         self.images = [p.start.clone().requires_grad_() for p in problems]
         self.logits = [p.label_logits.clone().requires_grad_() for p in problems if p.label_logits is not None]
         self.targets = [p.match(p.target) for p in problems]
-        self.goals = [_goal(p, recipe.cosine) for p in problems]
         unit = statistics.median_low(p.gmap.unit for p in problems)  # one of another loss's size does not set it
         self.shares = [unit / p.gmap.unit for p in problems]
         self.weights = [1.0 if recipe.cosine else p.scale**-2 for p in problems]
@@ -79,9 +78,11 @@ class _Descent:
         self.optimizer = recipe.optimizer([*self.images, *self.logits], lr=recipe.lr)
         self.running = list(range(len(problems)))
         self.evaluations = 0  # of each running problem
+        self.misfits: dict[int, float] = {}  # of the running problems: the distance, and
+        self.sizes: dict[int, float] = {}  # the largest pixel
         self.best = [(math.inf, p.start, p.label_logits) for p in problems]
         self.earlier = [math.inf] * len(problems)  # the best objective when a tenth of the steps was left
-        self.found: list[Reconstruction | None] = [None] * len(problems)
+        self.found: dict[int, Reconstruction] = {}
 
     def run(self) -> list[Reconstruction]:
         step, drops = 0, [round(share * self.steps) for share in self.recipe.drops]
@@ -103,7 +104,7 @@ class _Descent:
             except KeyboardInterrupt:
                 self.stop_all(step, f"interrupted after {step} steps")
         self.stop_all(step, f"used its {self.steps} steps; the last tenth lowered the objective by {{gained:.0%}}")
-        return self.found
+        return [self.found[i] for i in range(len(self.problems))]
 
     def evaluate(self) -> dict[int, Tensor]:
         """The objective of every running problem, with its graph; keeps what is the best so far. With a box, nothing
@@ -141,27 +142,27 @@ class _Descent:
         return dict(zip(chosen, losses, strict=True))
 
     def inspect(self, losses: dict[int, Tensor], step: int) -> None:
-        """Tell the callbacks, and stop the problems that are through or lost."""
+        """Calls the callbacks, and stops the problems that matched their gradient or diverged."""
         if step == int(0.9 * self.steps):
             self.earlier = [best[0] for best in self.best]
         for i, loss in losses.items():
             value = loss.item()
             self.problems[i].report(step, self.images[i], value, self.evaluations)
             if not math.isfinite(self.problems[i].loss(value)):
-                self.stop(i, step, f"failed: the objective is NaN or infinite at step {step}", failed=True)
+                self.stop(i, step, Stop(f"failed: the objective is NaN or infinite at step {step}", failed=True))
             elif not self.sizes[i] <= EXPLODED:
-                self.stop(i, step, f"failed: pixels beyond {EXPLODED:g} at step {step}", failed=True)
-            elif self.misfits[i] <= self.goals[i] and not self.problems[i].prior.active:
-                self.stop(i, step, self.matched_words(i), converged=True)
+                self.stop(i, step, Stop(f"failed: pixels beyond {EXPLODED:g} at step {step}", failed=True))
+            elif stop := self.matched(i):
+                self.stop(i, step, stop)
 
-    def matched_words(self, i: int) -> str:
-        if self.recipe.cosine:
-            return "matched the gradient's direction to the tolerance"
-        how = ", weighed by the covariance," if self.problems[i].match.whitens else ""
-        return f"matched the gradient{how} to the tolerance"
+    def matched(self, i: int) -> Stop | None:
+        problem = self.problems[i]
+        if self.recipe.cosine:  # for a small angle, 1 − cos is half its square
+            return problem.matched(self.misfits[i], problem.tolerance**2 / 2, "gradient's direction")
+        return problem.matched(self.misfits[i], (problem.tolerance * problem.scale) ** 2)
 
     def update(self, losses: dict[int, Tensor]) -> None:
-        """One step of the optimiser, whose closure hands out the gradient that stands already before it makes more."""
+        """One step of the optimiser. The first call of its closure uses the objective that is known already."""
         pending: dict[int, Tensor] | None = losses
 
         def closure() -> float:
@@ -180,37 +181,32 @@ class _Descent:
             self.images[i].clamp_(*BOX)
 
     def backward(self, losses: dict[int, Tensor]) -> float:
-        """The sum that the optimiser minimises, and gradients of the running problems' leaves; the others have none, so
-        that the optimiser passes them by."""
-        leaves = [*self.images, *self.logits]
-        moving = [leaves[k] for k in range(len(leaves)) if k % len(self.images) in self.running]
+        """The sum that the optimiser minimises. Sets the gradients of the running problems' leaves; the others have
+        none, so that the optimiser passes them by."""
+        images = [self.images[i] for i in self.running]
+        moving = images + [self.logits[i] for i in self.running if self.logits]
         total = torch.stack([losses[i] * self.weights[i] for i in self.running]).sum()
-        for leaf in leaves:
-            leaf.grad = None
-        for leaf, gradient in zip(moving, torch.autograd.grad(total, moving), strict=True):
-            leaf.grad = gradient
-        if self.box and isinstance(self.optimizer, torch.optim.LBFGS):
-            for i in self.running:
-                x, gradient = self.images[i].detach(), self.images[i].grad
+        gradients = torch.autograd.grad(total, moving)
+        for x, gradient in zip(images, gradients, strict=False):
+            if self.box and isinstance(self.optimizer, torch.optim.LBFGS):
                 gradient[(x <= BOX[0]) & (gradient > 0) | (x >= BOX[1]) & (gradient < 0)] = 0  # held: no way out
-        if self.recipe.signed:
-            for i in self.running:
-                self.images[i].grad.sign_()
+            if self.recipe.signed:
+                gradient.sign_()
+        for leaf in [*self.images, *self.logits]:
+            leaf.grad = None
+        for leaf, gradient in zip(moving, gradients, strict=True):
+            leaf.grad = gradient
         self.evaluations += 1
         return float(total.detach())
 
     def stop_all(self, step: int, reason: str) -> None:
         for i in list(self.running):
             earlier, now = self.earlier[i], self.best[i][0]
-            self.stop(i, step, reason.format(gained=1 - now / earlier if 0 < earlier < math.inf else 0.0))
+            self.stop(i, step, Stop(reason.format(gained=1 - now / earlier if 0 < earlier < math.inf else 0.0)))
 
-    def stop(self, i: int, step: int, reason: str, converged: bool = False, failed: bool = False) -> None:
+    def stop(self, i: int, step: int, stop: Stop) -> None:
         loss, x, logits = self.best[i]
-        y = None if logits is None else logits.argmax(-1)
-        soft = None if logits is None else logits.softmax(-1)
-        self.found[i] = self.problems[i].finish(
-            x, loss, step, self.evaluations, reason, converged=converged, failed=failed, y=y, soft=soft
-        )
+        self.found[i] = self.problems[i].finish(x, loss, step, self.evaluations, stop, logits)
         self.running.remove(i)
 
 
@@ -223,11 +219,6 @@ def _absolute(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    """1 − cos as half the squared distance on the unit sphere: the difference itself has no digits left in float32
-    long before the gradient is matched."""
+    """1 − cos as half the squared distance on the unit sphere: computed as a difference, it has no digits left in
+    float32 long before the gradient is matched."""
     return _squared(torch.nn.functional.normalize(a, dim=-1), torch.nn.functional.normalize(b, dim=-1)) / 2
-
-
-def _goal(problem: Problem, cosine: bool) -> float:
-    """The distance at which the gradient counts as matched: for a small angle, 1 − cos is half its square."""
-    return problem.tolerance**2 / 2 if cosine else (problem.tolerance * problem.scale) ** 2

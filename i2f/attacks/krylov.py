@@ -1,30 +1,23 @@
 """Steps of the second-order attack where no Gram matrix fits in memory: Lanczos on exact products."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import partial
 
 from torch import Tensor
 
+from i2f.attacks.point import Point
 from i2f.core.lanczos import Lanczos
 
-if TYPE_CHECKING:
-    from i2f.attacks.gauss_newton import Point
-
-FORCING = 0.1  # residual of a step: closer solves buy less than the next point does (Dembo, Eisenstat, Steihaug 1982)
-MOST_STEPS = 100  # of Lanczos a point
+FORCING = 0.1  # residual of a step: closer solves gain less than the next iterate (Dembo, Eisenstat, Steihaug 1982)
+MOST_STEPS = 100  # of Lanczos at an iterate
 
 
 class KrylovSolver:
-    """(J Jᵀ [+ S] + μI) s = b in the Krylov space of b.
+    """(H [+ S] + μI) s = b in the Krylov space of b; H and S as in `Point`.
 
-    One space serves every μ that is tried at a point: a larger one costs no product. And it serves to `correct` a step:
-    what bends the objective is what the space found first, the directions of largest curvature. Where there is no step
-    (a product that is not finite), s is zero.
+    One space serves every μ that is tried at an iterate: a larger μ costs no product. It also serves to `correct` a
+    step, since the directions of largest curvature, which spoil a step most, are those that the space finds first.
+    Where there is no step (a product that is not finite), s is zero.
     """
-
-    corrects = True
 
     def __init__(self) -> None:
         self.point: Point | None = None
@@ -36,24 +29,27 @@ class KrylovSolver:
         if self.point is not point:
             self.point, self.processes = point, {}
         if newton:
-            s, definite = self._solve(b, mu, True)
+            s, definite = self._solve(point, b, mu, True)
             if definite:
                 return s, True
-        return self._solve(b, mu, False)[0], False
+        return self._solve(point, b, mu, False)[0], False
 
-    def correct(self, chord: Tensor, s: Tensor, mu: float, newton: bool) -> Tensor:
-        """The correction c of a step s:  −(A + μI)⁻¹(chord + μs), `Point.chord`, as far as the space reaches. It is the
-        geodesic acceleration of Transtrum and Sethna (2012), from the residual at x + s instead of a second
-        derivative."""
+    def correct(self, point: Point, candidate: Point, s: Tensor, mu: float, newton: bool) -> Tensor:
+        """The correction c of a step s to the candidate x + s,  −(H [+ S] + μI)⁻¹(½∇f(x + s) + μs), with f's slope as
+        `Point.model_slope` has it, as far as the space reaches. It is the geodesic acceleration of Transtrum and Sethna
+        (2012), from the residual at x + s instead of a second derivative."""
         process = self.processes[newton]
+        self.products += 1 + newton
+        slope = point.model_slope(candidate, s, newton)
         values, vectors = process.ritz()
-        along = vectors.T @ (process.basis @ (chord + mu * s)).cpu().double().numpy()
+        along = vectors.T @ (process.basis @ (slope + mu * s)).cpu().double().numpy()
         c = vectors @ (along / ((values if newton else values.clip(min=0)) + mu))
         return -process.basis.T @ process.basis.new_tensor(c)
 
-    def _solve(self, b: Tensor, mu: float, newton: bool) -> tuple[Tensor, bool]:
+    def _solve(self, point: Point, b: Tensor, mu: float, newton: bool) -> tuple[Tensor, bool]:
         if newton not in self.processes:
-            self.processes[newton] = Lanczos(self._matrix(newton), b, semidefinite=not newton)
+            product = partial(self._product, point, newton)
+            self.processes[newton] = Lanczos(product, b, semidefinite=not newton)
         process = self.processes[newton]
         if not len(process):
             process.step()
@@ -63,11 +59,6 @@ class KrylovSolver:
             s, residual, definite = process.solve(mu)
         return s, definite
 
-    def _matrix(self, newton: bool) -> Callable[[Tensor], Tensor]:
-        point = self.point
-
-        def matrix(v: Tensor) -> Tensor:
-            self.products += 2 + newton
-            return point.curve(v, newton)
-
-        return matrix
+    def _product(self, point: Point, newton: bool, v: Tensor) -> Tensor:
+        self.products += 2 + newton
+        return point.half_hessian(v, newton)

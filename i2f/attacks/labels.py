@@ -6,23 +6,25 @@ from torch import Tensor, nn
 from i2f.core import streams
 from i2f.core.gradient import GradientMap
 
-PROBES = 64  # dummy images, at least, that stand for the private ones where the network's average answer is needed
+PROBES = 64  # random images, at least, over which the network's mean answer is taken
+TIED = 0.99  # −cosine of two rows of ∇_W L from which both may be the label's
 
 
 def recover_labels(gmap: GradientMap, gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The n labels behind a shared gradient, sorted, (n,).
 
-    Cross-entropy's derivative by the logits of image i is s·(p_i − e_{y_i}), s the reduction's factor (1/n for the
-    mean). So the last layer's bias gradient is
+    Cross-entropy's derivative by the logits of image i is s·(p_i − e_{y_i}), where s is the reduction's factor (1/n for
+    the mean). So the last layer's bias gradient is
 
         ∇_b L = s (Σ_i p_i − counts),    counts = Σ_i p_i − ∇_b L / s,
 
     the number of images of each class, up to the unknown probabilities p_i. These are replaced by the network's mean
-    answer to random images, n at a time, and the counts by the nearest whole ones that sum to n. One image: the only
-    negative entry of ∇_b L is at its label (Zhao et al. 2020), which needs no guess. Without a bias, ∇_W L projected on
-    the mean feature takes the place of ∇_b L; of one image, whose ∇_W L = (p − e_y) hᵀ, the largest row is the label's.
-    Exact for one image; for a batch, as good as "one answer for all images" is: an untrained network's (cf. Wainakh et
-    al. 2022, Geng et al. 2021). Images that the loss ignores (`ignore_index`) leave no trace: n does not count them.
+    answer to random images, n at a time, and the counts by the nearest whole ones that sum to n. For one image, the
+    only negative entry of ∇_b L is at its label (Zhao et al. 2020), and nothing is unknown. Without a bias, ∇_W L
+    projected on the mean feature takes the place of ∇_b L; for one image, ∇_W L = (p − e_y) hᵀ has its largest row at
+    the label. The result is exact for one image. For a batch it assumes that the network answers alike to all images,
+    as an untrained one does (cf. Wainakh et al. 2022, Geng et al. 2021). Images that the loss ignores (`ignore_index`)
+    leave no trace: n does not count them.
 
     Args:
         gmap: its labels are not used. gradient: flat (d_θ,), or as `GradientMap.flat` takes it. shape: (n, ...), of the
@@ -40,18 +42,18 @@ def recover_labels(gmap: GradientMap, gradient: Tensor, shape: tuple[int, ...]) 
         return torch.rand(shape, generator=generator, dtype=torch.float64).to(gmap.device, gmap.dtype)
 
     name, features, logits = _last_layer(gmap, images())
-    scale = _reduction(gmap, *logits.shape, like=logits)
+    scale = _reduction(gmap, logits)
     parts = dict(zip(gmap.parameters, gmap.split(gradient), strict=True))
     bias, weight = parts.get(f"{name}.bias"), parts.get(f"{name}.weight")
-    if bias is None and weight is None:
-        raise ValueError(f"y=None: the last layer, {name}, is frozen, so that no label can be read from it; give y")
     if n == 1 and bias is not None:
         return bias.argmin().view(1)
     passes = [(features, logits), *(_last_layer(gmap, images())[1:] for _ in range(-(-PROBES // n) - 1))]
     features, logits = (torch.cat(parts).double() for parts in zip(*passes, strict=True))
-    if n == 1:
-        return _largest_row(weight, features)
     if bias is None:
+        if weight is None:
+            raise ValueError(f"y=None: the last layer, {name}, is frozen, so that no label can be read from it; give y")
+        if n == 1:
+            return _largest_row(weight, features)
         mean = features.mean(0)
         bias = weight @ mean / (mean @ mean)
     return nearest_counts(n * logits.softmax(1).mean(0), bias, scale, n)
@@ -78,12 +80,17 @@ def _last_layer(gmap: GradientMap, x: Tensor) -> tuple[str, Tensor, Tensor]:
     raise ValueError("y=None: labels are read from a last linear layer, and this model does not end in one; give y")
 
 
-def _reduction(gmap: GradientMap, n: int, classes: int, like: Tensor) -> float:
-    """s with ∂L/∂logits = s (softmax − one-hot), over `gmap.unit`; a ValueError where the loss is not of that form for
-    every label, as with weighted or ignored classes and smoothed labels. (For one image a class's own weight is no
-    obstacle: the sign of s is enough.) Of several, each class is set beside others in one batch, since a mean divides
-    by the weights that are in it."""
-    logits = torch.randn(n, classes, generator=streams.generator("label probe", 1), dtype=torch.float64).to(like)
+def _reduction(gmap: GradientMap, like: Tensor) -> float:
+    """s with ∂L/∂logits = s (softmax − one-hot), over `gmap.unit`, for logits of the shape (n, classes) of `like`.
+
+    Each class is set among others in one batch, since a mean divides by the weights that are in it. For one image, a
+    class weight is no obstacle: the sign of s is enough.
+
+    Raises: ValueError where the loss is not of that form for every label: weighted or ignored classes, smoothed labels.
+    """
+    n, classes = like.shape
+    generator = streams.generator("label probe", 1)
+    logits = torch.randn(n, classes, generator=generator, dtype=torch.float64).to(like)
     answers, scale, rows = logits.double().softmax(1), 0.0, torch.arange(n, device=like.device)
     for label in range(classes):
         z, y, expected = logits.clone().requires_grad_(), rows % classes, answers.clone()
@@ -110,22 +117,19 @@ def _largest_row(weight: Tensor, features: Tensor) -> Tensor:
     if rows[rival] > -TIED * rows[label]:
         return label.view(1)
     if (features < 0).any():
-        raise ValueError(f"y=None: without a bias, labels {int(label)} and {int(rival)} explain the gradient equally "
-                         "well; give y")  # fmt: skip
+        both = f"{int(label)} and {int(rival)}"
+        raise ValueError(f"y=None: without a bias, labels {both} explain the gradient equally well; give y")
     return (weight @ features.mean(0)).argmin().view(1)
 
 
-TIED = 0.99
-
-
 def nearest_counts(answers: Tensor, bias: Tensor, scale: float, n: int) -> Tensor:
-    """Labels of n images, (n,), whose class counts are nearest to  c = answers − bias/scale  of all that are whole, not
-    negative, and n in sum.
+    """Labels of n images, (n,), whose class counts are the nearest to  c = answers − bias/scale  among all whole,
+    non-negative ones with sum n.
 
-    These are the floors of c's Euclidean projection max(c − t, 0) on {k ≥ 0, Σk = n}, and one more for the largest
-    remainders: whole counts take the n largest of {c_j − i, i = 0, 1, …}, and so do these.
+    These are the floors of c's Euclidean projection max(c − t, 0) on {k ≥ 0, Σk = n}, plus one for the largest
+    remainders: the nearest whole counts take the n largest of {c_j − i, i = 0, 1, …}, and so do these.
     """
-    c = answers - (bias - bias.min()) / scale  # n in sum whatever is added to all: the largest entries stay exact
+    c = answers - (bias - bias.min()) / scale
     falling = c.sort(descending=True).values
     thresholds = (falling.cumsum(0) - n) / torch.arange(1, len(c) + 1, device=c.device)
     t = thresholds[(falling > thresholds).nonzero()[-1, 0]]

@@ -1,5 +1,4 @@
-"""What an attacker may believe about images before seeing a gradient: their range, their mean, that neighbours are
-alike."""
+"""What an attacker may believe about images before seeing a gradient: their range, their mean, smoothness."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,15 +7,15 @@ import torch
 from torch import Tensor
 
 BOX = (0.0, 1.0)  # pixels
-TAU = 0.25  # τ: the standard deviation of a pixel around its mean, for an attacker with a Gaussian prior
-SMOOTHING = 1e-3  # β, in pixels: differences far above it cost |t|, those far below t²/2β
+TAU = 0.25  # τ, in pixels: the standard deviation of a pixel around its mean, for an attacker with a Gaussian prior
+SMOOTHING = 1e-3  # β, in pixels: differences t far above it cost |t|, those far below t²/2β
 
 
 class Prior(NamedTuple):
-    """The penalty  tv · TV(x) + ridge · ‖x − mean‖²  on top of an attack's distance; zero weights: no belief.
+    """The penalty  tv · TV(x) + ridge · ‖x − mean‖²  that is added to an attack's distance; zero weights: none.
 
-    ridge: under a Gaussian prior N(mean, τ²I) on pixels and noise of variance σ² on the gradient, ε = σ²/τ² makes the
-    minimiser of ‖∇L(x) − g‖² + ε‖x − mean‖² the most probable image (MAP). mean: (n, ...) or a scalar.
+    ridge: ε = σ²/τ² for noise of variance σ² on the gradient and pixels N(mean, τ²I), which makes the minimiser of
+    ‖∇L(x) − g‖² + ε‖x − mean‖² the most probable image (MAP); `TAU` is this project's τ. mean: (n, ...) or a scalar.
     """
 
     tv: float
@@ -28,7 +27,7 @@ class Prior(NamedTuple):
         return bool(self.tv or self.ridge)
 
     def scaled(self, unit: float) -> "Prior":
-        """The same belief beside ‖(∇L − g)/unit‖²."""
+        """The same prior for the distance ‖(∇L − g)/unit‖²."""
         return self._replace(tv=self.tv / unit / unit, ridge=self.ridge / unit / unit)
 
     def penalty(self, x: Tensor) -> Tensor:
@@ -37,7 +36,7 @@ class Prior(NamedTuple):
         return value + self.tv * total_variation(x) if self.tv else value
 
     def curvature(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """v ↦ (½ tv K + ridge I) v: half the penalty's Hessian, TV's part by its stand-in; (..., d_x) -> (..., d_x)."""
+        """v ↦ (½ tv K + ridge I) v: half the penalty's Hessian, TV's part by `lagged_curvature`. (..., d_x) -> same."""
         if not self.tv:
             return lambda v: self.ridge * v
         smooth = lagged_curvature(x)
@@ -49,14 +48,15 @@ def total_variation(x: Tensor) -> Tensor:
 
     Anisotropic, and smoothed so that it has the derivatives that a second-order attack needs.
     """
-    return sum((torch.hypot(d, d.new_tensor(SMOOTHING)) - SMOOTHING).mean() for d in _differences(x))
+    tall, wide = ((torch.hypot(d, d.new_tensor(SMOOTHING)) - SMOOTHING).mean() for d in _differences(x))
+    return tall + wide
 
 
 def lagged_curvature(x: Tensor) -> Callable[[Tensor], Tensor]:
     """v ↦ K v, with K = Σ Dᵀ diag(1/√((Dx)² + β²)) D / count over both differences D: (..., d_x) -> (..., d_x).
 
     It stands in for ∇²TV: positive semi-definite, K x = ∇TV(x), and never flatter than TV is (lagged diffusivity,
-    Vogel and Oman 1996), where Newton's own matrix promises too much.
+    Vogel and Oman 1996), where Newton's own matrix predicts too large a decrease.
     """
     weights = [1 / torch.hypot(d, d.new_tensor(SMOOTHING)) / d.numel() for d in _differences(x)]
 

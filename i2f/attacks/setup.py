@@ -1,18 +1,20 @@
 """From what an attacker knows to problems that an attack can run: every check is made here, before any work."""
 
 import math
-import operator
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from i2f.attacks import inputs
+from i2f.attacks.knowledge import Knowledge, Search
 from i2f.attacks.labels import recover_labels
-from i2f.attacks.match import Match
+from i2f.attacks.match import LowRank, Match
+from i2f.attacks.methods import METHODS
 from i2f.attacks.prior import BOX, Prior
-from i2f.attacks.problem import Callback, Problem
+from i2f.attacks.problem import Problem
 from i2f.core import checks, streams, targets
 from i2f.core.gradient import GradientMap
 from i2f.core.linearization import Linearization, trusted
@@ -26,120 +28,79 @@ STARTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def make_problems(
-    gmap: GradientMap,
-    gradients: Any,
-    y: Any,
-    shape: Sequence[int],
-    *,
-    mask: Any,
-    covariance: Any,
-    start: Any,
-    restarts: int,
-    seed: int | Sequence[int],
-    box: bool,
-    tv: float,
-    ridge: float,
-    mean: Any,
-    soft_labels: bool,
-    cosine: bool,
-    steps: int,
-    tolerance: float | None,
-    callback: Callback | None,
-    progress: bool,
+    model: nn.Module, gradients: Any, y: Any, shape: Sequence[int], knowledge: Knowledge, search: Search
 ) -> list[list[Problem]]:
-    """A list of P problems for each restart. Arguments as those of `invert_many`; `gmap` has no labels yet.
+    """A list of P problems for each restart; the arguments of `invert_many`.
 
-    Raises: ValueError or TypeError naming the argument, what was wrong with it and what would do.
+    Raises: ValueError or TypeError with the argument's name, what was wrong with it, and what to give instead.
     """
-    shape = _shape(shape, tv)
-    sent = _gradients(gmap, gradients)
-    count = len(sent)
-    seeds = _one_each("seed", seed, count)
-    starts = _starts(start, seeds, shape, restarts)
-    if box:
-        starts = starts.clamp(*BOX)
-    starts = starts.to(gmap.device, gmap.dtype)
-    prior = Prior(tv, checks.at_least("ridge", ridge, 0.0), _mean(mean, shape).to(starts))
-    if tolerance is None:
-        tolerance = 64 * torch.finfo(gmap.dtype).eps
-    checks.at_least("tolerance", tolerance, 0.0)
-    mask = None if mask is None else _tensor("mask", mask, f"({gmap.size},) booleans").to(gmap.device)
-    if covariance is not None:
-        covariance = _tensor("covariance", covariance, f"({gmap.size},) variances or a matrix").to(gmap.device)
-    masks = [mask] * count if mask is None or mask.ndim != 2 else _one_each("mask", mask, count)
-    matches = {id(m): Match(gmap.size, m, covariance) for m in masks}
-    units = [_unit(gmap, matches[id(m)].select(g)) for m, g in zip(masks, sent, strict=True)]
-    scaled = {(id(m), unit): matches[id(m)].scaled(unit).to(starts) for m, unit in zip(masks, units, strict=True)}
-    maps, logits = _labelled(gmap, sent, y, shape, seeds if soft_labels else None, restarts, units)
+    method = METHODS[search.method]
+    steps = method.steps if search.steps is None else inputs.whole("steps", search.steps)
+    restarts = inputs.whole("restarts", search.restarts)
+    gmap = GradientMap(model, None, knowledge.loss)
+    shape = inputs.sizes(shape, knowledge.tv)
+    sent = inputs.gradients(gmap, gradients)
+    seeds = inputs.one_each("seed", search.seed, len(sent))
+    starts = _starts(method.start if search.start is None else search.start, seeds, shape, restarts)
+    box = method.box if knowledge.box is None else knowledge.box
+    starts = (starts.clamp(*BOX) if box else starts).to(gmap.device, gmap.dtype)
+    ridge, mean = checks.at_least("ridge", knowledge.ridge, 0.0), inputs.image("mean", knowledge.mean, shape)
+    prior = Prior(knowledge.tv, ridge, mean.to(starts))
+    rounding = 64 * torch.finfo(gmap.dtype).eps
+    tolerance = rounding if search.tolerance is None else checks.at_least("tolerance", search.tolerance, 0.0)
+    matches, units = _matches(gmap, sent, knowledge)
+    probe = STARTS["gray"](torch.randn(shape, generator=streams.generator("probe", 0), dtype=torch.float64)).to(starts)
+    output = gmap.check(probe, f"shape={shape}")
+    logits: Tensor | None = None
+    if method.soft_labels and y is None:
+        inputs.takes_probabilities(gmap.loss, output, shape)
+        maps, logits = [gmap] * len(sent), _draws("labels", seeds, output.shape, restarts).to(output)
+        _differentiable(gmap.relabel(output.detach().softmax(-1)).scaled(units[0]), probe)
+    else:
+        maps = _labelled(gmap, sent, y, probe)
+        _differentiable(maps[0].scaled(units[0]), probe)
 
     def problem(i: int, k: int) -> Problem:
-        unit, match = units[i], scaled[id(masks[i]), units[i]]
-        own = 1.0 if cosine or match.whitens else unit
+        unit = 1.0 if method.cosine or matches[i].whitens else units[i]
         return Problem(
-            maps[i].scaled(unit), (sent[i] / unit).to(gmap.dtype), starts[i, k], steps, tolerance, match,
-            prior.scaled(own), box, logits[i][k], index=i, restart=k, callback=callback, progress=progress, unit=own,
-        )  # fmt: skip
-
-    return [[problem(i, k) for i in range(count)] for k in range(restarts)]
-
-
-def _tensor(name: str, value: Any, wanted: str) -> Tensor:
-    """`value` as a tensor: arrays and lists too."""
-    if torch.is_tensor(value):
-        return value.detach()
-    try:
-        return torch.from_numpy(np.array(value, order="C"))
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} is {type(value).__name__}; give {wanted}") from None
-
-
-def whole(name: str, value: Any) -> int:
-    """`value` if it is a whole number of at least 1."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} is {type(value).__name__}; give a whole number") from None
-    if number < 1:
-        raise ValueError(f"{name}={number} is out of range: give at least 1")
-    return number
-
-
-def _shape(shape: Any, tv: float) -> tuple[int, ...]:
-    try:
-        shape = tuple(operator.index(size) for size in shape)
-    except TypeError:
-        raise TypeError(
-            f"shape={shape!r} is no sequence of whole numbers: give (n, ...), (1, C, H, W) for one image"
-        ) from None
-    if len(shape) < 2 or min(shape) < 1:
-        raise ValueError(f"shape={shape} has no batch dimension: give (n, ...), (1, C, H, W) for one image")
-    if checks.at_least("tv", tv, 0.0) and len(shape) != 4:
-        raise ValueError(f"tv={tv} needs images, shape (n, C, H, W); this shape is {shape}")
-    return shape
-
-
-def _gradients(gmap: GradientMap, gradients: Any) -> list[Tensor]:
-    """Each problem's gradient, (d_θ,), in float64, where no norm of a float32 or bfloat16 one under- or overflows."""
-    if isinstance(gradients, (Tensor, np.ndarray)):
-        gradients = gradients[None] if gradients.ndim == 1 else gradients
-        if gradients.ndim != 2:
-            raise ValueError(f"gradients has shape {tuple(gradients.shape)}; give a (P, {gmap.size}) stack")
-    elif not isinstance(gradients, (list, tuple)):
-        raise TypeError(
-            f"gradients is {type(gradients).__name__}; give a (P, {gmap.size}) stack, or a list of P gradients"
+            gmap=maps[i].scaled(units[i]),
+            target=(sent[i] / units[i]).to(gmap.dtype),
+            start=starts[i, k],
+            steps=steps,
+            tolerance=tolerance,
+            match=matches[i],
+            prior=prior.scaled(unit),
+            box=box,
+            label_logits=None if logits is None else logits[i, k],
+            index=i,
+            restart=k,
+            callback=search.callback,
+            progress=search.progress,
+            unit=unit,
         )
-    if not len(gradients):
-        raise ValueError("gradients is empty: give at least one")
-    names = ["gradient"] if len(gradients) == 1 else [f"gradients[{i}]" for i in range(len(gradients))]
-    sent = []
-    for name, gradient in zip(names, gradients, strict=True):
-        one = gmap.flat(name, gradient, batch=False).detach().to(gmap.device).double()
-        largest, info = float(one.abs().max()), torch.finfo(gmap.dtype)
-        if largest > info.max:
-            raise ValueError(f"{name} has entries up to {largest:.1g}, beyond {gmap.dtype}: scale the loss down, or "
-                             "use a wider dtype")  # fmt: skip
-        sent.append(one)
-    return sent
+
+    return [[problem(i, k) for i in range(len(sent))] for k in range(restarts)]
+
+
+def _matches(gmap: GradientMap, sent: Sequence[Tensor], knowledge: Knowledge) -> tuple[list[Match], list[float]]:
+    """Of each problem, which coordinates count and how much, in the unit of its gradient; and that unit."""
+    covariance: Any = knowledge.covariance
+    if covariance is not None and not isinstance(covariance, LowRank):
+        covariance = inputs.tensor("covariance", covariance, f"({gmap.size},) variances or a matrix")
+    covariance = None if covariance is None else covariance.to(gmap.device)
+    masks: list[Tensor | None] = [None]
+    if knowledge.mask is not None:
+        mask = inputs.tensor("mask", knowledge.mask, f"({gmap.size},) booleans").to(gmap.device)
+        masks = inputs.one_each("mask", mask, len(sent)) if mask.ndim == 2 else [mask]
+    given = [Match(gmap.size, mask, covariance) for mask in masks]
+    given = given if len(given) == len(sent) else given * len(sent)
+    units = [_unit(gmap, match.select(gradient)) for match, gradient in zip(given, sent, strict=True)]
+
+    @cache  # problems share a large covariance
+    def scaled(match: Match, unit: float) -> Match:
+        return match.scaled(unit).to(gmap.device, gmap.dtype)
+
+    return [scaled(match, unit) for match, unit in zip(given, units, strict=True)], units
 
 
 def _unit(gmap: GradientMap, known: Tensor) -> float:
@@ -148,43 +109,27 @@ def _unit(gmap: GradientMap, known: Tensor) -> float:
     if not largest:
         raise ValueError("gradient is zero in every known coordinate: it says nothing about x, and nothing is matched")
     if largest < info.tiny:
-        raise ValueError(f"gradient has no entry above {largest:.1g}, and {gmap.dtype} has lost the digits of such "
-                         "numbers: scale the loss up, or use a wider dtype")  # fmt: skip
+        lost = f"{gmap.dtype} has lost the digits of such numbers"
+        raise ValueError(
+            f"gradient has no entry above {largest:.1g}, and {lost}: scale the loss up, or use a wider dtype"
+        )
     exponent = round(math.log2(largest) + math.log2(float((known / largest).norm())))
     bound = round(-math.log2(info.tiny))
-    return 2.0 ** max(-bound, min(exponent, bound))
+    return math.ldexp(1.0, max(-bound, min(exponent, bound)))
 
 
-def _mean(mean: Any, shape: tuple[int, ...]) -> Tensor:
-    mean = _tensor("mean", mean, f"a number, or an image of shape {shape}")
-    try:
-        torch.broadcast_to(mean, shape)
-    except RuntimeError:
-        raise ValueError(
-            f"mean has shape {tuple(mean.shape)} and shape is {shape}: give a number or an image of that shape"
-        ) from None
-    return checks.finite("mean", mean).clone()  # a caller's inference mode marks its tensors
-
-
-def _one_each(name: str, value: Any, count: int) -> list:
-    if not getattr(value, "ndim", 0) and hasattr(value, "__index__"):
-        return [operator.index(value)] * count
-    if isinstance(value, str) or not hasattr(value, "__len__"):
-        raise TypeError(f"{name} is {type(value).__name__}; give an integer, or one for each gradient")
-    values = list(value)
-    if len(values) != count:
-        raise ValueError(f"{name} has {len(values)} entries for {count} gradients: give one each, or one for all")
-    return values
+def _draws(name: str, seeds: Sequence[int], shape: Sequence[int], restarts: int) -> Tensor:
+    """N(0, 1), (P, restarts, *shape). A restart's draw does not depend on how many follow it."""
+    generators = [streams.generator(name, seed) for seed in seeds]
+    each = [[torch.randn(shape, generator=g, dtype=torch.float64) for _ in range(restarts)] for g in generators]
+    return torch.stack([torch.stack(draws) for draws in each])
 
 
 def _starts(start: Any, seeds: Sequence[int], shape: tuple[int, ...], restarts: int) -> Tensor:
-    """(P, restarts, *shape). A restart's draw does not depend on how many follow it."""
+    """(P, restarts, *shape)."""
     if isinstance(start, str):
-        noises = []
-        for generator in (streams.generator("start", seed) for seed in seeds):
-            noises.append([torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(restarts)])
-        return STARTS[checks.one_of("start", start, STARTS)](torch.stack([torch.stack(each) for each in noises]))
-    start = _tensor("start", start, f"a name, {', '.join(map(repr, STARTS))}, or an image of shape {shape}")
+        return STARTS[checks.one_of("start", start, STARTS)](_draws("start", seeds, shape, restarts))
+    start = inputs.tensor("start", start, f"a name, {', '.join(map(repr, STARTS))}, or an image of shape {shape}")
     if restarts > 1:
         raise ValueError(f"restarts={restarts} from one given start would repeat one attack: name a random start")
     each = (len(seeds), *shape)
@@ -193,66 +138,23 @@ def _starts(start: Any, seeds: Sequence[int], shape: tuple[int, ...], restarts: 
     return checks.finite("start", start).clone().expand(each)[:, None]
 
 
-def _labelled(
-    gmap: GradientMap, sent: list[Tensor], y: Any, shape: tuple[int, ...], seeds: Sequence[int] | None, restarts: int,
-    units: list[float],
-) -> tuple[list[GradientMap], list]:  # fmt: skip
-    """The map with each problem's labels, given or read off its gradient; with `seeds`, without labels, and the logits
-    that soft ones start from, of every problem and restart. All that J's construction looks at is looked at here."""
-    x = STARTS["gray"](torch.randn(shape, generator=streams.generator("probe", 0), dtype=torch.float64))
-    x, what = x.to(gmap.device, gmap.dtype), f"shape={shape}"
-    output = gmap.check(x, what)
-    if seeds is not None:
-        _takes_probabilities(gmap, output, shape)
-        _differentiable(gmap.relabel(output.detach().softmax(-1)).scaled(units[0]), x)
-        logits = []
-        for generator in (streams.generator("labels", seed) for seed in seeds):
-            draws = [torch.randn(output.shape, generator=generator, dtype=torch.float64) for _ in range(restarts)]
-            logits.append([draw.to(output) for draw in draws])
-        return [gmap] * len(sent), logits
+def _labelled(gmap: GradientMap, sent: Sequence[Tensor], y: Any, probe: Tensor) -> list[GradientMap]:
+    """The map with each problem's labels, given or read off its gradient."""
+    shape = tuple(probe.shape)
     if y is None:
         y = [recover_labels(gmap, gradient, shape) for gradient in sent]
-    first, *others = _each_label(y, len(sent), shape)
-    labelled = gmap.relabel(first)
-    output = labelled.check(x, what)
-    _differentiable(labelled.scaled(units[0]), x)
-    maps = [labelled]
-    for labels in others:
-        maps.append(labelled.relabel(labels))
+    first, *others = inputs.labels(y, len(sent), shape)
+    maps = [gmap.relabel(first)]
+    output = maps[0].check(probe, f"shape={shape}")
+    for own in others:
+        maps.append(maps[0].relabel(own))
         maps[-1].y = targets.evaluate(gmap.loss, output, maps[-1].y)[1]
-    return maps, [[None] * restarts] * len(sent)
-
-
-def _each_label(y: Any, count: int, shape: tuple[int, ...]) -> list:
-    if not isinstance(y, (Tensor, np.ndarray, list, tuple)):
-        raise TypeError(f"y is {type(y).__name__}; give a label for each image, ({shape[0]},), or None")
-    each = list(y) if not isinstance(y, Tensor) or y.ndim else [y]
-    for labels in each if len(each) == count else [y]:
-        found = np.shape(labels) if not torch.is_tensor(labels) else tuple(labels.shape)
-        if len(each) != count or (found and found[0] != shape[0]) or (not found and hasattr(labels, "shape")):
-            raise ValueError(
-                f"shape={shape} says {shape[0]} images behind one gradient and y has {found}: give a label for each, "
-                f"({shape[0]},), or None where they are unknown"
-            )
-    return each
+    return maps
 
 
 def _differentiable(gmap: GradientMap, x: Tensor) -> None:
-    """The checks of the derivative that J's construction makes."""
+    """Raises where J's construction would."""
     try:
         trusted(gmap, x, Linearization(gmap, x), lambda: Linearization(gmap, x))
     except RuntimeError as error:
         raise checks.not_differentiable(gmap.model, error) from error
-
-
-def _takes_probabilities(gmap: GradientMap, output: Any, shape: tuple[int, ...]) -> None:
-    if not torch.is_tensor(output) or output.ndim != 2 or len(output) != shape[0]:
-        raise ValueError("dlg without labels optimises class probabilities, and this model's output is not of shape "
-                         "(n, classes); give y")  # fmt: skip
-    try:
-        value = gmap.loss(output, output.softmax(-1))
-        if value.ndim == 0:
-            return
-    except (RuntimeError, IndexError, TypeError, ValueError):
-        pass
-    raise ValueError("dlg without labels optimises class probabilities, which this loss does not take; give y")

@@ -1,22 +1,18 @@
 """Steps of the second-order attack: (J Jᵀ [+ S] + μI) s = b at one iterate after another."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from i2f.attacks.point import Point
 from i2f.attacks.prior import BOX
 from i2f.attacks.problem import Problem
 from i2f.core.dense import dense_jacobian, jacobian_gram, outer_gram
 from i2f.core.jacobian import DENSE_BYTES
 from i2f.core.linalg import Solution, minimize_in_box, solve_cg, solve_factored
-
-if TYPE_CHECKING:
-    from i2f.attacks.gauss_newton import Point
 
 CG_TOLERANCE = 1e-3  # on a step, in the norm of its preconditioned residual
 STALE_SHARE = 48  # past d_x/48 steps with the Gram matrix of an earlier iterate, a new one is the faster way
@@ -32,39 +28,51 @@ class Gram(NamedTuple):
     size: float
 
 
+class Factor(NamedTuple):
+    """The Cholesky factor of (Gram + μI)/size on the free pixels (None: on all); None where there is none."""
+
+    mu: float
+    free: Tensor | None
+    lower: Tensor | None
+
+    def serves(self, mu: float, free: Tensor | None) -> bool:
+        """Whether it is near enough to precondition a solve with another μ."""
+        ours = self.free
+        same = ours is free if ours is None or free is None else torch.equal(ours, free)
+        return same and 1 / FACTOR_RANGE <= mu / self.mu <= FACTOR_RANGE
+
+
 class FirstGram:
-    """The Gram matrix at the start of the last problem, where a neighbour that starts there too, with the same labels,
-    needs no other. In the count of evaluations it is that neighbour's own all the same, as if it were alone."""
+    """The Gram matrix at the start of the last problem. A problem with the same start and labels uses it too; the count
+    of evaluations does not show that, so that it is the same as if each problem were alone."""
 
     def __init__(self) -> None:
-        self.problem: Problem | None = None
-        self.gram: Gram | None = None
+        self.last: tuple[Problem, Gram | None] | None = None
 
     def at(self, problem: Problem, compute: Callable[[], Gram | None]) -> Gram | None:
-        if not self._serves(problem):
-            self.problem, self.gram = problem, compute()
-        if self.gram is None or self.problem is problem:
-            return self.gram
-        return self.gram._replace(size=self.gram.size * (self.problem.gmap.unit / problem.gmap.unit) ** 2)
+        if self.last is None or not _share_start(problem, self.last[0]):
+            self.last = problem, compute()
+        owner, gram = self.last
+        if gram is None or owner is problem:
+            return gram
+        return gram._replace(size=gram.size * (owner.gmap.unit / problem.gmap.unit) ** 2)
 
-    def _serves(self, problem: Problem) -> bool:
-        last = self.problem
-        if last is None or not all(p.match.plain and not p.prior.active for p in (last, problem)):
-            return False
-        ours, theirs = problem.gmap.y, last.gmap.y
-        same = ours is theirs or (torch.is_tensor(ours) and torch.is_tensor(theirs) and torch.equal(ours, theirs))
-        near = 2.0**-64 <= last.gmap.unit / problem.gmap.unit <= 2.0**64
-        return same and near and torch.equal(problem.start, last.start)
+
+def _share_start(problem: Problem, last: Problem) -> bool:
+    if not all(p.match.plain and not p.prior.active for p in (last, problem)):
+        return False
+    ours, theirs = problem.gmap.y, last.gmap.y
+    same = ours is theirs or (torch.is_tensor(ours) and torch.is_tensor(theirs) and torch.equal(ours, theirs))
+    near = 2.0**-64 <= last.gmap.unit / problem.gmap.unit <= 2.0**64
+    return same and near and torch.equal(problem.start, last.start)
 
 
 class StepSolver:
-    """Conjugate gradients on exact products, preconditioned by a float32 Cholesky factor of J Jᵀ.
+    """Conjugate gradients on exact products, preconditioned by a float32 Cholesky factor of H (`Point`).
 
     The factor may be rough, the step is not: so one Gram matrix serves as many iterates as it can. There is none
     where J would not fit. With a box, the step is the model's minimiser inside it.
     """
-
-    corrects = False
 
     def __init__(self, problem: Problem, first: FirstGram):
         self.problem, self.first = problem, first
@@ -72,7 +80,7 @@ class StepSolver:
         self.match, self.box = problem.match, problem.box
         self.centre: Point | None = None  # where the Gram matrix was taken
         self.gram: Gram | None = None
-        self.factor: tuple[float, Tensor | None, Tensor | None] | None = None  # μ, the free pixels, the factor
+        self.factor: Factor | None = None
         self.products = 0
 
     def solve(self, point: Point, b: Tensor, mu: float, newton: bool) -> tuple[Tensor, bool]:
@@ -90,16 +98,24 @@ class StepSolver:
         solution, newton = self._model_step(point, b, mu, newton, CG_STEPS_FRESH)
         return solution.u, newton
 
+    def correct(self, point: Point, candidate: Point, s: Tensor, mu: float, newton: bool) -> None:
+        """No correction: a new step costs little more where J fits in memory."""
+
+    @staticmethod
+    def fits(problem: Problem) -> bool:
+        """Whether J, in float32, takes no more than `DENSE_BYTES`."""
+        return problem.start.numel() * problem.gmap.size * torch.finfo(torch.float32).bits // 8 <= DENSE_BYTES
+
     def _model_step(self, point: Point, b: Tensor, mu: float, newton: bool, steps: int) -> tuple[Solution, bool]:
-        def matrix(with_bend: bool, v: Tensor) -> Tensor:
-            self.products += 2 + with_bend
-            return point.curve(v, with_bend)
+        def product(with_term: bool, v: Tensor) -> Tensor:
+            self.products += 2 + with_term
+            return point.half_hessian(v, with_term)
 
         if newton:
-            solution = self._minimize(partial(matrix, True), point, b, mu, steps)
+            solution = self._minimize(partial(product, True), point, b, mu, steps)
             if not solution.indefinite:
                 return solution, True
-        return self._minimize(partial(matrix, False), point, b, mu, steps), False
+        return self._minimize(partial(product, False), point, b, mu, steps), False
 
     def _minimize(self, A: Callable[[Tensor], Tensor], point: Point, b: Tensor, mu: float, steps: int) -> Solution:
         if not self.box:
@@ -115,20 +131,20 @@ class StepSolver:
         return minimize_in_box(lambda v: A(v) + mu * v, b, BOX[0] - x, BOX[1] - x, free_step, CG_TOLERANCE)
 
     def _rough_gram(self, point: Point) -> Gram | None:
-        """J WᵀW Jᵀ and the prior's curvature in float32; in the model's precision where its loss holds tensors of that,
-        or where float32 under- or overflows; None where that does too."""
+        """H in float32; in the model's precision where its loss holds tensors of that, or where float32 under- or
+        overflows; None where that does too."""
         x, gram = point.x.to(self.rough.dtype), None
         try:
             if self.match.plain:
                 gram = jacobian_gram(self.rough, x)
             else:
-                gram = outer_gram(self.match.to(x)(dense_jacobian(self.rough, x)))
+                gram = outer_gram(self.match.to(x.device, x.dtype)(dense_jacobian(self.rough, x)))
         except RuntimeError:
             if self.rough is self.exact:
                 raise
         if gram is not None:
-            if point.belief is not None:
-                gram += point.belief(torch.eye(len(gram), dtype=point.x.dtype).to(point.x)).to(gram)
+            if point.prior.active:
+                gram += point.prior_curvature(torch.eye(len(gram), dtype=point.x.dtype).to(point.x)).to(gram)
             size, info = float(gram.diagonal().max()), torch.finfo(gram.dtype)
             if info.tiny / info.eps < size and torch.isfinite(gram).all():
                 return Gram((gram / size).float(), size)
@@ -137,43 +153,35 @@ class StepSolver:
         self.rough = self.exact
         return self._rough_gram(point)
 
-    @staticmethod
-    def fits(problem: Problem) -> bool:
-        """Whether J, in float32, takes no more than `DENSE_BYTES`."""
-        return problem.start.numel() * problem.gmap.size * torch.finfo(torch.float32).bits // 8 <= DENSE_BYTES
-
     def _preconditioner(self, mu: float, free: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """(Gram + μI)⁻¹ on the free pixels, zero on the others."""
-        if self.gram is None:
+        gram = self.gram
+        if gram is None:
             return lambda r: r
-        if self.factor is None or not self._serves(mu, free):
-            self.factor = (mu, free, self._cholesky(mu, free))
-        factor = self.factor[2]
-        if factor is None:
+        if self.factor is None or not self.factor.serves(mu, free):
+            self.factor = Factor(mu, free, cholesky(gram, mu, free))
+        lower = self.factor.lower
+        if lower is None:
             return lambda r: r
 
         def apply(r: Tensor) -> Tensor:
             size = float(r.norm()) or 1.0  # keeps tiny residuals within float32's range
             inner = (r if free is None else r[free]) / size
-            z = solve_factored(factor, inner.float()).to(r.dtype) * (size / self.gram.size)
+            z = solve_factored(lower, inner.float()).to(r.dtype) * (size / gram.size)
             return z if free is None else torch.zeros_like(r).masked_scatter(free, z)
 
         return apply
 
-    def _serves(self, mu: float, free: Tensor | None) -> bool:
-        centre, pixels, _ = self.factor
-        same = pixels is free if pixels is None or free is None else torch.equal(pixels, free)
-        return same and 1 / FACTOR_RANGE <= mu / centre <= FACTOR_RANGE
 
-    def _cholesky(self, mu: float, free: Tensor | None) -> Tensor | None:
-        """Of (Gram + μI)/size; None where no shift makes it positive definite (NaN)."""
-        gram = self.gram.matrix if free is None else self.gram.matrix[free][:, free]
-        shift = mu / self.gram.size
-        for _ in range(MOST_SHIFTS):  # rounding may have made the float32 matrix indefinite
-            shifted = gram.clone()
-            shifted.diagonal().add_(min(shift, 1e30))
-            factor, info = torch.linalg.cholesky_ex(shifted)
-            if not int(info):
-                return factor
-            shift = 4 * shift + torch.finfo(torch.float32).eps
-        return None
+def cholesky(gram: Gram, mu: float, free: Tensor | None = None) -> Tensor | None:
+    """The factor of (Gram + μI)/size on the free pixels; None where no shift makes it positive definite (NaN)."""
+    matrix = gram.matrix if free is None else gram.matrix[free][:, free]
+    shift = mu / gram.size
+    for _ in range(MOST_SHIFTS):  # rounding may have made the float32 matrix indefinite
+        shifted = matrix.clone()
+        shifted.diagonal().add_(min(shift, 1e30))
+        lower, failed = torch.linalg.cholesky_ex(shifted)
+        if not int(failed):
+            return torch.as_tensor(lower)
+        shift = 4 * shift + torch.finfo(torch.float32).eps
+    return None

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 import i2f
 from i2f import metrics, perturb
 from i2f.attacks.descent import _cosine
-from i2f.attacks.gauss_newton import Point
 from i2f.attacks.match import Match
+from i2f.attacks.point import Point
 from i2f.attacks.prior import Prior
 from i2f.attacks.problem import Problem
 from i2f.core.gradient import GradientMap
@@ -336,7 +336,7 @@ def test_float_targets(mlp, backward):
 
 
 @pytest.mark.parametrize("tiny", ["mlp", "conv", "attention", "norms"], indirect=True)
-def test_bend_is_what_gauss_newton_leaves_out(tiny, twin, backward):
+def test_second_order_term_is_what_gauss_newton_leaves_out(tiny, twin, backward):
     """S v = d/dt J(x + tv) r with r held still, here by differences of a J that shares no code with the package."""
     model, x, y = tiny
     gmap, v, h = GradientMap(model, y), torch.linspace(-1, 1, x.numel(), dtype=x.dtype), 1e-3
@@ -345,7 +345,7 @@ def test_bend_is_what_gauss_newton_leaves_out(tiny, twin, backward):
     point = Point(Problem(gmap, target, x, 1, 0.0, Match(gmap.size), Prior(0.0, 0.0, x)), x)
     ahead, behind = (twin(model, x + k * h * v.view_as(x), y) @ point.residual for k in (1, -1))
     torch.testing.assert_close(point.slope(), twin(model, x, y) @ point.residual, rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(point.bend(v), (ahead - behind) / (2 * h), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(point.second_order_term(v), (ahead - behind) / (2 * h), rtol=1e-4, atol=1e-6)
 
 
 def test_large_noise_is_no_obstacle(lenet, digits):

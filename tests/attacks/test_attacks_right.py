@@ -18,10 +18,10 @@ import i2f
 from conftest import build_tiny
 from i2f import metrics
 from i2f.attacks import steps
-from i2f.attacks.gauss_newton import Point
 from i2f.attacks.krylov import KrylovSolver
 from i2f.attacks.labels import nearest_counts, recover_labels
 from i2f.attacks.match import Match
+from i2f.attacks.point import Point
 from i2f.attacks.prior import Prior
 from i2f.attacks.problem import Problem
 from i2f.core.gradient import GradientMap
@@ -150,7 +150,7 @@ def test_the_gram_matrix_of_a_neighbour_is_taken_in_its_own_units(backward):
 
 @pytest.mark.parametrize("curvature", [0.0, math.inf, math.nan])
 def test_a_curvature_that_is_no_number_ends_the_attack(guard, backward, monkeypatch, curvature):
-    """No damping can be sized by it, nor does a loop over dampings end."""
+    """No damping can be derived from it, and no loop over dampings runs for ever."""
     model, x, y = build_tiny("relu")
     monkeypatch.setattr(Point, "curvature", lambda *_: curvature)
     found = i2f.invert(model, backward(model, x, y), y, x.shape)
@@ -188,12 +188,8 @@ def test_dead_start_with_a_prior_goes_to_its_mean(monkeypatch, krylov):
 
 
 @pytest.mark.parametrize("matrix", [torch.full((3, 3), math.nan), -torch.eye(3), torch.zeros(3, 3)])
-def test_a_factor_that_does_not_exist_ends_the_search_for_it(guard, mlp, matrix):
-    model, x, y = mlp
-    gmap = GradientMap(model, y)
-    solver = steps.StepSolver(Problem(gmap, gmap(x), x, 1, 0.0, Match(gmap.size), Prior(0.0, 0.0, x)), None)
-    solver.gram = steps.Gram(matrix, 1e-300)
-    factor = solver._cholesky(0.0, None)
+def test_a_factor_that_does_not_exist_ends_the_search_for_it(guard, matrix):
+    factor = steps.cholesky(steps.Gram(matrix, 1e-300), 0.0)
     assert factor is None or torch.isfinite(factor).all()
 
 
@@ -305,15 +301,15 @@ def test_a_point_without_a_third_derivative(twins, backward, prior):
 
     here, there, v = point(model), point(twin), noise(x.numel(), seed=1)
     torch.testing.assert_close(here.slope(), there.slope())
-    torch.testing.assert_close(here.curve(v, newton=True), there.curve(v))
-    assert here.promise(v)[0] == pytest.approx(there.promise(v)[0])
-    assert here.promise(v)[0] == pytest.approx(here.promise(v)[1])
-    assert there.promise(v)[0] != pytest.approx(there.promise(v)[1])
+    torch.testing.assert_close(here.half_hessian(v, newton=True), there.half_hessian(v))
+    assert here.predicted_decrease(v)[0] == pytest.approx(there.predicted_decrease(v)[0])
+    assert here.predicted_decrease(v)[0] == pytest.approx(here.predicted_decrease(v)[1])
+    assert there.predicted_decrease(v)[0] != pytest.approx(there.predicted_decrease(v)[1])
     assert not here.order.third
     solvers = KrylovSolver(), KrylovSolver()
     s = [solver.solve(p, -p.slope(), 1.0, False)[0] for solver, p in zip(solvers, (here, there), strict=True)]
-    chords = [p.chord(p.at(s[1]), s[1], False) for p in (here, there)]
-    corrections = [z.correct(c, s[1], 1.0, False) for z, c in zip(solvers, chords, strict=True)]
+    pairs = zip(solvers, (here, there), strict=True)
+    corrections = [solver.correct(p, p.at(s[1]), s[1], 1.0, False) for solver, p in pairs]
     torch.testing.assert_close(s[0], s[1])
     torch.testing.assert_close(corrections[0], corrections[1])
 

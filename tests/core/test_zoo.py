@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 import i2f
 from i2f import attacks, trace
 from i2f._fast.chain import chain_jacobian
-from i2f.attacks.gauss_newton import Point
+from i2f.attacks.point import Point
 from i2f.attacks.problem import Problem
 from i2f.audit import audit
 from i2f.paper import penalty
@@ -94,7 +94,7 @@ def gauss_newton_step(case: zoo.Case, g: Tensor, T: Tensor) -> dict[str, float]:
     return {
         "slope": apart(point.slope() * unit**2, -T @ (w @ T)),
         "W Jᵀ v": apart(point.rmatvec(v) * unit, v @ T),
-        "J Jᵀ v": apart(point.curve(v) * unit**2, T @ (v @ T)),
+        "J Jᵀ v": apart(point.half_hessian(v) * unit**2, T @ (v @ T)),
     }
 
 
@@ -227,7 +227,7 @@ def test_third_derivative(name: str) -> None:
     problem = problem_of(case, 2 * zoo.backward(case))
     point = Point(problem, problem.start)
     point.slope()
-    along = float(v.reshape(-1) @ point.curve(v.reshape(-1), newton=True)) * problem.gmap.unit**2
+    along = float(v.reshape(-1) @ point.half_hessian(v.reshape(-1), newton=True)) * problem.gmap.unit**2
     assert along == pytest.approx(by_x, rel=1e-5)
 
 
