@@ -54,7 +54,7 @@ LENET = {"name": "lenet", "init": "uniform", "normalize": False}
 TOLERANCE = 1e-2
 REPETITIONS = 5
 BLOCK = 32  # rows of J in float64 at a time: 2.9 GB of a ResNet18
-RELATIVE, SPREAD = 1e-2, 0.06  # ‖δ‖ over ‖g‖, and τ², the variance of a pixel, of the damping σ²/τ²
+RELATIVE, PIXEL_VARIANCE = 1e-2, 0.06  # ‖δ‖ over ‖g‖, and τ², the variance of a pixel, of the damping σ²/τ²
 
 
 def setting(network: str, image: int = 0, **replaced: object) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
@@ -135,7 +135,7 @@ def influence(network: str) -> dict:
     model, x, y = setting(network)
     J = i2f.GradientJacobian(model, x, y, method="matrix-free")
     variance = (RELATIVE * float(J.gradient.norm())) ** 2 / J.shape[1]
-    damping = variance / SPREAD
+    damping = variance / PIXEL_VARIANCE
     delta = perturb.gaussian(J.gradient, variance, seed=0)
     began = time.perf_counter()
     bound = i2f.lower_bound(J, delta, tol=TOLERANCE)
@@ -316,13 +316,12 @@ def _suffix() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=TASKS, default=list(TASKS), help="which parts to run")
-    parser.add_argument("--device", choices=devices.NAMES, default=None, help="default: I2F_DEVICE, or the CPU")
+    parser.add_argument("--device", choices=devices.NAMES, default="cpu", help="default: the CPU")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="or processes, of one thread each")
     parser.add_argument("--resume", action="store_true", help="go on with what was cut off")
     parser.add_argument("--task", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.device:
-        devices.use(arguments.device)
+    devices.use(arguments.device)
     torch.set_num_threads(arguments.threads)
     if arguments.task:
         function, task = arguments.task
