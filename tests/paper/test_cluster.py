@@ -17,7 +17,7 @@ from i2f import devices, sweep
 from i2f.paper import workers
 
 distributed = pytest.importorskip("distributed")
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the cluster's own parts, when it is killed
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of the cluster's own parts, when it is killed
 
 PROBLEMS = sweep.grid(number=range(12), kind=["a", "b"])
 ALONE, PAIR = (sweep.Settings(jobs=jobs, progress="off") for jobs in (1, 2))
