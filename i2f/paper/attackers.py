@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-BLUE, ORANGE, GREEN, YELLOW, PINK = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7"
+BLUE, ORANGE, GREEN, YELLOW, PINK, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ ATTACKERS = {  # by the name in tables
         {"method": "gauss-newton", "box": True},
         "Gauss–Newton, box",
         "label, pixel range",
+        SKY,
+        "v",
     ),
     "dgl": Attacker(
         "dgl: Adam, knows model and label, no prior, random start",

@@ -14,6 +14,7 @@ import pytest
 
 from i2f import claims, statistics
 from i2f.paper import experiments
+from i2f.paper.attackers import ATTACKERS
 from i2f.paper.experiments import (
     batch_size,
     damping,
@@ -57,17 +58,19 @@ def judge_influence(errors=(0.0, 0.0, 0.0), place=SAME, power=1, levels=3):
     """RMSE: the prediction of the image at `place`, times 1 + error of the level; or one over it."""
     rows = []
     for model in ("lenet", "linear", "deep"):
-        for attacker, kind in influence_vs_attack.ATTACKERS.items():
+        for attacker in influence_vs_attack.WHO:
             for image in range(N):
                 for variance, error in [*zip((1e-7, 1e-5, 1e-3), errors, strict=True)][:levels]:
                     predicted, there = (10 * variance**0.5 * (1 + i / N) for i in (image, place(image)))
                     rows.append({"model": model, "attacker": attacker, "image": image, "variance": variance,
-                                 "box": kind["box"], "predicted_rmse": predicted, "bound_rmse": predicted / 100,
-                                 "rmse": (1 + error) * there**power, **ENDED})  # fmt: skip
+                                 "box": ATTACKERS[attacker].options["box"], "predicted_rmse": predicted,
+                                 "rmse": (1 + error) * there**power, "bound_rmse": predicted / 100,
+                                 **ENDED})  # fmt: skip
     table = pd.DataFrame(rows)
     deep = table[(table.model == "deep") & (table.attacker == "gauss-newton")]
-    return influence_vs_attack.judge(table[table.model != "deep"], "mnist", level=1e-5, cut=0.05, accuracy=0.01,
-                                     tolerance=0.1, order=0.9, power=0.9, images_order=0.5, further=deep)  # fmt: skip
+    thresholds = {"level": 1e-5, "cut": 0.05, "accuracy": 0.01, "tolerance": 0.1, "order": 0.9, "power": 0.9}
+    tables = {"problems": table[table.model != "deep"], "deep": deep}
+    return influence_vs_attack.judge(tables, thresholds | {"images_order": 0.5}, "mnist")
 
 
 def judge_lower_bound(

@@ -1,95 +1,112 @@
 """I²F against what attackers recover: Gaussian noise of growing variance, bounded and unbounded attackers."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from i2f.paper import claims, sweep
+from i2f.paper import sweep
+from i2f.paper.attackers import ATTACKERS, knows
+from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
-from i2f.paper.sweep import Problem
+from i2f.paper.results import Config, Results, Tables
+from i2f.paper.statistics import Statistic, convergence, log_correlation, rank_correlation, worst
+from i2f.paper.sweep import Problem, Settings
 
-ATTACKERS: dict[str, dict[str, Any]] = {  # name in tables -> what chooses the attack in `problems.attack`
-    "gauss-newton": {"method": "gauss-newton", "box": False},
-    "gauss-newton, box": {"method": "gauss-newton", "box": True},
-    "dgl": {"method": "dgl", "box": False},
-    "gs": {"method": "gs", "box": True},
-}
-KNOWS = {
-    "gauss-newton": shared.PERFECT,
-    "gauss-newton, box": "gauss-newton with box: knows model, label and pixel range, random start",
-    "dgl": "dgl: Adam, knows model and label, no prior, random start",
-    "gs": "gs: Adam on the cosine, knows model, label and pixel range, random start",
-}
+WHO = ("gauss-newton", "gauss-newton, box", "dgl", "gs")
 ERRORS = {"rmse": "RMSE", "rmse_clamped": "PSNR", "dissimilarity": "1 − SSIM", "feature_mse": "feature MSE"}
+ATTACK = ("attacker", "method", "box", "steps", "start_seed", "dampings")  # what is not of the noisy gradient
+JUDGED = ["image", "variance", "predicted_rmse", "rmse", "relative_error", "bound_rmse"]  # few: fast to resample
+
+
+def problems(config: Config) -> dict[str, list[Problem]]:
+    """The attacks, by table: "problems", and "deep" where a deep network is asked for.
+
+    config: dataset, split, root, init, weight_seed, start_seed; models, variances, level, level_images (see `noisy`);
+    attackers, the first of whom meets every model, the others the first one alone; steps: method -> budget; dampings: ε
+    of damped I²F. deep_network: "model init activation", attacked by Gauss–Newton alone, with deep_steps, on
+    deep_images under deep_variances.
+    """
+    setting = shared.setting(config)
+    own = {"start_seed": config["start_seed"], "dampings": config["dampings"]}
+    gradients = noisy(setting, config["models"], config["variances"], config["level"], config["level_images"])
+    found = {"problems": _confront(gradients, config["attackers"], config["steps"], own)}
+    if config["deep_images"]:
+        model, init, activation = config["deep_network"].split()
+        setting |= {"init": init, "activation": activation, "normalize": True}
+        gradients = noisy(setting, {model: config["deep_images"]}, config["deep_variances"])
+        found["deep"] = _confront(gradients, ["gauss-newton"], {"gauss-newton": config["deep_steps"]}, own)
+    return found
 
 
 def noisy(
-    setting: dict[str, Any], models: dict[str, int], variances: list[float], level: float, level_images: int
+    setting: Problem,
+    models: Mapping[str, int],
+    variances: Sequence[float],
+    level: float | None = None,
+    level_images: int = 0,
 ) -> list[Problem]:
-    """Noise problems: every variance for the first images, `level` alone for the further ones of the first model.
+    """Noisy gradients: every variance for the first images, `level` alone for the further ones of the first model.
 
     setting: data set and network, as in `experiments.problems`. models: name -> how many images get every variance.
     The noise of an image is its own draw, scaled: what differs between its levels is the variance alone.
     """
-    if level not in variances:
+    if level is not None and level not in variances:
         raise ValueError(f"level={level:g} is not among the variances {variances}: choose one of them")
     found = []
     for number, (model, images) in enumerate(models.items()):
         for image in range(max(images, 0 if number else level_images)):
-            found += sweep.grid(
-                **setting, model=model, image=image, noise="gaussian", noise_seed=image,
-                size=variances if image < images else [level],
-            )  # fmt: skip
+            sizes = list(variances) if image < images else [level]
+            found += sweep.grid(**setting, model=model, image=image, noise="gaussian", noise_seed=image, size=sizes)
     return found
 
 
-def confront(problems: list[Problem], attackers: list[str], steps: dict[str, int], seed: int) -> list[Problem]:
-    """The attacks: the first model's problems meet every attacker, the others' the first attacker alone. Images with a
-    single noise level meet only those without a box, whose steps are cheaper. steps: method -> budget."""
-    levels = Counter((p["model"], p["image"]) for p in problems)
-    return [
-        {**p, "attacker": name, **ATTACKERS[name], "steps": steps[ATTACKERS[name]["method"]], "start_seed": seed}
-        for name in attackers
-        for p in problems
-        if (p["model"] == problems[0]["model"] or name == attackers[0])
-        and (levels[p["model"], p["image"]] == max(levels.values()) or not ATTACKERS[name]["box"])
-    ]
+def _confront(
+    gradients: list[Problem], attackers: Sequence[str], steps: Mapping[str, int], own: Problem
+) -> list[Problem]:
+    """Images with a single noise level meet only attackers without a box, whose steps are cheaper."""
+    levels = Counter((p["model"], p["image"]) for p in gradients)
+    found = []
+    for name in attackers:
+        options = ATTACKERS[name].options
+        for p in gradients:
+            whole = levels[p["model"], p["image"]] == max(levels.values())
+            if (p["model"] == gradients[0]["model"] or name == attackers[0]) and (whole or not options["box"]):
+                found.append({**p, "attacker": name, **options, "steps": steps[options["method"]], **own})
+    return found
 
 
-def deep(setting: dict[str, Any], network: str, images: int, variances: list[float]) -> list[Problem]:
-    """Noise problems of a deep network, "model init activation", with the data's moments in front; see `noisy`."""
-    model, init, activation = network.split()
-    own = setting | {"init": init, "activation": activation, "normalize": True}
-    return noisy(own, {model: images}, variances, variances[0], 0)
-
-
-def attack(
-    problems: list[Problem], attackers: list[str], steps: dict[str, int], dampings: list[float], seed: int,
-    jobs: int | None = None,
-) -> pd.DataFrame:  # fmt: skip
-    """A row an attack (`confront`): what I²F predicts (`problems.predict`), what was recovered (`problems.attack`).
+def run(problems: Mapping[str, list[Problem]], settings: Settings = sweep.DEFAULT) -> Results:
+    """Per table, one row per attack: what I²F predicts (`problems.predict`), what was recovered (`problems.attack`).
 
     Further columns: variance σ²; relative_error = |RMSE − predicted|/predicted; rmse_clamped (that of PSNR);
     dissimilarity = 1 − SSIM.
     """
-    predict = partial(shared.predict, dampings=tuple(dampings))
-    predicted = sweep.run(predict, problems, ("model", "image"), len(problems), jobs, description="predictions")
-    tasks = confront(problems, attackers, steps, seed)
-    second = [t for t in tasks if t["method"] == "gauss-newton"]
-    adam = [t for t in tasks if t["method"] != "gauss-newton"]
+    return Results({name: _attack(tasks, settings) for name, tasks in problems.items()})
+
+
+def _attack(tasks: list[Problem], settings: Settings) -> pd.DataFrame:
+    predict = partial(shared.predict, dampings=tuple(tasks[0]["dampings"]))
+    tasks = [{name: p[name] for name in p if name != "dampings"} for p in tasks]
+    columns = [name for name in tasks[0] if name not in ATTACK]
+    gradients = [dict(p) for p in dict.fromkeys(tuple((name, p[name]) for name in columns) for p in tasks)]
+    predicted = sweep.run(
+        predict, gradients, settings, ("model", "image"), at_most=len(gradients), description="predictions"
+    )
     found = []
-    if second:
-        found.append(
-            sweep.run(shared.attack, second, ("model", "image", "attacker"), 4, jobs, description="gauss-newton")
-        )
-    if adam:
-        found.append(sweep.run(shared.attack, adam, ("model", "attacker"), 32, jobs, description="first order"))
-    shown = predicted.drop(columns=["failed", "reason"])
-    table = pd.concat(found, ignore_index=True).merge(shown, on=list(problems[0]), validate="many_to_one")
-    table = table.rename(columns={"size": "variance"})
+    for words, first_order, together, at_most in (
+        ("gauss-newton", False, ("model", "image", "attacker"), 4),
+        ("first order", True, ("model", "attacker"), 32),
+    ):
+        some = [p for p in tasks if (p["method"] != "gauss-newton") == first_order]
+        if some:
+            found.append(sweep.run(shared.attack, some, settings, together, at_most, description=words))
+    predicted = predicted.drop(columns=["failed", "reason"])
+    table = pd.concat(found, ignore_index=True).merge(predicted, on=columns, validate="many_to_one")
+    table = table.rename(columns={"size": "variance"}).drop(columns="root", errors="ignore")
     return table.assign(
         relative_error=shared.relative_error(table),
         rmse_clamped=10 ** (-table.psnr / 20),
@@ -111,12 +128,11 @@ def correlations(table: pd.DataFrame, model: str = "lenet") -> pd.DataFrame:
     as the clamped RMSE whose logarithm it is, SSIM as 1 − SSIM.
     """
     rows = []
-    foretold = predictors(table)
     known = shared.scored(table[(table.model == model) & at_every_level(table)])
     for attacker, mine in known.groupby("attacker", sort=False):
         for error, measure in ERRORS.items():
-            orders = {name: claims.rank_correlation(mine, column, error) for column, name in foretold.items()}
-            power = claims.log_correlation(mine[mine[error] > 0], "predicted_rmse", error)
+            orders = {name: rank_correlation(mine, column, error) for column, name in predictors(table).items()}
+            power = log_correlation(mine[mine[error] > 0], "predicted_rmse", error)
             rows.append({"attacker": attacker, "error": measure, **orders, "I²F, log–log": power})
     return pd.DataFrame(rows).set_index(["attacker", "error"])
 
@@ -126,23 +142,13 @@ def at_every_level(table: pd.DataFrame) -> pd.Series:
     return table.groupby(["model", "image"]).variance.transform("nunique") == table.variance.nunique()
 
 
-def end_of_law(table: pd.DataFrame, tolerance: float) -> float:
-    """The predicted RMSE at which the median relative error passes `tolerance`, between noise levels by log–log lines.
+def end_of_law(table: pd.DataFrame, tolerance: float) -> tuple[float, bool]:
+    """The predicted RMSE at which the median relative error passes `tolerance`, between noise levels by log–log lines,
+    and whether it does at all.
 
     0 where it is above `tolerance` at the lowest level already: the law holds nowhere that was tried. Where it never
     is, the largest median prediction that was tried: the law ends beyond it.
     """
-    return _end(table, tolerance)[0]
-
-
-def reached(table: pd.DataFrame, tolerance: float, cut: float) -> float:
-    """`end_of_law`, to be compared with `cut`; NaN where the law holds at every level and none goes as far."""
-    end, ended = _end(table, tolerance)
-    return end if ended or end >= cut else np.nan
-
-
-def _end(table: pd.DataFrame, tolerance: float) -> tuple[float, bool]:
-    """`end_of_law`, and whether the law ended among the levels at all."""
     levels = table.groupby("variance")[["predicted_rmse", "relative_error"]].median()
     x, y = np.log(levels.clip(lower=1e-16).to_numpy()).T  # an error of zero has no logarithm
     beyond = np.flatnonzero(~(y <= np.log(tolerance)))  # an unknown error too
@@ -157,73 +163,76 @@ def _end(table: pd.DataFrame, tolerance: float) -> tuple[float, bool]:
     return float(np.exp(x[k - 1] + share * (x[k] - x[k - 1]))), True
 
 
-def judge(
-    table: pd.DataFrame, dataset: str, level: float,
-    cut: float, accuracy: float, tolerance: float, order: float, power: float, images_order: float,
-    further: pd.DataFrame | None = None,
-) -> list[claims.Claim]:  # fmt: skip
-    """The experiment's claims. The thresholds are the notebook's parameters; `cut` bounds the linear regime;
-    `further`: the attacks on a deep network."""
-    table = shared.lost(table).assign(relative_error=shared.relative_error)
-    first, whole = table.model.iloc[0], at_every_level(table)
-    regime = f"the predicted RMSE is at most {cut:g}"
-    found: list[claims.Claim] = []
+def reached(table: pd.DataFrame, tolerance: float, cut: float) -> float:
+    """`end_of_law`, to be compared with `cut`; NaN where the law holds at every level and none goes as far."""
+    end, ended = end_of_law(table, tolerance)
+    return end if ended or end >= cut else np.nan
 
-    def claim(
-        rows: pd.DataFrame, name: str, statement: str, statistic: str, measure, within=None, note="", **more
-    ) -> None:  # fmt: skip
-        if len(rows):
-            attackers = "; ".join(KNOWS[a] for a in rows.attacker.unique())
-            words = f"{rows.model.iloc[0]}; {claims.settled(rows)}{note}"
-            used = ["image", "variance", "predicted_rmse", "rmse", "relative_error", "bound_rmse"]  # fast to resample
-            within = None if within is None else within[used]
-            found.append(
-                claims.judge(
-                    rows[used], measure, "image", only=(regime, within) if within is not None else None, **more,
-                    id=f"influence_vs_attack-{dataset}-{name}", statement=statement, statistic=statistic,
-                    source="section 4, I²F against recovery", attacker=attackers, note=words,
-                )
-            )  # fmt: skip
 
-    for model, attacker, name, subject in (
-        (first, "gauss-newton", "accuracy", "an attacker without a prior"),
-        ("linear", "gauss-newton", "accuracy-linear", "the same attacker on the linear model"),
-        (first, "gauss-newton, box", "accuracy-box", "an attacker who knows the pixel range"),
-    ):
-        rows = table[(table.model == model) & (table.attacker == attacker) & whole]
-        claim(rows, name, f"I²F predicts the error of {subject}.",
-              "median relative error of the predicted RMSE, at the worst noise level",
-              lambda t: claims.worst(t, "variance", "relative_error"), rows[rows.predicted_rmse <= cut],
-              at_most=accuracy)  # fmt: skip
-    if further is not None:
-        rows = shared.lost(further).assign(relative_error=shared.relative_error)
-        claim(rows, "accuracy-deep", "I²F predicts the error of an attacker without a prior on a deep network.",
-              "median relative error of the predicted RMSE, at the worst noise level",
-              lambda t: claims.worst(t, "variance", "relative_error"), rows[rows.predicted_rmse <= cut],
-              at_most=accuracy)  # fmt: skip
-    ours = table[(table.model == first) & (table.attacker == "gauss-newton") & whole]
-    claim(ours, "end", f"The linear law reaches at least to a predicted RMSE of {cut:g}.",
-          f"predicted RMSE at which the median relative error passes {tolerance:g}; 0 where it holds nowhere",
-          lambda t: reached(t, tolerance, cut), at_least=cut)  # fmt: skip
-    for attacker in KNOWS:
-        mine = table[(table.model == first) & (table.attacker == attacker)]
-        tag = attacker.replace(", ", "-")
+class _Case(NamedTuple):
+    """One claim: its name in the TOML file, its rows and measure; see `Judge`."""
+
+    name: str
+    rows: pd.DataFrame
+    measure: Statistic
+    suffix: str = ""
+    words: Mapping[str, object] = {}
+    regime: bool = False  # judged a second time within the linear regime
+
+
+def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
+    """The experiment's claims, as far as there are attacks for them.
+
+    Of the thresholds, `level` is the noise variance at which images are compared, `cut` on the predicted RMSE bounds
+    the linear regime, and `tolerance` is the relative error at which the linear law counts as ended.
+    """
+    known = {name: shared.lost(tables[name]).assign(relative_error=shared.relative_error) for name in tables}
+    judged = Judge.of("influence_vs_attack", f"influence_vs_attack-{dataset}", thresholds)
+    claims = []
+    for case in _cases(known, thresholds):
+        if not len(case.rows):
+            continue
+        rows = case.rows[JUDGED]
+        within = rows[rows.predicted_rmse <= thresholds["cut"]] if case.regime else None
+        about = {
+            "attacker": "; ".join(knows(name) for name in case.rows.attacker.unique()),
+            "model": case.rows.model.iloc[0],
+            "converged": convergence(case.rows),
+        }
+        claims.append(judged(case.name, rows, case.measure, within, case.suffix, **about, **case.words))
+    return claims
+
+
+def _cases(known: Tables, thresholds: Thresholds) -> list[_Case]:
+    table = known["problems"]
+    whole, by_variance = at_every_level(table), partial(worst, by="variance", column="relative_error")
+    main = table[table.model == table.model.iloc[0]]
+    linear = table[(table.model == "linear") & (table.attacker == "gauss-newton") & whole]
+    free, boxed = (main[(main.attacker == name) & whole[main.index]] for name in ("gauss-newton", "gauss-newton, box"))
+    subjects = [
+        (free, "", "an attacker without a prior"),
+        (linear, "-linear", "the same attacker on the linear model"),
+        (boxed, "-box", "an attacker who knows the pixel range"),
+        (known.get("deep", main[:0]), "-deep", "an attacker without a prior on a deep network"),
+    ]
+    found = [_Case("accuracy", rows, by_variance, tag, {"subject": who}, regime=True) for rows, tag, who in subjects]
+    end = partial(reached, tolerance=thresholds["tolerance"], cut=thresholds["cut"])
+    found.append(_Case("end", free, end))
+    order = partial(rank_correlation, x="predicted_rmse", y="rmse")
+    for attacker in WHO:
+        mine, tag = main[main.attacker == attacker], "-" + attacker.replace(", ", "-")
         levels = mine[whole[mine.index]]
-        alone = claims.rank_correlation(levels, "variance", "rmse") if len(levels) else np.nan
-        claim(levels, f"order-{tag}", "I²F ranks recovery over noise levels and images.",
-              "Spearman of RMSE with I²F", lambda t: claims.rank_correlation(t, "predicted_rmse", "rmse"),
-              at_least=order, note=f"; the variance alone reaches {alone:.3f}")  # fmt: skip
-        claim(levels, f"power-{tag}", "Recovery follows a power law in I²F.",
-              "log–log Pearson of RMSE with I²F",
-              lambda t: claims.log_correlation(t[np.isfinite(t.rmse)], "predicted_rmse", "rmse"),
-              at_least=power)  # fmt: skip
-        alike = mine[mine.variance == level]
-        claim(alike, f"images-{tag}", "I²F ranks images at one noise level.",
-              f"Spearman of RMSE with I²F across images, variance {level:g}",
-              lambda t: claims.rank_correlation(t, "predicted_rmse", "rmse"), at_least=images_order,
-              least=claims.LEAST_RANKED)  # fmt: skip
+        alone = rank_correlation(levels, "variance", "rmse") if len(levels) else np.nan
+        found += [
+            _Case("order", levels, order, tag, {"alone": alone}),
+            _Case("power", levels, _power, tag),
+            _Case("images", mine[mine.variance == thresholds["level"]], order, tag),
+        ]
     for name, bounded in (("unbounded", False), ("bounded", True)):
-        rows = table[(table.model == first) & (table.box.astype(bool) == bounded)]
-        claim(rows, f"bound-{name}", f"I_lb is never above the error of {name} attackers.",
-              "smallest RMSE / I_lb", lambda t: float((t.rmse / t.bound_rmse).min()), at_least=1.0)  # fmt: skip
+        rows = main[main.box.astype(bool) == bounded]
+        found.append(_Case("bound", rows, lambda t: float((t.rmse / t.bound_rmse).min()), f"-{name}", {"who": name}))
     return found
+
+
+def _power(table: pd.DataFrame) -> float:
+    return log_correlation(table[np.isfinite(table.rmse)], "predicted_rmse", "rmse")

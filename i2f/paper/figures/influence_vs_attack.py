@@ -7,14 +7,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from i2f.paper.figures.style import ATTACKERS, INK, LINE, diagonal, readable_ticks, style
+from i2f.paper.attackers import ATTACKERS
+from i2f.paper.figures.style import INK, LINE, diagonal, mark_cut, readable_ticks, style
 
-LOOK = {  # name in tables -> label, colour, marker
-    "gauss-newton": ("Gauss–Newton", ATTACKERS["gauss-newton"][2], "o"),
-    "gauss-newton, box": ("Gauss–Newton, box", "#56B4E9", "v"),
-    "dgl": ("DGL, Adam", ATTACKERS["dgl"][2], "X"),
-    "gs": ("GS, cosine, box", ATTACKERS["gs"][2], "P"),
-}
+LABELS = {name: ATTACKERS[name].label for name in ("gauss-newton", "gauss-newton, box", "dgl", "gs")}
+LABELS["gs"] += ", box"  # among attackers with and without one
 X_LABEL = "predicted RMSE per pixel (I²F)"
 
 
@@ -53,42 +50,41 @@ def overview(table: pd.DataFrame, level: float, cut: float, tolerance: float) ->
     return figure
 
 
-def error_against_prediction(ax: Axes, table: pd.DataFrame, error: str) -> Axes:
-    """An error against the predicted RMSE, both logarithmic, a mark an attack."""
-    for attacker, (label, colour, marker) in LOOK.items():
-        mine = table[table.attacker == attacker]
+def error_against_prediction(ax: Axes, table: pd.DataFrame, error: str) -> None:
+    """An error against the predicted RMSE, both logarithmic, one mark per attack."""
+    for name, label in LABELS.items():
+        mine = table[table.attacker == name]
         if len(mine):
-            ax.scatter(mine.predicted_rmse, mine[error], s=34, marker=marker, color=colour, edgecolor="white",
-                       linewidth=0.5, alpha=0.85, label=label, zorder=3)  # fmt: skip
+            colour, marker = ATTACKERS[name].colour, ATTACKERS[name].marker
+            marks = ax.scatter(
+                mine.predicted_rmse, mine[error], s=34, marker=marker, color=colour, alpha=0.85, zorder=3
+            )
+            marks.set(edgecolor="white", linewidth=0.5, label=label)
     ax.set(xscale="log", yscale="log", xlabel=X_LABEL)
-    return ax
 
 
-def ratio(ax: Axes, table: pd.DataFrame, cut: float, tolerance: float) -> Axes:
-    """Measured over predicted RMSE of the second-order attackers, a line an image; hollow: the further models."""
+def ratio(ax: Axes, table: pd.DataFrame, cut: float, tolerance: float) -> None:
+    """Measured over predicted RMSE of the second-order attackers, one line per image; hollow: the further models."""
     ax.axhspan(1 - tolerance, 1 + tolerance, color="#eeeeee", zorder=0)
     ax.axhline(1, color=LINE, lw=1.2, zorder=1)
-    ax.axvline(cut, color=LINE, lw=1, ls=":", zorder=1)
     named = set()
     second = table[table.attacker.isin(["gauss-newton", "gauss-newton, box"])]
     for (attacker, model, _), rows in second.groupby(["attacker", "model", "image"], sort=False):
-        label, colour, marker = LOOK[attacker]
-        further = model != table.model.iloc[0]
-        name = f"{label}, {model}"
+        colour, further = ATTACKERS[attacker].colour, model != table.model.iloc[0]
+        name = f"{LABELS[attacker]}, {model}"
         rows = rows.sort_values("predicted_rmse")
-        ax.plot(rows.predicted_rmse, rows.rmse / rows.predicted_rmse, marker=marker, ms=5, lw=0.8, color=colour,
-                ls="--" if further else "-", mfc="white" if further else colour,
-                label=None if name in named else name)  # fmt: skip
+        (line,) = ax.plot(rows.predicted_rmse, rows.rmse / rows.predicted_rmse, ms=5, lw=0.8, color=colour)
+        line.set(marker=ATTACKERS[attacker].marker, ls="--" if further else "-", mfc="white" if further else colour)
+        if name not in named:
+            line.set_label(name)
         named.add(name)
     ax.set(xscale="log", yscale="log", xlabel=X_LABEL, ylabel="measured / predicted RMSE")
     low, high = ax.get_ylim()
     ax.set_ylim(min(low, 0.6), max(high, 1.7))  # so that a ratio of 1.1 looks like one
-    ax.annotate("cut", (cut, 1), (3, -4), xycoords=("data", "axes fraction"), textcoords="offset points", va="top",
-                fontsize="small", color=INK)  # fmt: skip
+    mark_cut(ax, cut)
     readable_ticks(ax)
     if named:
         ax.legend(fontsize="small")
-    return ax
 
 
 def measures(table: pd.DataFrame) -> Figure:

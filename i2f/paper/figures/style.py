@@ -81,6 +81,22 @@ def diagonal(ax: Axes, label: str = "measured = predicted") -> None:
     ax.set(xlim=(low, high), ylim=(low, high))
 
 
+def mark_cut(ax: Axes, cut: float, foot: bool = False, left: bool = False) -> None:
+    """A dotted line at the predicted RMSE that bounds the linear regime, named at its top or foot."""
+    ax.axvline(cut, color=LINE, lw=1, ls=":", zorder=1)
+    ax.annotate(
+        "cut",
+        (cut, 0 if foot else 1),
+        (-3 if left else 3, 4 if foot else -4),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        ha="right" if left else "left",
+        va="baseline" if foot else "top",
+        fontsize="small",
+        color=INK,
+    )
+
+
 def pictures(rows: Sequence[tuple[str, Sequence[np.ndarray], Sequence[str]]]) -> Figure:
     """Rows of images: (name, images (C, H, W) in [0, 1], a caption under each)."""
     style()

@@ -7,20 +7,23 @@ import pandas as pd
 import pytest
 
 import i2f
-from i2f import claims
+from i2f import claims, statistics
+from i2f.paper.attackers import ATTACKERS
 from i2f.paper.experiments import influence_vs_attack as experiment
 from i2f.paper.figures import influence_vs_attack as draw
+from i2f.paper.sweep import Settings
 
 SETTING = {"dataset": "mnist", "init": "uniform", "weight_seed": 1}
-THRESHOLDS = {
-    "level": 1e-5, "cut": 0.05, "accuracy": 0.01, "tolerance": 0.1, "order": 0.9, "power": 0.9, "images_order": 0.5,
-}  # fmt: skip
+CONFIG = SETTING | {"level": 1e-6, "level_images": 1, "dampings": [0.1], "start_seed": 0, "deep_images": 0}
+THRESHOLDS = {"level": 1e-5, "cut": 0.05, "accuracy": 0.01, "tolerance": 0.1}
+THRESHOLDS |= {"order": 0.9, "power": 0.9, "images_order": 0.5}
+QUIET = Settings(jobs=1, progress="off")
 
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch):
     """Verdicts on fabricated tables are as clear with fifty draws."""
-    monkeypatch.setattr(claims, "bootstrap", partial(claims.bootstrap, draws=50))
+    monkeypatch.setattr(claims, "bootstrap", partial(statistics.bootstrap, draws=50))
 
 
 def test_every_variance_for_the_first_images_and_one_level_for_the_others():
@@ -35,27 +38,29 @@ def test_every_variance_for_the_first_images_and_one_level_for_the_others():
 
 
 def test_who_attacks_what():
-    problems = experiment.noisy(SETTING, {"lenet": 1, "linear": 1}, [1e-7, 1e-5], 1e-5, 2)
-    tasks = experiment.confront(problems, list(experiment.ATTACKERS), {"gauss-newton": 5, "dgl": 6, "gs": 7}, seed=3)
-    met = {name: [(t["model"], t["image"]) for t in tasks if t["attacker"] == name] for name in experiment.ATTACKERS}
+    config = CONFIG | {"models": {"lenet": 1, "linear": 1}, "variances": [1e-7, 1e-5], "level": 1e-5, "level_images": 2}
+    config |= {"attackers": experiment.WHO, "steps": {"gauss-newton": 5, "dgl": 6, "gs": 7}}
+    tasks = experiment.problems(config)["problems"]
+    met = {name: [(t["model"], t["image"]) for t in tasks if t["attacker"] == name] for name in experiment.WHO}
     assert met["gauss-newton"] == [("lenet", 0), ("lenet", 0), ("lenet", 1), ("linear", 0), ("linear", 0)]
     assert met["dgl"] == [("lenet", 0), ("lenet", 0), ("lenet", 1)]
     assert met["gauss-newton, box"] == met["gs"] == [("lenet", 0), ("lenet", 0)]
     assert {(t["method"], t["steps"]) for t in tasks} == {("gauss-newton", 5), ("dgl", 6), ("gs", 7)}
 
 
+def on_the_linear_model(attackers, steps):
+    config = CONFIG | {"models": {"linear": 1}, "variances": [1e-6], "attackers": attackers, "steps": steps}
+    return experiment.run(experiment.problems(config), QUIET).tables["problems"]
+
+
 def test_either_kind_of_attacker_may_come_alone():
-    problems = experiment.noisy(SETTING, {"linear": 1}, [1e-6], 1e-6, 1)
     for attacker in ("gauss-newton", "dgl"):
-        table = experiment.attack(problems, [attacker], {"gauss-newton": 1, "dgl": 1}, [], seed=0, jobs=1)
-        assert list(table.attacker) == [attacker]
+        assert list(on_the_linear_model([attacker], {"gauss-newton": 1, "dgl": 1}).attacker) == [attacker]
 
 
 def test_the_table_says_what_its_columns_say():
     """On the linear model: I²F as the least squares of Jᵀ d = δ by QR, the damped one as a ridge regression."""
-    problems = experiment.noisy(SETTING, {"linear": 1}, [1e-6], 1e-6, 1)
-    budget = {"gauss-newton": 30, "dgl": 3, "gs": 3}
-    table = experiment.attack(problems, ["gauss-newton", "dgl", "gs"], budget, [0.1], seed=0, jobs=1)
+    table = on_the_linear_model(["gauss-newton", "dgl", "gs"], {"gauss-newton": 30, "dgl": 3, "gs": 3})
     assert list(table.attacker) == ["gauss-newton", "dgl", "gs"]
     x, y = i2f.data.load("mnist", 1)
     model = i2f.models.build("linear", "mnist", "uniform", seed=1, normalize=False).double()
@@ -81,14 +86,14 @@ def fake(law=lambda predicted: predicted, images: int = 8) -> pd.DataFrame:
     """A table of attackers whose error is `law` of the predicted one."""
     rows = []
     for model in ("lenet", "linear"):
-        for attacker in experiment.ATTACKERS if model == "lenet" else ["gauss-newton"]:
+        for attacker in experiment.WHO if model == "lenet" else ["gauss-newton"]:
             for image in range(images):
                 for variance in (1e-7, 1e-5, 1e-3):
                     predicted = 10 * variance**0.5 * (1 + image / images)
                     error = law(predicted)
                     rows.append(
                         {"model": model, "attacker": attacker, "image": image, "variance": variance, "rmse": error,
-                         "box": experiment.ATTACKERS[attacker]["box"], "predicted_rmse": predicted,
+                         "box": ATTACKERS[attacker].options["box"], "predicted_rmse": predicted,
                          "predicted_rmse, ε = 1": predicted / 2, "bound_rmse": predicted / 100,
                          "relative_error": abs(error / predicted - 1), "rmse_clamped": error,
                          "psnr": -20 * np.log10(error), "ssim": 1 / (1 + error), "dissimilarity": error / (1 + error),
@@ -97,10 +102,14 @@ def fake(law=lambda predicted: predicted, images: int = 8) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def verdicts(table: pd.DataFrame) -> dict[str, str]:
-    found = experiment.judge(table, "mnist", **THRESHOLDS)
+def judged(table: pd.DataFrame, **further: pd.DataFrame) -> dict[str, claims.Claim]:
+    found = experiment.judge({"problems": table, **further}, THRESHOLDS, "mnist")
     assert len({c.id for c in found}) == len(found)
-    return {c.id.removeprefix("influence_vs_attack-mnist-"): c.verdict for c in found}
+    return {c.id.removeprefix("influence_vs_attack-mnist-"): c for c in found}
+
+
+def verdicts(table: pd.DataFrame) -> dict[str, str]:
+    return {name: claim.verdict for name, claim in judged(table).items()}
 
 
 def test_everything_holds_where_the_error_is_the_predicted_one():
@@ -122,23 +131,24 @@ def test_the_prediction_may_hold_in_its_regime_alone():
 
 
 def test_a_deep_network_has_a_claim_of_its_own():
-    def judged(law):
+    def deep(law):
         table = fake(law)
-        deep = table[table.attacker == "gauss-newton"].assign(model="cnn8x16")
-        found = experiment.judge(fake(), "mnist", **THRESHOLDS, further=deep)
-        return next(c for c in found if c.id == "influence_vs_attack-mnist-accuracy-deep")
+        return judged(fake(), deep=table[table.attacker == "gauss-newton"].assign(model="cnn8x16"))["accuracy-deep"]
 
-    assert judged(lambda predicted: predicted).verdict == "holds"
-    assert judged(lambda predicted: 3 * predicted).verdict == "fails"
-    assert judged(lambda predicted: predicted).note.startswith("cnn8x16")
+    assert deep(lambda predicted: predicted).verdict == "holds"
+    assert deep(lambda predicted: 3 * predicted).verdict == "fails"
+    assert deep(lambda predicted: predicted).note.startswith("cnn8x16")
 
 
 def test_deep_problems_are_of_the_network_named():
-    tasks = experiment.deep({"dataset": "mnist", "init": "uniform"}, "cnn8x16 kaiming softplus", 2, [1e-12, 1e-10])
+    config = CONFIG | {"models": {"lenet": 1}, "variances": [1e-6], "attackers": ["dgl"], "steps": {"dgl": 1}}
+    config |= {"deep_network": "cnn8x16 kaiming softplus", "deep_images": 2, "deep_variances": [1e-12, 1e-10]}
+    tasks = experiment.problems(config | {"deep_steps": 3})["deep"]
     assert len(tasks) == 4
     assert {(t["model"], t["init"], t["activation"], t["normalize"]) for t in tasks} == {
         ("cnn8x16", "kaiming", "softplus", True)
     }
+    assert {(t["method"], t["steps"]) for t in tasks} == {("gauss-newton", 3)}
 
 
 @pytest.mark.parametrize("rmse", [np.nan, 1e-3], ids=["no image", "a best image"])
@@ -146,9 +156,7 @@ def test_failed_attacks_recovered_nothing(rmse):
     spoiled = fake()
     mine = (spoiled.model == "lenet") & (spoiled.attacker == "gauss-newton") & (spoiled.variance == 1e-5)
     spoiled.loc[mine, ["failed", "rmse"]] = [True, rmse]
-    found = {
-        c.id.removeprefix("influence_vs_attack-mnist-"): c for c in experiment.judge(spoiled, "mnist", **THRESHOLDS)
-    }
+    found = judged(spoiled)
     assert found["accuracy"].value == np.inf
     assert found["accuracy"].verdict == "fails"
     assert found["order-gauss-newton"].value < 1
@@ -162,26 +170,30 @@ def test_the_end_of_the_law_lies_between_the_levels_that_it_separates():
     table = pd.DataFrame(
         {"variance": [1, 2, 3], "predicted_rmse": [0.01, 0.1, 1.0], "relative_error": [0.01, 0.1 * 10**0.5, 1.0]}
     )
-    assert experiment.end_of_law(table, 0.1) == pytest.approx(0.01 * 10 ** (1 / 1.5))
-    assert experiment.end_of_law(table, 0.001) == 0.0  # held nowhere
-    assert experiment.end_of_law(table, 2.0) == pytest.approx(1.0)  # never ended
+    assert experiment.end_of_law(table, 0.1) == (pytest.approx(0.01 * 10 ** (1 / 1.5)), True)
+    assert experiment.end_of_law(table, 0.001) == (0.0, True)  # held nowhere
+    assert experiment.end_of_law(table, 2.0) == (pytest.approx(1.0), False)  # never ended
     lost = table.assign(relative_error=[0.01, np.inf, np.inf])
-    assert experiment.end_of_law(lost, 0.1) == pytest.approx(0.01)  # the last level at which it held
+    assert experiment.end_of_law(lost, 0.1) == (pytest.approx(0.01), True)  # the last level at which it held
     unknown = table.assign(relative_error=[0.01, np.nan, 0.01])
-    assert experiment.end_of_law(unknown, 0.1) == pytest.approx(0.01)
+    assert experiment.end_of_law(unknown, 0.1) == (pytest.approx(0.01), True)
 
 
 def test_a_law_that_holds_nowhere_does_not_reach_far():
     """Off by half at every level, the lowest of them far beyond the cut."""
     table = fake(lambda predicted: 1.5 * predicted)
     table[["predicted_rmse", "rmse"]] *= 100
-    (end,) = (c for c in experiment.judge(table, "mnist", **THRESHOLDS) if c.id.endswith("-end"))
+    end = judged(table)["end"]
     assert (end.value, end.verdict) == (0.0, "fails")
 
 
 def test_levels_that_stay_below_the_cut_do_not_ask_whether_the_law_reaches_it():
     table = fake()
-    (end,) = (c for c in experiment.judge(table[table.variance < 1e-5], "mnist", **THRESHOLDS) if c.id.endswith("-end"))
+    (end,) = (
+        c
+        for c in experiment.judge({"problems": table[table.variance < 1e-5]}, THRESHOLDS, "mnist")
+        if c.id.endswith("-end")
+    )
     assert np.isnan(end.value)
     assert end.verdict == "inconclusive"
 
