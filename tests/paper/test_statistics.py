@@ -189,7 +189,8 @@ def judge_initialization(expected=UP, power=1, alike=0, error=0.0):
                           "mse_clamped": size * mse, "rmse": (size * mse) ** 0.5,
                           "predicted_rmse": (size * mse) ** 0.5 / (1 + error), **ENDED}
                          for attacker in ("gauss-newton", "dgl")]  # fmt: skip
-    return initialization.judge(pd.DataFrame(rows), "mnist", 1e-3, 1e-5, 0.9, 0.8, 0.1, 0.05)
+    thresholds = {"paper": 1e-3, "small": 1e-5, "share": 0.9, "correlation": 0.8, "accuracy": 0.1, "cut": 0.05}
+    return initialization.judge({"problems": pd.DataFrame(rows)}, thresholds, "mnist")
 
 
 def judge_training(epochs=(1, 2, 3), bound=1, mse=1e-12, miss=0.0):

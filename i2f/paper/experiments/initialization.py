@@ -1,70 +1,68 @@
 """Does the draw of the weights decide what a gradient gives away? One prediction, several attackers, many draws."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import itertools
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from i2f.core import spectrum
-from i2f.paper import claims, sweep
+from i2f.paper import attackers, sweep
+from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
-from i2f.paper.sweep import Problem, Row
+from i2f.paper.results import Config, Results, Tables
+from i2f.paper.statistics import convergence, spearman, worst
+from i2f.paper.sweep import Problem, Row, Settings
 
-ATTACKERS: dict[str, dict[str, Any]] = {  # name in the tables -> the attack, see `problems.attack`
-    "gauss-newton": {"method": "gauss-newton"},
-    "gauss-newton, box": {"method": "gauss-newton", "box": True},
-    "dgl": {"method": "dgl"},
-}
+BOX = "gauss-newton, box"  # slow, and so tried on few networks
 NETWORK = ("dataset", "init", "weight_seed")
 
 
-def problems(
-    dataset: str,
-    inits: Sequence[str],
-    unattacked: Sequence[str],
-    weight_seeds: int,
-    images: int,
-    variances: Sequence[float],
-    noise_seeds: int,
-    steps: dict[str, int],
-    box_seeds: int = 0,
-) -> list[Problem]:
+def problems(config: Config) -> list[Problem]:
     """Gaussian noise of every variance on every network's gradients, for every attacker that has `steps`.
 
-    Weight seeds are 1, …, `weight_seeds`. unattacked: initialisations for which only the prediction is wanted (attacker
-    "none"). box_seeds: the bounded attacker, slower, sees the first so many weight seeds and the first variance.
+    config: dataset; inits, and unattacked, of which only the prediction is wanted (attacker "none"); weight_seeds,
+    images, noise_seeds: how many (weight seeds are 1, 2, …); variances; steps: attacker -> budget; box_seeds: the
+    attacker with a box sees the first so many weight seeds, under the first variance (default 0).
     """
     found = []
-    for init, weight_seed in ((i, s) for i in (*inits, *unattacked) for s in range(1, weight_seeds + 1)):
-        for attacker in ["none"] if init in unattacked else steps:
-            bounded = attacker == "gauss-newton, box"
-            if bounded and weight_seed > box_seeds:
+    inits, variances, steps = [*config["inits"], *config["unattacked"]], list(config["variances"]), config["steps"]
+    for init, weight_seed in itertools.product(inits, range(1, config["weight_seeds"] + 1)):
+        for attacker in ["none"] if init in config["unattacked"] else steps:
+            if attacker == BOX and weight_seed > config.get("box_seeds", 0):
                 continue
+            attack = {}
+            if attacker != "none":
+                attack = {"steps": steps[attacker], **attackers.ATTACKERS[attacker].options}
             found += sweep.grid(
-                dataset=dataset, init=init, weight_seed=weight_seed, attacker=attacker, image=range(images),
-                noise="gaussian", size=list(variances)[: 1 if bounded else None], noise_seed=range(noise_seeds),
-                **({"steps": steps[attacker], **ATTACKERS[attacker]} if attacker != "none" else {}),
-            )  # fmt: skip
+                dataset=config["dataset"],
+                init=init,
+                weight_seed=weight_seed,
+                attacker=attacker,
+                image=range(config["images"]),
+                noise="gaussian",
+                size=variances[:1] if attacker == BOX else variances,
+                noise_seed=range(config["noise_seeds"]),
+                **attack,
+            )
     return found
 
 
-def attack(problem_list: list[Problem], jobs: int | None = None) -> pd.DataFrame:
-    """A row a problem: `problems.predict`'s columns, mean_inverse_sigma, and `problems.attack`'s.
+def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
+    """One row per problem: `problems.predict`'s columns, mean_inverse_sigma, and `problems.attack`'s.
 
     expected_mse = E[I²]/d_x = σ² mean(1/λ_i), per pixel. mean_inverse_sigma = mean(1/√λ_i): what the released code
     averages in its place (1/σ_i of J instead of 1/σ_i²); pixels per unit of gradient.
     """
-    table = sweep.run(
-        _solve, problem_list, together=NETWORK, at_most=len(problem_list), jobs=jobs, description="networks"
-    )
-    return table.drop(columns=["box", "noise"], errors="ignore")
+    table = sweep.run(_solve, problems, settings, NETWORK, at_most=len(problems), description="networks")
+    return Results({"problems": table.drop(columns=["box", "noise"], errors="ignore")})
 
 
 def _solve(chunk: list[Problem]) -> list[Row]:
-    """All problems of one network: what is known of its J is computed once an image."""
-    predicted: dict[tuple, Row] = {}
+    """All problems of one network: what is known of its J is computed once for each image."""
+    predicted: dict[tuple[int, float, int], Row] = {}
     for p in sorted(chunk, key=lambda p: p["image"]):
         key = (p["image"], p["size"], p["noise_seed"])
         if key not in predicted:
@@ -92,15 +90,18 @@ def spectra(table: pd.DataFrame) -> pd.DataFrame:
     """Medians over draws of what J alone says of every initialisation: mean 1/λ, mean 1/√λ, λ_max, λ_min."""
     networks = table.assign(mean_inverse=table.expected_mse / table["size"])
     columns = {
-        "mean_inverse": "mean 1/λ", "mean_inverse_sigma": "mean 1/√λ", "lambda_max": "λ_max", "lambda_min": "λ_min",
-    }  # fmt: skip
+        "mean_inverse": "mean 1/λ",
+        "mean_inverse_sigma": "mean 1/√λ",
+        "lambda_max": "λ_max",
+        "lambda_min": "λ_min",
+    }
     return networks.groupby("init", sort=False)[list(columns)].median().rename(columns=columns)
 
 
 def wide(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """A row a weight seed: the median over images and noises of `column`, an initialisation a column after weight_seed.
+    """One row per weight seed: the median over images and noises of `column`, one column per initialisation.
 
-    Small and of numbers alone, so that resampling weight seeds thousands of times is quick.
+    A small table of numbers, so that resampling weight seeds thousands of times is quick.
     """
     return rows.pivot_table(index="weight_seed", columns="init", values=column, aggfunc="median").reset_index()
 
@@ -119,72 +120,77 @@ def ratio(seeds: pd.DataFrame, over: str = "normal", under: str = "uniform") -> 
 def order(seeds: pd.DataFrame) -> float:
     """Spearman's correlation over weight seeds and initialisations of what is measured with `expected`'s columns."""
     expected, measured = np.hsplit(seeds.to_numpy()[:, 1:], 2)
-    return float(np.corrcoef(rankdata(expected), rankdata(measured))[0, 1])  # spearmanr, ten times as fast
+    return float(spearman(expected.ravel(), measured.ravel()))
 
 
-def judge(
-    table: pd.DataFrame, dataset: str, paper: float, small: float, share: float, correlation: float, accuracy: float,
-    cut: float,
-) -> list[claims.Claim]:  # fmt: skip
-    """The claims, at the variance `paper` and once more at `small`; thresholds are the notebook's parameters.
+class View(NamedTuple):
+    """A value that orders initialisations. name: in ids. measured: the value in words. attacker: the rows that hold it.
+    column: of the table. knows: what the attacker of the claim knows."""
+
+    name: str
+    measured: str
+    attacker: str
+    column: str
+    knows: str
+
+
+EXPECTED = View("expected", "E[I²]", "gauss-newton", "expected_mse", "none: a prediction")
+RELEASED = View("released", "mean 1/√λ", "gauss-newton", "mean_inverse_sigma", "none: the released code's average")
+MEASURED = [
+    View(f"{name}{suffix}", f"{clamped}MSE", name, column, attackers.knows(name) + after)
+    for name in ("gauss-newton", "dgl")
+    for suffix, clamped, column, after in (
+        ("", "", "mse", ""),
+        ("-clamped", "clamped ", "mse_clamped", "; clamped afterwards"),
+    )
+]
+COMPARISONS: list[tuple[str, Callable[[pd.DataFrame], float], list[View]]] = [
+    ("riskiest", leader_share, [EXPECTED, *MEASURED]),
+    ("normal", ratio, [EXPECTED, RELEASED]),
+    ("anomaly", ratio, MEASURED),
+    ("order", order, MEASURED),
+]
+
+
+def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
+    """The claims, at the variance `paper` and once more at `small`.
 
     Bootstrap unit: weight seeds, each with all its initialisations.
     """
-    table = table[table.attacker.isin(ATTACKERS)]
-    table = shared.lost(table)
-    free, adam = "gauss-newton: knows model and label, no box", "dgl, Adam: knows model and label, no box"
-    views = [  # id, what is measured, attacker's rows, column, what the attacker knows
-        ("gauss-newton", "MSE", "gauss-newton", "mse", free),
-        ("gauss-newton-clamped", "clamped MSE", "gauss-newton", "mse_clamped", f"{free}; clamped afterwards"),
-        ("dgl", "MSE", "dgl", "mse", adam),
-        ("dgl-clamped", "clamped MSE", "dgl", "mse_clamped", f"{adam}; clamped afterwards"),
-    ]
-    expected = ("expected", "E[I²]", "gauss-newton", "expected_mse", "none: a prediction")
-    released = ("released", "mean 1/√λ", "gauss-newton", "mean_inverse_sigma", "none: the released code's average")
-    found: list[claims.Claim] = []
-
-    def add(view: tuple, name: str, measure: Callable, statement: str, statistic: str, **bounds: float) -> None:
-        rows = table[table.attacker == view[2]]
-        frames = []
-        for size in (paper, small):
-            some = rows[np.isclose(rows["size"], size, rtol=1e-6, atol=0)]
-            if name == "order":
-                frames.append(wide(some, "expected_mse").merge(wide(some, view[3]), on="weight_seed"))
-            else:
-                frames.append(wide(some, view[3]))
-        found.append(
-            claims.judge(
-                frames[0], measure, "weight_seed", **bounds, only=(f"the noise has variance {small:g}", frames[1]),
-                id=f"initialization-{dataset}-{name}-{view[0]}", statement=f"{statement}: {view[1]}.",
-                statistic=statistic.format(view[1]), source="the initialisation experiment", attacker=view[4],
-                note=f"Gaussian noise of variance {paper:g}"
-                + (f"; {claims.settled(rows)} at all variances" if view[3].startswith("mse") else ""),
+    table = tables["problems"]
+    table = shared.lost(table[table.attacker != "none"])
+    judged = Judge.of("initialization", f"initialization-{dataset}", thresholds)
+    found = []
+    for name, measure, views in COMPARISONS:
+        for view in views:
+            rows = table[table.attacker == view.attacker]
+            columns = ["expected_mse", view.column] if name == "order" else [view.column]
+            paper, small = (_at(rows, thresholds[level], columns) for level in ("paper", "small"))
+            found.append(
+                judged(
+                    name,
+                    paper,
+                    measure,
+                    small,
+                    suffix=f"-{view.name}",
+                    attacker=view.knows,
+                    measured=view.measured,
+                    converged=f"; {convergence(rows)} at all variances" if view in MEASURED else "",
+                )
             )
-        )  # fmt: skip
+    perfect = table[table.attacker == "gauss-newton"]
+    perfect = perfect.assign(error=shared.relative_error(perfect))
+    linear = perfect[perfect.expected_mse <= thresholds["cut"] ** 2]
+    by_noise = partial(worst, by=["init", "size"], column="error")
+    used = ["weight_seed", "init", "size", "expected_mse", "error"]
+    converged = convergence(perfect)
+    return [*found, judged("prediction", perfect[used], by_noise, linear[used], converged=converged)]
 
-    for view in (expected, *views):
-        add(view, "riskiest", leader_share, "Uniform weights leak most",
-            "share of weight seeds in which uniform has the lowest {}", at_least=share)  # fmt: skip
-    for view in (expected, released):
-        add(view, "normal", ratio, "Normal weights are expected to leak more than uniform ones",
-            "ratio of the medians of the {}, normal / uniform", at_most=1.0)  # fmt: skip
-    for view in views:
-        add(view, "anomaly", ratio, "Normal weights leak less than uniform ones",
-            "ratio of the medians of the {}, normal / uniform", at_least=1.0)  # fmt: skip
-    for view in views:
-        add(view, "order", order, "E[I²] orders initialisations and draws as the attack does",
-            "Spearman correlation of the {} with E[I²]", at_least=correlation)  # fmt: skip
-    perfect = table[table.attacker == "gauss-newton"].assign(error=shared.relative_error)
-    note = f"all variances; {claims.settled(perfect)}"
-    perfect = perfect[["weight_seed", "init", "size", "expected_mse", "error"]]
-    found.append(
-        claims.judge(
-            perfect, lambda t: claims.worst(t, ["init", "size"], "error"), "weight_seed", at_most=accuracy,
-            only=(f"the expected RMSE is at most {cut:g}", perfect[perfect.expected_mse <= cut**2]),
-            id=f"initialization-{dataset}-prediction", source="section 4", attacker=free,
-            statement="I²F predicts the error of the attack, whatever the initialisation.",
-            statistic="median relative error of the predicted RMSE, at the worst initialisation and variance",
-            note=note,
-        )
-    )  # fmt: skip
-    return found
+
+def _at(rows: pd.DataFrame, size: float, columns: list[str]) -> pd.DataFrame:
+    """`wide` of the columns, side by side, for the noise of variance `size`."""
+    rows = rows[np.isclose(rows["size"], size, rtol=1e-6, atol=0)]
+    first, *others = (wide(rows, column) for column in columns)
+    for other in others:
+        first = first.merge(other, on="weight_seed")
+    return first

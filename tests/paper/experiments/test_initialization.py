@@ -8,27 +8,28 @@ import pandas as pd
 import pytest
 
 import i2f
-from i2f import claims
+from i2f import claims, statistics
 from i2f.paper.experiments import initialization
 from i2f.paper.figures import initialization as draw
+from i2f.paper.sweep import Settings
 
 mpl.use("Agg")
 
 INITS = ("uniform", "normal", "kaiming", "xavier")
+CONFIG = {"dataset": "mnist", "unattacked": ["normal-released"]}
 THRESHOLDS = {"paper": 1e-3, "small": 1e-5, "share": 0.9, "correlation": 0.8, "accuracy": 0.1, "cut": 0.05}
 
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch):
     """Tables as clear as these need no two thousand of them."""
-    monkeypatch.setattr(claims, "bootstrap", partial(claims.bootstrap, draws=100))
+    monkeypatch.setattr(claims, "bootstrap", partial(statistics.bootstrap, draws=100))
 
 
 def test_every_network_meets_every_attacker_with_the_same_noise():
-    found = initialization.problems(
-        "mnist", INITS, ["normal-released"], weight_seeds=3, images=2, variances=[1e-3, 1e-5], noise_seeds=2,
-        steps={"gauss-newton": 10, "gauss-newton, box": 4, "dgl": 100}, box_seeds=1,
-    )  # fmt: skip
+    steps = {"gauss-newton": 10, "gauss-newton, box": 4, "dgl": 100}
+    sizes = {"weight_seeds": 3, "images": 2, "variances": [1e-3, 1e-5], "noise_seeds": 2, "box_seeds": 1}
+    found = initialization.problems(CONFIG | {"inits": INITS, "steps": steps} | sizes)
     table = pd.DataFrame(found)
     counts = table.groupby(["attacker", "init"]).size().unstack()
     assert (counts.loc["gauss-newton", list(INITS)] == 3 * 2 * 2 * 2).all()
@@ -37,16 +38,14 @@ def test_every_network_meets_every_attacker_with_the_same_noise():
     assert counts["normal-released"].dropna().to_dict() == {"none": 3 * 2 * 2 * 2}
     bounded = table[table.attacker == "gauss-newton, box"]
     assert set(bounded["size"]) == {1e-3}
-    assert (bounded.box == True).all()  # noqa: E712
-    assert table[table.attacker == "dgl"].box.isna().all()
+    assert bounded.box.all()
+    assert not table[table.attacker == "dgl"].box.any()
 
 
-def test_attack_gives_the_expectation_and_the_errors_of_every_network():
-    found = initialization.problems(
-        "mnist", ["normal"], ["normal-released"], weight_seeds=1, images=1, variances=[1e-5], noise_seeds=1,
-        steps={"gauss-newton": 2, "dgl": 3},
-    )  # fmt: skip
-    table = initialization.attack(found, jobs=1)
+def test_a_run_gives_the_expectation_and_the_errors_of_every_network():
+    sizes = {"weight_seeds": 1, "images": 1, "variances": [1e-5], "noise_seeds": 1}
+    found = initialization.problems(CONFIG | {"inits": ["normal"], "steps": {"gauss-newton": 2, "dgl": 3}} | sizes)
+    table = initialization.run(found, Settings(jobs=1, progress="off")).tables["problems"]
     assert list(table.attacker) == ["gauss-newton", "dgl", "none"]
     assert list(table.steps[:2]) == [2, 3]
     assert table.mse.isna().tolist() == [False, False, True]
@@ -91,7 +90,7 @@ DOWN = {"uniform": 900.0, "normal": 400.0, "kaiming": 2.0, "xavier": 1.0}
     ],
 )
 def test_verdicts_follow_the_table(expected, measured, holding):
-    found = initialization.judge(fake(expected, measured), "mnist", **THRESHOLDS)
+    found = initialization.judge({"problems": fake(expected, measured)}, THRESHOLDS, "mnist")
     assert len({c.id for c in found}) == len(found) == 5 + 2 + 4 + 4 + 1
     held = [c.id.split("-")[2] for c in found if c.verdict == "holds"]
     assert {name: held.count(name) for name in holding} == holding
@@ -100,7 +99,7 @@ def test_verdicts_follow_the_table(expected, measured, holding):
 def test_a_ranking_that_only_small_noise_shows_holds_only_there():
     table = fake(UP, UP)
     table.loc[(table["size"] == 1e-3) & (table.init == "uniform"), ["mse", "mse_clamped"]] = 5.0
-    found = {c.id: c for c in initialization.judge(table, "mnist", **THRESHOLDS)}
+    found = {c.id: c for c in initialization.judge({"problems": table}, THRESHOLDS, "mnist")}
     claim = found["initialization-mnist-riskiest-dgl"]
     assert claim.sentence == "holds only when the noise has variance 1e-05"
     assert claim.value == 0
