@@ -13,7 +13,7 @@ ORTHONORMAL = 1e-6  # largest entry of V Vᵀ − I
 
 @dataclass(frozen=True)
 class LowRank:
-    """The covariance  Σ = Vᵀ diag(s) V + floor·I  of noise that lies in few directions but for a small rest.
+    """The covariance  Σ = Vᵀ diag(s) V + floor·I  of noise that lies in few directions, apart from a small rest.
 
     basis: V, (k, d_θ), orthonormal rows. variances: s, (k,), at least 0. floor: above 0.
     """

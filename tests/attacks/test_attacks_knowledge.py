@@ -1,5 +1,7 @@
 """What the attacker knows decides: masks, known noise, the box, total variation, labels, several images."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from torch.nn import functional as F
 import i2f
 from i2f import metrics, perturb
 from i2f.attacks.labels import recover_labels
-from i2f.attacks.match import Match
+from i2f.attacks.match import LowRank, Match
 from i2f.attacks.prior import SMOOTHING, lagged_curvature, total_variation
 from i2f.core.gradient import GradientMap
 
@@ -82,6 +84,57 @@ def test_match_is_its_matrix():
         assert not (W.T @ W)[~mask].any()
     assert Match(size).plain
     assert not Match(size, mask).plain
+
+
+def low_rank(size, rank):
+    """V with orthonormal rows and the variances along them; and the same covariance as a matrix."""
+    known = LowRank(torch.linalg.qr(normal(size, rank))[0].T, torch.logspace(-2, 2, rank, dtype=torch.float64), 1e-3)
+    return known, known.basis.T @ torch.diag(known.variances) @ known.basis + known.floor * torch.eye(size, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_low_rank_covariance_whitens_as_its_matrix_does(masked):
+    """WᵀW is the inverse covariance of the known part, in any unit of the residual; W and Wᵀ are transposes."""
+    size, mask = 9, torch.arange(9) % 4 != 1
+    mask = mask if masked else None
+    known, matrix = low_rank(size, 3)
+    match, kept = Match(size, mask, known), torch.arange(size) if mask is None else mask.nonzero()[:, 0]
+    W = match(torch.eye(size, dtype=torch.float64)).T
+    inverse = torch.linalg.inv(matrix[kept][:, kept])
+    torch.testing.assert_close((W.T @ W)[kept][:, kept], inverse, rtol=1e-9, atol=1e-9)
+    transposed = torch.stack([match.adjoint(e, size) for e in torch.eye(len(kept), dtype=torch.float64)], 1)
+    torch.testing.assert_close(W, transposed.T)
+    v = normal(size)
+    torch.testing.assert_close(match.scaled(0.25)(v), match(v) / 4)
+    torch.testing.assert_close(match.to(v.device, torch.float32)(v.float()), match(v).float(), rtol=1e-3, atol=1e-3)
+
+
+def test_low_rank_covariance_gives_the_attack_of_its_matrix(mlp, backward):
+    model, x, y = mlp
+    sent = backward(model, x, y)
+    known, matrix = low_rank(len(sent), 12)
+    noise = known.variances.sqrt() * normal(12, seed=1) @ known.basis + known.floor**0.5 * normal(len(sent), seed=2)
+    found, dense, plain = (
+        i2f.invert(model, sent + 1e-2 * noise, y, x.shape, covariance=one) for one in (known, matrix, None)
+    )
+    assert found.converged
+    torch.testing.assert_close(found.x, dense.x, rtol=0, atol=1e-6)
+    assert float((plain.x - dense.x).norm()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"basis": torch.eye(3, 5)}, r"basis of shape \(3, 5\)"),
+        ({"variances": torch.ones(2)}, r"variances \(2,\)"),
+        ({"basis": 2 * torch.eye(3, 9)}, "not orthonormal"),
+        ({"variances": -torch.ones(3)}, "variances ≥ 0"),
+        ({"floor": 0.0}, "floor > 0"),
+    ],
+)
+def test_low_rank_covariances_that_are_none_are_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        Match(9, None, replace(low_rank(9, 3)[0], **change))
 
 
 # box and total variation

@@ -21,12 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from i2f.attacks import invert_many
+from i2f.attacks import LowRank, invert, invert_many
 from i2f.attacks.prior import TAU
 from i2f.audit import audit, clamped_square
 from i2f.audit.defense import Defense
 from i2f.core import perturb, spectrum, streams
-from i2f.core.dense import dense_jacobian, outer_gram
 from i2f.core.jacobian import GradientJacobian
 from i2f.paper import claims, data, devices, models, sweep
 from i2f.paper.experiments import problems as shared
@@ -70,7 +69,7 @@ def _solve(steps: int, seed: int, chunk: list[Problem]) -> list[Row]:
         found = attacks[at]
         x = found.x
         if p["told"]:
-            x = tell(J, gradients[at], shares, FLOOR * energy / J.shape[1], x, steps)
+            x = knowing_covariance(J, gradients[at], shares, FLOOR * energy / J.shape[1], x, steps)
         along = (vectors.T @ (x - J.x).reshape(-1).double()).square()
         errors = shares / values
         rows.append({
@@ -94,41 +93,19 @@ def noise(kind: str, level: float) -> Defense:
     return Defense("relative" if kind == "isotropic" else kind, (level,))
 
 
-def tell(J: GradientJacobian, gradient: Tensor, shares: Tensor, floor: float, x: Tensor, steps: int) -> Tensor:
-    """The attacker who is told the covariance Σ = V diag(s) Vᵀ + floor·I, from where the search without it ended.
+def knowing_covariance(
+    J: GradientJacobian, gradient: Tensor, variances: Tensor, floor: float, start: Tensor, steps: int
+) -> Tensor:
+    """The image found by an attacker who knows the covariance Σ = V diag(s) Vᵀ + floor·I and continues from `start`.
 
-    Levenberg–Marquardt on ‖Σ^-½(g(x) − g̃)‖². To first order nothing is gained; but outside the row space of J the
-    gradient came without noise, and there its curvature shows what the row space hides.
+    To first order nothing is gained. But outside the row space of J the gradient came without noise, and its curvature
+    there reveals what the row space hides.
     """
     values, vectors = spectrum.decompose(J)
-    V = (J.dense().T @ (vectors / values.sqrt())).T  # (d_x, d_θ)
-    inside = 1 / (shares + floor) - 1 / floor
-
-    def weigh(r: Tensor) -> Tensor:
-        """Σ⁻¹ r."""
-        return r / floor + (r @ V.T * inside) @ V
-
-    residual = J.map(x) - gradient
-    objective, mu = float(residual @ weigh(residual)), 1e-4
-    for _ in range(steps):
-        D = dense_jacobian(J.map, x)
-        along = D @ V.T
-        gram, slope = outer_gram(D) / floor + (along * inside) @ along.T, D @ weigh(residual)
-        while mu < 1e8:
-            shifted = gram + mu * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-            candidate = x - torch.linalg.solve(shifted, slope).view_as(x)
-            moved = J.map(candidate) - gradient
-            value = float(moved @ weigh(moved))
-            if value < objective:
-                break
-            mu *= 10
-        else:
-            break
-        settled = value > (1 - 1e-3) * objective
-        x, residual, objective, mu = candidate, moved, value, mu / 10
-        if settled:
-            break
-    return x
+    rows = (J.dense().T @ (vectors / values.sqrt())).T  # Vᵀ, (d_x, d_θ)
+    known = LowRank(rows, variances, floor)
+    found = invert(J.map.model, gradient, J.map.y, J.x.shape, covariance=known, start=start, steps=steps)
+    return found.x
 
 
 def utility(
