@@ -196,12 +196,14 @@ def judge_initialization(expected=UP, power=1, alike=0, error=0.0):
 def judge_training(epochs=(1, 2, 3), bound=1, mse=1e-12, miss=0.0):
     """epochs: logarithm of the expected error at three checkpoints. miss: of its prediction at the last."""
     rows = []
-    for p in training.problems([0, 10, 20], N, [1e-7], [1e-3]):
+    config = dict.fromkeys(training.TRAINING) | {"epochs": [0, 10, 20], "images": N, "steps": 1}
+    for p in training.problems(config | {"fixed": [1e-7], "relative": [1e-3]}):
         expected = 10.0 ** epochs[p["epoch"] // 10] * (1 + p["image"])
         rmse = mse**0.5 if p["noise"] == "none" else expected * (1 + miss * (p["epoch"] == 20))
         rows.append({**p, "expected_rmse": expected, "predicted_rmse": expected, "bound_rmse": expected**bound,
                      "rmse": rmse, "mse": rmse**2, **ENDED})  # fmt: skip
-    return training.judge(pd.DataFrame(rows), "mnist", 0.5, 1e-8, 0.99, 0.02, 0.8, 0.05)
+    thresholds = {"growth": 0.5, "exact": 1e-8, "share": 0.99, "accuracy": 0.02, "tracking": 0.8, "cut": 0.05}
+    return training.judge({"problems": pd.DataFrame(rows)}, thresholds, "mnist")
 
 
 def judge_batch_size(mse=1e-12, rank=1568, mixing=1.5, miss=0.0):

@@ -1,6 +1,6 @@
 """Does training change the risk? One network at several epochs: spectra, what I²F predicts, what an attack finds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -14,36 +14,89 @@ from i2f.attacks import Reconstruction, invert_many
 from i2f.core import checks, perturb, spectrum, streams
 from i2f.core.influence import expected_square, influence, lower_bound
 from i2f.core.jacobian import GradientJacobian
-from i2f.paper import claims, data, devices, models, sweep
+from i2f.paper import data, devices, models, sweep
+from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
-from i2f.paper.sweep import Problem, Row
+from i2f.paper.results import Config, Results, Tables
+from i2f.paper.statistics import convergence, mean_order, orders, rank_correlation, worst
+from i2f.paper.sweep import Problem, Row, Settings
 
 Weights = dict[str, Tensor]
-OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": partial(torch.optim.SGD, momentum=0.9)}
-NETWORK = ("dataset", "init", "weight_seed")
-NEAR = 0.01  # the control's start: so far from the truth, RMSE per pixel
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "sgd": partial(torch.optim.SGD, momentum=0.9),
+}
+# how the network is trained: the same in every problem, see `problems`
+TRAINING = (
+    "dataset",
+    "root",
+    "init",
+    "weight_seed",
+    "digits",
+    "held_out",
+    "optimizer",
+    "learning_rate",
+    "batch",
+    "seed",
+)
+NEAR = 0.01  # the control's start: its distance from the truth, RMSE per pixel
+STARTS = ("random", "near")
 
 
-def train(
-    setting: dict[str, Any], epochs: Sequence[int], digits: int, held_out: int, optimizer: str = "adam",
-    lr: float = 0.003, batch: int = 50, seed: int = 0,
-) -> tuple[dict[int, Weights], pd.DataFrame]:  # fmt: skip
-    """The network's weights at `epochs` of training on the first `digits` of the train split, in float32.
+def problems(config: Config) -> list[Problem]:
+    """Every checkpoint and test image: no noise, noise of fixed variances, and noise in proportion to the gradient.
 
-    setting: dataset, init, weight_seed, and root (None: the bundle). seed: of the batches' order. One thread, so that
-    sums are taken in the same order at every run. Returns the weights, and a row an epoch of `epochs`: accuracy (share)
-    and mean loss on the train digits and on the first `held_out` of the test split.
+    Gaussian noise throughout. `size` of "fixed": its variance σ²; of "relative": the expected ‖δ‖ over ‖g‖ (in the mean
+    square). An image meets the same draw, up to its size, at every checkpoint.
+
+    `start`: "random" is an attacker's; "near", the truth moved by `NEAR`, is a control that separates images that the
+    gradient does not determine from images that the search does not find.
+
+    config: dataset, root (None: the bundle), init, weight_seed; digits of the train split to train on, held_out digits
+    of the test split to measure on; optimizer, learning_rate, batch; seed of the batches' order, the noise and the
+    starts; epochs: the checkpoints; images; fixed, relative: sizes of the noise; steps: the attack's budget.
     """
-    checks.one_of("optimizer", optimizer, OPTIMIZERS)
-    root, dataset = setting.get("root"), setting["dataset"]
+    training = {name: config[name] for name in TRAINING}
+    noises = [("none", 0.0), *(("fixed", v) for v in config["fixed"]), *(("relative", r) for r in config["relative"])]
+    return [
+        {**training, "epoch": epoch, "image": image, "noise": noise, "size": size, "start": start}
+        | {"budget": config["steps"]}
+        for epoch in config["epochs"]
+        for image in range(config["images"])
+        for noise, size in noises
+        for start in STARTS
+    ]
+
+
+def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
+    """Trains the network of the problems, then runs Gauss–Newton on every one of them.
+
+    problems: one row each: `problems.score`'s columns, `_facts`' and what I²F predicts. variance: σ² as it was drawn.
+    predicted_rmse: Eq. 4 for the draw; expected_rmse: √(σ² tr((J Jᵀ)⁻¹)/d_x), the root of its mean square over draws;
+    bound_rmse: Eq. 5. RMSE in pixels, per pixel; NaN without noise. progress: `train`'s table.
+    """
+    weights, progress = train(problems[0], {p["epoch"] for p in problems})
+    solve = partial(_solve, weights)
+    table = sweep.run(solve, problems, settings, ("epoch", "image"), at_most=12, description="attacks")
+    return Results({"problems": table.drop(columns=[*TRAINING[1:], "budget"]), "progress": progress})
+
+
+def train(training: Problem, epochs: Collection[int]) -> tuple[dict[int, Weights], pd.DataFrame]:
+    """The network's weights at `epochs` of the training that a problem describes, in float32.
+
+    One thread, so that sums are taken in the same order at every run. Returns the weights, and one row per epoch of
+    `epochs`: accuracy (share) and mean loss on the train digits and on the held-out ones.
+    """
+    optimizer = checks.one_of("optimizer", training["optimizer"], OPTIMIZERS)
+    root, dataset = training["root"], training["dataset"]
     sets = {
-        "train": data.load(dataset, digits, split="train", root=root),
-        "test": data.load(dataset, held_out, root=root),
+        "train": data.load(dataset, training["digits"], split="train", root=root),
+        "test": data.load(dataset, training["held_out"], root=root),
     }
     x, y = sets["train"]
-    model = _network(setting)
-    steps = OPTIMIZERS[optimizer](model.parameters(), lr=lr)
-    order = streams.generator("order", seed)
+    model = _network(training)
+    steps = OPTIMIZERS[optimizer](model.parameters(), lr=training["learning_rate"])
+    order = streams.generator("order", training["seed"])
     kept, rows, threads = {}, [], torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -51,7 +104,8 @@ def train(
             if epoch in epochs:
                 kept[epoch] = {name: value.clone() for name, value in model.state_dict().items()}
                 rows.append({"epoch": epoch, **_progress(model, sets)})
-            for chosen in torch.randperm(len(x), generator=order).split(batch) if epoch < max(epochs) else ():
+            shuffled = torch.randperm(len(x), generator=order).split(training["batch"])
+            for chosen in shuffled if epoch < max(epochs) else ():
                 steps.zero_grad()
                 F.cross_entropy(model(x[chosen]), y[chosen]).backward()
                 steps.step()
@@ -60,8 +114,8 @@ def train(
     return kept, pd.DataFrame(rows)
 
 
-def _network(setting: dict[str, Any]) -> torch.nn.Module:
-    dataset, init, seed = (setting[name] for name in NETWORK)
+def _network(training: Problem) -> torch.nn.Module:
+    dataset, init, seed = (training[name] for name in ("dataset", "init", "weight_seed"))
     return models.build("lenet", dataset, init=init, seed=seed, normalize=False)
 
 
@@ -75,70 +129,36 @@ def _progress(model: torch.nn.Module, sets: dict[str, tuple[Tensor, Tensor]]) ->
     return row
 
 
-def problems(
-    epochs: Sequence[int], images: int, fixed: Sequence[float], relative: Sequence[float],
-    starts: Sequence[str] = ("random", "near"),
-) -> list[Problem]:  # fmt: skip
-    """Every checkpoint and test image: no noise, noise of fixed variances, and noise in proportion to the gradient.
-
-    Gaussian noise throughout. `size` of "fixed": its variance σ²; of "relative": the expected ‖δ‖ over ‖g‖ (in the mean
-    square). An image meets the same draw, up to its size, at every checkpoint.
-
-    starts: "random" is an attacker's; "near", the truth moved by `NEAR`, is none: a control that tells an image which
-    the gradient does not hold from one that the search does not find.
-    """
-    noises = [("none", 0.0), *(("fixed", v) for v in fixed), *(("relative", r) for r in relative)]
-    return [
-        {"epoch": epoch, "image": image, "noise": noise, "size": size, "start": start}
-        for epoch in epochs for image in range(images) for noise, size in noises for start in starts
-    ]  # fmt: skip
-
-
-def attack(
-    weights: dict[int, Weights], tasks: list[Problem], setting: dict[str, Any], steps: int, seed: int = 0,
-    jobs: int | None = None,
-) -> pd.DataFrame:  # fmt: skip
-    """Gauss–Newton on every problem; a row each: `problems.score`'s columns, `_facts`' and what I²F says.
-
-    variance: σ² as it was drawn. predicted_rmse: Eq. 4 for the draw; expected_rmse: √(σ² tr((J Jᵀ)⁻¹)/d_x), the root
-    of its mean square over draws; bound_rmse: Eq. 5. RMSE in pixels, per pixel; NaN without noise.
-    """
-    solve = partial(_solve, weights, setting, steps, seed)
-    return sweep.run(solve, tasks, together=("epoch", "image"), at_most=12, jobs=jobs, description="attacks")
-
-
-def _solve(
-    weights: dict[int, Weights], setting: dict[str, Any], steps: int, seed: int, chunk: list[Problem]
-) -> list[Row]:
-    epoch, image = chunk[0]["epoch"], chunk[0]["image"]
-    model = _network(setting)
-    model.load_state_dict(weights[epoch])
+def _solve(weights: dict[int, Weights], chunk: list[Problem]) -> list[Row]:
+    """A chunk has one checkpoint and one image, and so one J."""
+    first = chunk[0]
+    image, seed = first["image"], first["seed"]
+    model = _network(first)
+    model.load_state_dict(weights[first["epoch"]])
     device = devices.current()
-    x, y = (t.to(device) for t in data.load(setting["dataset"], 1, offset=image, root=setting.get("root")))
+    x, y = (t.to(device) for t in data.load(first["dataset"], 1, offset=image, root=first["root"]))
     model = model.double().to(device).eval()
     J = GradientJacobian(model, x, y)
     facts = _facts(J)
     relative = facts["gradient_norm"] ** 2 / J.shape[1]
     variances = [p["size"] ** 2 * relative if p["noise"] == "relative" else p["size"] for p in chunk]
     deltas = torch.stack([perturb.gaussian(J.gradient, v, seed=1000 * seed + image) for v in variances])
-    beside = torch.randn(J.x.shape, generator=streams.generator("near", seed), dtype=torch.float64).to(J.x)
-    starts = {"random": None, "near": J.x + NEAR * beside}
+    direction = torch.randn(J.x.shape, generator=streams.generator("near", seed), dtype=torch.float64).to(J.x)
+    starts = {"random": None, "near": J.x + NEAR * direction}
     found: dict[int, Reconstruction] = {}
     for name, start in starts.items():
         mine = [i for i, p in enumerate(chunk) if p["start"] == name]
         if mine:
-            attacks = invert_many(
-                model, J.gradient + deltas[mine], y.expand(len(mine), -1), J.x.shape, steps=steps, seed=seed,
-                start=start,
-            )  # fmt: skip
-            found |= zip(mine, attacks, strict=True)
+            gradients, labels = J.gradient + deltas[mine], y.expand(len(mine), -1)
+            options = {"steps": first["budget"], "seed": seed, "start": start}
+            found |= zip(mine, invert_many(model, gradients, labels, J.x.shape, **options), strict=True)
     return [
-        {**facts, **_foretold(J, delta, variance), **shared.score(J, delta, found[i])}
+        {**facts, **_predicted(J, delta, variance), **shared.score(J, delta, found[i])}
         for i, (delta, variance) in enumerate(zip(deltas, variances, strict=True))
     ]
 
 
-def _foretold(J: GradientJacobian, delta: Tensor, variance: float) -> Row:
+def _predicted(J: GradientJacobian, delta: Tensor, variance: float) -> Row:
     noisy = variance > 0
     return {
         "variance": variance,
@@ -167,73 +187,41 @@ def _facts(J: GradientJacobian) -> Row:
     }
 
 
-def trend(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """One row per image: Spearman's correlation of `column` with the epoch over its checkpoints (`claims.orders`)."""
-    return claims.orders(table, "image", "epoch", column)
-
-
-def judge(
-    table: pd.DataFrame, dataset: str, growth: float, exact: float, share: float, accuracy: float, tracking: float,
-    cut: float,
-) -> list[claims.Claim]:  # fmt: skip
-    """The experiment's claims. The thresholds are the notebook's parameters."""
-    noisy = table[table.noise != "none"].assign(miss=shared.relative_error)
+def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
+    """The experiment's claims. Trends with the epoch are judged under the smallest noise of each kind."""
+    table = tables["problems"]
+    noisy = table[table.noise != "none"]
+    noisy = noisy.assign(miss=shared.relative_error(noisy))
     small = noisy[noisy["size"] == noisy.groupby("noise")["size"].transform("min")]
     random = small[small.start == "random"]
-    fixed, relative = random[random.noise == "fixed"], random[random.noise == "relative"]
-    attackers = {
-        "random": shared.PERFECT,
-        "near": f"none, a control: gauss-newton from {NEAR:g} beside the truth",
-    }
-    common = {"source": "the experiment on training stages", "attacker": attackers["random"]}
-    nobody = common | {"attacker": "none: predicted by I²F"}
-    mean = {"measure": claims.mean_order, "unit": "image", "at_least": growth}
-    order = "Spearman correlation of {} with the epoch, mean over images"
-    found = [
-        claims.judge(
-            trend(fixed, "expected_rmse"), **mean, **nobody, id=f"training-{dataset}-fixed",
-            statement="Training lowers the risk: noise of one fixed size hides an image better and better.",
-            statistic=order.format("the expected RMSE"),
-        ),
-        claims.judge(
-            trend(relative, "expected_rmse"), **mean, **nobody, id=f"training-{dataset}-relative",
-            statement="Training lowers the risk also where the noise is in proportion to the gradient.",
-            statistic=order.format("the expected RMSE"),
-        ),
-        claims.judge(
-            fixed, lambda t: claims.rank_correlation(t, "bound_rmse", "predicted_rmse"), "image", at_least=tracking,
-            **nobody, id=f"training-{dataset}-bound",
-            statement="The lower bound I_lb tracks I²F through training, under noise of one fixed size.",
-            statistic="Spearman correlation of I_lb with the predicted RMSE, over images and checkpoints",
-        ),
-    ]  # fmt: skip
+    kinds = {kind: random[random.noise == kind] for kind in ("fixed", "relative")}
+    judged = Judge.of("training", f"training-{dataset}", thresholds)
+    found = [judged(kind, orders(rows, "image", "epoch", "expected_rmse"), mean_order) for kind, rows in kinds.items()]
+    found.append(judged("bound", kinds["fixed"], partial(rank_correlation, x="bound_rmse", y="predicted_rmse")))
+    used = ["image", "epoch", "noise", "miss", "predicted_rmse", "converged", "failed"]
+    by_noise = partial(worst, by=["epoch", "noise"], column="miss")
     for start in table.start.unique():
-        rows = table[table.start == start]
-        used = ["image", "epoch", "noise", "miss", "predicted_rmse", "converged", "failed"]
+        words: dict[str, Any] = {"where": ""}
+        if start == "near":
+            control = f"none, a control: gauss-newton from a start at an RMSE of {NEAR:g}"
+            words = {"where": ", from a start near it", "suffix": "-near", "attacker": control}
+        plain = table[(table.start == start) & (table.noise == "none")]
         mine = noisy.loc[noisy.start == start, used]
-        end, where = ("", "") if start == "random" else ("-near", ", from a start near it")
-        common["attacker"] = attackers[start]
+        linear = mine[mine.predicted_rmse <= thresholds["cut"]]
         found += [
-            claims.judge(
-                rows[rows.noise == "none"], lambda t: float((t.mse <= exact).mean()), "image", at_least=share,
-                **common, id=f"training-{dataset}-without-noise{end}",
-                statement=f"Without noise the attack recovers the image at every stage of training{where}.",
-                statistic=f"share of attacks with MSE ≤ {exact:g}", note=claims.settled(rows[rows.noise == "none"]),
-            ),
-            claims.judge(
-                mine, lambda t: claims.worst(t, ["epoch", "noise"], "miss"), "image", at_most=accuracy,
-                note=claims.settled(mine),
-                only=(f"the predicted RMSE is at most {cut:g}", mine[mine.predicted_rmse <= cut]),
-                **common, id=f"training-{dataset}-prediction{end}",
-                statement=f"I²F predicts the error of the attack at every stage of training{where}.",
-                statistic="median relative error of the predicted RMSE, at the worst checkpoint and kind of noise",
-            ),
-        ]  # fmt: skip
+            judged("without-noise", plain, partial(_recovered, thresholds["exact"]), note=convergence(plain), **words),
+            judged("prediction", mine, by_noise, linear, note=convergence(mine), **words),
+        ]
     return found
 
 
-def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """The notebook's table: a row a checkpoint and noise, medians over images."""
+def _recovered(exact: float, table: pd.DataFrame) -> float:
+    """The share of attacks with an MSE of at most `exact`."""
+    return float((table.mse <= exact).mean())
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """The notebook's table: one row per checkpoint, noise and start; medians over images."""
     groups = table.groupby(["epoch", "noise", "size", "start"], sort=False)
     medians = groups[["loss", "gradient_norm", "predicted_rmse", "rmse", "bound_rmse"]].median().map("{:.2g}".format)
     counts = groups.agg(

@@ -8,17 +8,26 @@ import pytest
 import torch
 
 import i2f
-from i2f import claims
+from i2f import claims, statistics
 from i2f.paper.experiments import training
 from i2f.paper.figures import training as draw
+from i2f.paper.sweep import Settings
 
-SETTING = {"dataset": "mnist", "init": "uniform", "weight_seed": 1}
+RECIPE = {"digits": 100, "held_out": 10, "optimizer": "adam", "learning_rate": 0.003, "batch": 20, "seed": 0}
+CONFIG = {"dataset": "mnist", "root": None, "init": "uniform", "weight_seed": 1, **RECIPE, "images": 1, "steps": 1}
 THRESHOLDS = {"growth": 0.5, "exact": 1e-8, "share": 0.99, "accuracy": 0.02, "tracking": 0.8, "cut": 0.05}
 
 
 @pytest.fixture(scope="module")
 def trained():
-    return training.train(SETTING, [0, 2], digits=100, held_out=10, batch=20)
+    return training.train(CONFIG, [0, 2])
+
+
+@pytest.fixture(scope="module")
+def table():
+    """One checkpoint, one image, all noises and starts; one step of the attack is enough."""
+    config = CONFIG | {"epochs": [2], "fixed": [1e-7], "relative": [1e-3]}
+    return training.run(training.problems(config), Settings(jobs=1, progress="off")).tables["problems"]
 
 
 def network(weights):
@@ -45,14 +54,15 @@ def test_progress_is_that_of_the_kept_weights(trained):
 
 
 def test_training_is_the_same_twice_and_another_seed_is_another_training(trained):
-    again, _ = training.train(SETTING, [2], digits=100, held_out=10, batch=20)
-    other, _ = training.train(SETTING, [2], digits=100, held_out=10, batch=20, seed=1)
+    again, _ = training.train(CONFIG, [2])
+    other, _ = training.train(CONFIG | {"seed": 1}, [2])
     assert all(torch.equal(trained[0][2][name], again[2][name]) for name in again[2])
     assert not all(torch.equal(again[2][name], other[2][name]) for name in again[2])
 
 
 def test_problems_are_every_checkpoint_image_and_noise():
-    tasks = training.problems([0, 5], 3, fixed=[1e-7, 1e-5], relative=[1e-3])
+    sizes = {"epochs": [0, 5], "images": 3, "fixed": [1e-7, 1e-5], "relative": [1e-3]}
+    tasks = training.problems(CONFIG | sizes)
     assert len(tasks) == 2 * 3 * 4 * 2
     assert {p["start"] for p in tasks} == {"random", "near"}
     assert {(p["noise"], p["size"]) for p in tasks} == {
@@ -60,12 +70,10 @@ def test_problems_are_every_checkpoint_image_and_noise():
     }  # fmt: skip
 
 
-def test_columns_mean_what_they_say(trained):
-    """Against autograd, finite differences and a trace, at a trained checkpoint; one step of the attack is enough."""
+def test_columns_mean_what_they_say(trained, table):
+    """Against autograd, finite differences and a trace, at a trained checkpoint."""
     weights, _ = trained
-    tasks = training.problems([2], 1, fixed=[1e-7], relative=[1e-3], starts=["random"])
-    table = training.attack(weights, tasks, SETTING, steps=1, jobs=1)
-    none, fixed, relative = (row for _, row in table.iterrows())
+    none, fixed, relative = (row for _, row in table[table.start == "random"].iterrows())
     model = network(weights[2]).double()
     x, y = i2f.data.load("mnist", 1)
     loss = torch.nn.functional.cross_entropy(model(x.double()), y)
@@ -86,14 +94,12 @@ def test_columns_mean_what_they_say(trained):
     assert fixed.bound_rmse < fixed.predicted_rmse
 
 
-def test_each_row_has_the_attack_of_its_own_start_and_noise(trained):
+def test_each_row_has_the_attack_of_its_own_start_and_noise(table):
     """One step from near the truth ends near it; one from a random start does not."""
-    tasks = training.problems([2], 1, fixed=[1e-7], relative=[])
-    table = training.attack(trained[0], tasks, SETTING, steps=1, jobs=1)
-    assert list(table.start) == ["random", "near"] * 2
+    assert list(table.start) == ["random", "near"] * 3
     assert (table.rmse[table.start == "near"] < 0.05).all()
     assert (table.rmse[table.start == "random"] > 0.05).all()
-    assert (table.objective_ratio.notna() == (table.noise == "fixed")).all()
+    assert (table.objective_ratio.notna() == (table.noise != "none")).all()
     assert table.rmse.is_unique
 
 
@@ -107,7 +113,7 @@ def test_the_controls_start_is_no_draw_of_the_noise(trained, monkeypatch):
 
     original = training.invert_many
     monkeypatch.setattr(training, "invert_many", note)
-    training.attack(trained[0], training.problems([2], 1, [1e-7], []), SETTING, steps=1, seed=0, jobs=1)
+    training._solve(trained[0], training.problems(CONFIG | {"epochs": [2], "fixed": [1e-7], "relative": []}))
     gradients, start = calls["near"]
     moved = (start - i2f.data.load("mnist", 1)[0]).flatten()
     assert float(moved.square().mean().sqrt()) == pytest.approx(training.NEAR, rel=0.1)
@@ -118,7 +124,8 @@ def test_the_controls_start_is_no_draw_of_the_noise(trained, monkeypatch):
 def fake(growth: float, factor: float = 1.0, recovered: float = 1e-12) -> pd.DataFrame:
     """Predictions that multiply by `growth` from checkpoint to checkpoint; errors `factor` times as large."""
     rows = []
-    tasks = training.problems([0, 10, 20], 4, fixed=[1e-7, 1e-3], relative=[1e-3])
+    sizes = {"epochs": [0, 10, 20], "images": 4, "fixed": [1e-7, 1e-3], "relative": [1e-3]}
+    tasks = training.problems(CONFIG | sizes)
     for p in tasks:
         predicted = 1e-4 * (1 + p["image"]) * growth ** (p["epoch"] // 10)
         predicted *= 1e3 if p["noise"] == "fixed" and p["size"] > 1e-4 else 1
@@ -135,11 +142,11 @@ def fake(growth: float, factor: float = 1.0, recovered: float = 1e-12) -> pd.Dat
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch):
-    monkeypatch.setattr(claims, "bootstrap", partial(claims.bootstrap, draws=100))
+    monkeypatch.setattr(claims, "bootstrap", partial(statistics.bootstrap, draws=100))
 
 
 def verdicts(table: pd.DataFrame) -> dict[str, str]:
-    found = training.judge(table, "mnist", **THRESHOLDS)
+    found = training.judge({"problems": table}, THRESHOLDS, "mnist")
     assert len({c.id for c in found}) == len(found)
     return {c.id.removeprefix("training-mnist-"): c.verdict for c in found}
 
@@ -163,7 +170,8 @@ def test_prediction_may_hold_only_in_the_linear_regime():
     table = fake(3.0)
     beyond = table.predicted_rmse > 0.05
     table.loc[beyond, "rmse"] *= 3
-    found = training.judge(pd.concat([table, *[table[beyond]] * 3]), "mnist", **THRESHOLDS)
+    table = pd.concat([table, *[table[beyond]] * 3])
+    found = training.judge({"problems": table}, THRESHOLDS, "mnist")
     prediction = next(c for c in found if c.id == "training-mnist-prediction")
     assert prediction.verdict == "holds only when"
     assert prediction.condition == "the predicted RMSE is at most 0.05"
@@ -178,8 +186,8 @@ def test_one_checkpoint_where_the_attack_from_a_random_start_is_lost_is_seen_and
     assert (found["prediction-near"], found["without-noise-near"]) == ("holds", "holds")
 
 
-def test_readable_counts_every_attack():
-    table = training.readable(fake(2.0))
+def test_the_summary_counts_every_attack():
+    table = training.summary(fake(2.0))
     assert table.attacks.sum() == 3 * 4 * 4 * 2
     assert (table.not_converged == 1).all()
 
