@@ -46,7 +46,7 @@ def compare(dataset: str, dtype: torch.dtype, repetitions: int, chunks: tuple[in
     square = torch.rand(SQUARE, SQUARE, dtype=dtype)
 
     def ours() -> torch.Tensor:
-        return chain_jacobian(J.map, J.x)
+        return chain_jacobian(J.map.model, J.map.loss_of, J.x)
 
     def naive() -> torch.Tensor:
         return forward_over_reverse(J.map, J.x, chunk)

@@ -22,7 +22,7 @@ _NAMES = {  # public name -> where it is
     "spectrum": "core.spectrum",
     "streams": "core.streams",
     "trace": "core.trace",
-    "memory": "_fast.memory",
+    "memory": "core.memory",
     "attacks": "attacks",
     "audit": "audit",
     "defense": "audit.defense",

@@ -1,1 +1,1 @@
-"""What only makes J faster or smaller: rules of layers, reused memory, forecasts of what products take."""
+"""What only makes J faster: its rows by the rules of layers, in reused memory."""

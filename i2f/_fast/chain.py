@@ -1,6 +1,7 @@
 """J of a chain of layers, by their own rules: every sum a large matrix product, nothing of it formed twice."""
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise, product
 from typing import NamedTuple
@@ -10,30 +11,33 @@ from torch import Tensor, nn
 
 from i2f._fast.layers import Linear, Reach, Rule, rule_for
 from i2f._fast.workspace import Workspace, empty
-from i2f.core.gradient import GradientMap
 
 DIRECTIONS = 256  # pushed through the network at a time: enough for matrix products, few enough for the cache
 
 
-def chain_jacobian(gmap: GradientMap, x: Tensor, directions: int = DIRECTIONS, turned: bool = False) -> Tensor | None:
-    """J at `x`, (d_x, d_θ), stored by columns; None where the network is no chain of layers that `rule_for` knows, or
-    where its loss couples the images.
+def chain_jacobian(
+    model: nn.Module, loss: Callable[[Tensor], Tensor], x: Tensor, directions: int = DIRECTIONS, turned: bool = False
+) -> Tensor | None:
+    """J = ∂²L/∂x∂θ at `x`, (d_x, d_θ), stored by columns, for θ the trainable parameters in the model's order.
 
-    turned: J times an orthogonal matrix instead, without its columns of zeros, for J Jᵀ is the same: of one image, a
-    linear layer's n_in·n_out columns span n_in + n_out dimensions (`Linear.write_turned`).
+    None where the model is no chain (an `nn.Sequential`, nested or not) of layers that `rule_for` knows, or where its
+    loss couples the images. Forward over reverse without a graph: `directions` of input space at a time run forward
+    through the layers and back, and each layer writes its parameters' rows of Jᵀ.
 
-    A chain is an `nn.Sequential`, nested or not. Forward over reverse without a graph: `directions` of input space at
-    a time run forward through the layers and back, each layer writing its parameters' rows of Jᵀ.
+    Args:
+        loss: the model's output -> L.
+        turned: of one image, return J times an orthogonal matrix, without the columns that become zero. J Jᵀ stays,
+            and a linear layer has n_in + n_out columns in place of n_in·n_out (`Linear.write_turned`).
     """
-    chain = _layers(gmap)
+    chain = _layers(model)
     if chain is None:
         return None
-    inputs, errors, curvature = _backpropagate(gmap, [layer for layer, _ in chain], x)
-    rules = [rule_for(layer, a[0]) for (layer, _), a in zip(chain, inputs, strict=True)]
-    if curvature is None or None in rules:
+    inputs, errors, curvature = _backpropagate(loss, [layer for layer, _ in chain], x)
+    rules = [rule for (layer, _), a in zip(chain, inputs, strict=True) if (rule := rule_for(layer, a[0]))]
+    if curvature is None or len(rules) < len(chain):
         return None
     turned = turned and len(x) == 1
-    shapes = {name: p.shape for name, p in gmap.parameters.items()}
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     if turned:
         linear = {f"{prefix}weight" for layer, prefix in chain if type(layer) is nn.Linear}
         shapes |= {name: (sum(shape),) for name, shape in shapes.items() if name in linear}
@@ -45,12 +49,10 @@ def chain_jacobian(gmap: GradientMap, x: Tensor, directions: int = DIRECTIONS, t
     edges = [features * k // batches for k in range(batches + 1)]
 
     def run(image: int, worker: int) -> None:
-        work = Workspace(x)
-        steps = [
-            _Step(rule(layer, a[image], delta[image], work), parts.get(f"{prefix}weight"), parts.get(f"{prefix}bias"),
-                  turned and rule is Linear)
-            for rule, (layer, prefix), a, delta in zip(rules, chain, inputs, errors, strict=True)
-        ]  # fmt: skip
+        work, steps = Workspace(x), []
+        for rule, (layer, prefix), a, delta in zip(rules, chain, inputs, errors, strict=True):
+            weight, bias = parts.get(f"{prefix}weight"), parts.get(f"{prefix}bias")
+            steps.append(_Step(rule(layer, a[image], delta[image], work), weight, bias, turned and rule is Linear))
         for start, stop in list(pairwise(edges))[worker::workers]:
             columns = slice(image * features + start, image * features + stop)
             _push(steps, curvature[image], _unit(x[image], start, stop), columns)
@@ -58,7 +60,7 @@ def chain_jacobian(gmap: GradientMap, x: Tensor, directions: int = DIRECTIONS, t
     if workers == 1:
         for image in range(len(x)):
             run(image, 0)
-    else:  # a thread a batch: the products are too small to share one among threads
+    else:  # one thread per batch: the products are too small to share one among threads
         try:
             with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 list(pool.map(run, *zip(*product(range(len(x)), range(workers)), strict=True)))
@@ -96,11 +98,9 @@ def _push(steps: list[_Step], curvature: Tensor, A: Reach, columns: slice) -> No
     steps[first].write(inputs[first], D, columns)
 
 
-def _layers(gmap: GradientMap) -> list[tuple[nn.Module, str]] | None:
+def _layers(model: nn.Module) -> list[tuple[nn.Module, str]] | None:
     """The chain's layers and the prefix of their parameters' names; None where the model is something else, or more."""
-    if not gmap.plain:
-        return None
-    modules = list(gmap.model.named_modules(remove_duplicate=False))
+    modules = list(model.named_modules(remove_duplicate=False))
     chain = [(m, f"{name}." if name else "") for name, m in modules if type(m) is not nn.Sequential]
     nested = any(True for layer, _ in chain for _ in layer.children())
     hooked = any(
@@ -109,10 +109,13 @@ def _layers(gmap: GradientMap) -> list[tuple[nn.Module, str]] | None:
     patched = any("forward" in vars(m) or type(m).__call__ is not nn.Module.__call__ for _, m in modules)
     twice = len({id(layer) for layer, _ in chain}) < len(chain)
     owned = [f"{prefix}{name}" for layer, prefix in chain for name, p in layer.named_parameters() if p.requires_grad]
-    return None if nested or hooked or patched or twice or owned != list(gmap.parameters) else chain
+    shared = owned != [name for name, p in model.named_parameters() if p.requires_grad]
+    return None if nested or hooked or patched or twice or shared else chain
 
 
-def _backpropagate(gmap: GradientMap, layers: list[nn.Module], x: Tensor) -> tuple[list, list, Tensor | None]:
+def _backpropagate(
+    loss: Callable[[Tensor], Tensor], layers: list[nn.Module], x: Tensor
+) -> tuple[list[Tensor], Sequence[Tensor], Tensor | None]:
     """Every layer's input, ∂L/∂(its output), and each image's second derivative of the loss by the network's output,
     (n, classes, classes)."""
     inputs, outputs, a = [], [], x.detach().requires_grad_()
@@ -121,18 +124,19 @@ def _backpropagate(gmap: GradientMap, layers: list[nn.Module], x: Tensor) -> tup
             inputs.append(a.detach())
             a = layer(a.clone())  # a clone: it may act in place
             outputs.append(a)
-        errors = torch.autograd.grad(gmap.loss_of(a), outputs)
+        errors = torch.autograd.grad(loss(a), outputs)
     if a.ndim != 2 or any(z.shape[0] != len(x) for z in [*inputs, *outputs]):
         return inputs, errors, None
-    hessian = torch.autograd.functional.hessian(gmap.loss_of, a.detach())
+    hessian = torch.autograd.functional.hessian(loss, a.detach())
+    assert isinstance(hessian, Tensor)  # of one tensor
     each = torch.arange(len(x))
     curvature = hessian[each, :, each]
     coupled = hessian.count_nonzero() > curvature.count_nonzero()
     return inputs, errors, None if coupled else curvature
 
 
-def _split(by_parameter: Tensor, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The rows of Jᵀ, one view a parameter: (*its shape, d_x)."""
+def _split(by_parameter: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The rows of Jᵀ, one view for each parameter: (*its shape, d_x)."""
     parts = by_parameter.split([math.prod(shape) for shape in shapes.values()])
     return {name: part.view(*shape, -1) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 

@@ -20,8 +20,9 @@ from i2f._fast.workspace import Workspace
 from i2f._torch.normalize import Normalize
 
 ELEMENTWISE = (
-    nn.Identity, nn.Sigmoid, nn.Tanh, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus, Normalize,
-)  # fmt: skip
+    *(nn.Identity, nn.Sigmoid, nn.Tanh, nn.Softplus, Normalize),
+    *(nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU),
+)
 
 
 class Reach(NamedTuple):
@@ -60,6 +61,10 @@ class Rule:
     def write_weight(self, out: Tensor, A: Reach, D: Tensor) -> None:
         """The weight's rows of Jᵀ, out: (*weight.shape, m)."""
 
+    def write_turned(self, out: Tensor, A: Reach, D: Tensor) -> None:
+        """The weight's rows of Jᵀ in another orthonormal basis, where the rule has one of fewer dimensions."""
+        raise NotImplementedError
+
     def write_bias(self, out: Tensor, D: Tensor) -> None:
         """The bias's rows of Jᵀ, out: (*bias.shape, m)."""
 
@@ -78,9 +83,8 @@ class Elementwise(Rule):
         self.first, self.curvature = _directions_last(first.detach()), _directions_last(second * delta)
 
     def forward(self, A: Reach) -> Reach:
-        return A._replace(
-            values=torch.mul(self.first[A.top : A.rows.stop], A.values, out=self.work((self, "A"), *A.values.shape))
-        )
+        out = self.work((self, "A"), *A.values.shape)
+        return A._replace(values=torch.mul(self.first[A.top : A.rows.stop], A.values, out=out))
 
     def backward(self, D: Tensor, A: Reach) -> Tensor:
         D.mul_(self.first)
@@ -140,6 +144,7 @@ class Conv2d(Rule):
         self.work = work
         n_out, n_in, taps, columns = self.shape = layer.weight.shape
         (_, self.height, width), (_, out_height, out_width) = a.shape, delta.shape
+        assert not isinstance(layer.padding, str)  # `rule_for` lets none pass
         (self.stride, stride), (down, right), (above, left) = layer.stride, layer.dilation, layer.padding
         # sources[i][k]: the input row that the output row i sees through the kernel's row k; may lie outside
         self.sources = [[self.stride * i + down * k - above for k in range(taps)] for i in range(out_height)]
@@ -159,7 +164,8 @@ class Conv2d(Rule):
         return z._replace(values=z.values.unflatten(1, (-1, self.shape[0])))
 
     def backward(self, D: Tensor, A: Reach) -> Tensor:
-        return self._backward(Reach(D.flatten(1, 2))).full(self.height).unflatten(1, (-1, self.shape[1]))
+        rows = self._backward(Reach(D.flatten(1, 2))).full(self.height)
+        return rows.unflatten(1, (-1, self.shape[1]))  # type: ignore[no-any-return]  # PyTorch's has no type
 
     def write_weight(self, out: Tensor, A: Reach, D: Tensor) -> None:
         n_out, n_in, taps, columns = self.shape

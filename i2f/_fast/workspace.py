@@ -13,15 +13,16 @@ def empty(*shape: int, like: Tensor) -> Tensor:
     """Uninitialised memory; on a CPU from NumPy, which asks for huge pages where an array is large."""
     if like.device.type != "cpu" or like.dtype not in (torch.float32, torch.float64):
         return like.new_empty(shape)
-    return torch.from_numpy(np.empty(shape, str(like.dtype).removeprefix("torch.")))
+    memory: Tensor = torch.from_numpy(np.empty(shape, str(like.dtype).removeprefix("torch.")))
+    return memory
 
 
 class Workspace:
-    """Tensors that serve again and again, cut from few large ones. Not for two threads at once."""
+    """Tensors that are used again and again, cut from a few large ones. Not for two threads at once."""
 
     def __init__(self, like: Tensor):
-        self.like, self.kept = like, {}
-        self.left = like.new_empty(0)
+        self.like, self.left = like, like.new_empty(0)
+        self.kept: dict[object, Tensor] = {}
 
     def __call__(self, purpose: object, *shape: int) -> Tensor:
         """A tensor of any content, to be written; the last one for the same purpose is lost."""

@@ -1,1 +1,1 @@
-"""Other people's modules as they are: wrappers, stopped gradients, and layers carried out with every derivative."""
+"""Networks as their owners bring them: wrappers, stopped gradients, and layers with every derivative."""

@@ -1,4 +1,4 @@
-"""A user's network as it comes: wrappers taken off, copied whatever it holds, left as it was."""
+"""A user's network: its wrappers taken off, copied whatever it holds, and left as it was."""
 
 import copy
 import sys
@@ -25,7 +25,7 @@ REFUSED = {  # class name -> (its package, why)
 def unwrapped(model: nn.Module) -> nn.Module:
     """The network inside DataParallel, torch.compile's and Opacus's wrappers; the parameters keep their order.
 
-    Raises: TypeError for what is no module; ValueError for one whose parameters or derivatives cannot be had.
+    Raises: TypeError for what is no module; ValueError for one whose parameters or derivatives are out of reach.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; it must be a torch.nn.Module")
@@ -38,11 +38,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if name:
             raise ValueError(f"model: {path or 'the model'} ({name}) {REFUSED[name][1]}")
     for path, p in model.named_parameters():
-        if isinstance(p, nn.parameter.UninitializedTensorMixin):
+        if isinstance(p, nn.UninitializedParameter):
             raise ValueError(f"model: parameter {path} is not initialised: run the model once on an input")
         if p.is_complex():
-            raise ValueError(f"model: parameter {path} is {p.dtype}; J is defined for real parameters: split it into "
-                             "real and imaginary part")  # fmt: skip
+            cure = "split it into real and imaginary part"
+            raise ValueError(f"model: parameter {path} is {p.dtype}; J is defined for real parameters: {cure}")
         if getattr(p, "_post_accumulate_grad_hooks", None):
             raise ValueError(f"model: parameter {path} has a hook on its .grad, which no derivative sees: remove it")
         if p.is_meta:
@@ -64,11 +64,11 @@ def _class(module: nn.Module, table: dict[str, tuple[str, str]]) -> str:
 
 
 def duplicate(model: nn.Module, shapes: bool = False) -> nn.Module:
-    """A deep copy, wrappers inside it taken off and Opacus's hooks removed; `shapes`: on the meta device, of the shapes
-    of parameters and buffers alone.
+    """A deep copy without the wrappers inside it and without Opacus's hooks; with `shapes`, parameters and buffers are
+    on the meta device, which stores shapes alone.
 
-    What `copy.deepcopy` refuses, tensors that hang on a graph (a pruned or normalised weight, which a hook computes
-    anew at every pass), is copied by value. Tensors made under `torch.inference_mode` become ordinary ones.
+    What `copy.deepcopy` refuses, tensors that belong to a graph (a pruned or normalised weight, which a hook computes
+    at every pass), is copied by value. Tensors made under `torch.inference_mode` become ordinary ones.
     """
     values: dict[int, Any] = {}
     own = [tensor for module in model.modules() for tensor in _tensors(vars(module))]
@@ -95,7 +95,7 @@ def duplicate(model: nn.Module, shapes: bool = False) -> nn.Module:
 
 
 def _tensors(attributes: dict[str, Any]) -> Iterator[Tensor]:
-    """The tensors among the attributes that a module has beside PyTorch's, in lists, tuples and dictionaries too."""
+    """The tensors among the attributes that are not PyTorch's own, in lists, tuples and dictionaries too."""
     left = [value for name, value in attributes.items() if name not in PYTORCHS]
     while left:
         value = left.pop()
@@ -114,7 +114,7 @@ def _by_value(tensor: Tensor) -> Any:
     with torch.inference_mode(False):
         try:
             value = tensor.detach().clone()
-        except RuntimeError:  # what a transform left behind, dead by now: a hook makes it anew
+        except RuntimeError:  # left behind by a transform that has ended: a hook computes it again
             return None
         return nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
 
@@ -134,23 +134,23 @@ def has_own_code(model: nn.Module) -> bool:
     """Whether anything runs in a forward that is not a layer of PyTorch's, which keep no state in evaluation mode."""
     return any(
         not type(m).__module__.startswith(("torch.nn.", "i2f._torch.normalize"))
-        or "forward" in vars(m) or m._forward_hooks or m._forward_pre_hooks
+        or ("forward" in vars(m) or m._forward_hooks or m._forward_pre_hooks)
         for m in model.modules()
-    )  # fmt: skip
+    )
 
 
 def exported_stops(model: nn.Module) -> set[str]:
     """The operations by which an exported graph (torch.fx, torch.export) stops gradients: calls of ATen's own, which no
     function mode sees."""
-    graphs = [module.graph for module in model.modules() if _class(module, {"GraphModule": ("torch", "")})]
+    graphs: list[Any] = [module.graph for module in model.modules() if _class(module, {"GraphModule": ("torch", "")})]
     names = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_function"}
     return {name for name in names if "aten.detach" in name or "set_grad_enabled" in name}
 
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[list[bool]]:
-    """The module's buffers and Python attributes are afterwards what they were; whether an attribute had to be put back
-    is told in the list."""
+    """The module's buffers and Python attributes are afterwards what they were; the list is empty unless an attribute
+    had to be put back."""
     kept = [(m, dict(vars(m)), dict(m._buffers), dict(m._parameters)) for m in model.modules()]
     buffers = [b for b in model.buffers() if b.layout == torch.strided and not (b.is_meta or b.is_inference())]
     values = [(b, b.detach().clone()) for b in buffers]
@@ -158,28 +158,29 @@ def preserved(model: nn.Module) -> Iterator[list[bool]]:
     try:
         yield changed
     finally:
-        for module, attributes, *own in kept:
-            for places, before in zip((module._buffers, module._parameters), own, strict=True):
-                if _differ(places, before):
-                    places.clear()
-                    places.update(before)
-            if _differ(vars(module), attributes):
+        for module, attributes, buffers_before, parameters in kept:
+            _put_back(module._buffers, buffers_before)
+            _put_back(module._parameters, parameters)
+            if _put_back(vars(module), attributes):
                 changed.append(True)
-                vars(module).clear()
-                vars(module).update(attributes)
         with torch.no_grad():
             for buffer, value in values:  # an instance norm writes without a new version
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
 
 
-def _differ(now: dict[str, Any], before: dict[str, Any]) -> bool:
-    return now.keys() != before.keys() or any(now[name] is not value for name, value in before.items())
+def _put_back(now: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether anything in `now` was another object than `before`; it holds the same ones afterwards."""
+    if now.keys() == before.keys() and all(now[name] is value for name, value in before.items()):
+        return False
+    now.clear()
+    now.update(before)
+    return True
 
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """torch.compile'd parts run as the Python that they were made of."""
+    """Parts that torch.compile compiled run as the Python code that they came from."""
     if "torch._dynamo.eval_frame" not in sys.modules:
         yield
         return

@@ -5,7 +5,10 @@ from torch import Tensor, nn
 
 
 class Normalize(nn.Module):
-    """(x − mean) / std a channel, as the first layer, so that inputs, box and I²F stay in pixels."""
+    """(x − mean) / std for each channel, as the first layer, so that inputs, box and I²F stay in pixels."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()

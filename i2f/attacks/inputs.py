@@ -22,17 +22,6 @@ def options(method: str, given: Mapping[str, Any], own: list[str], common: list[
                 raise TypeError(f"method {method!r}: {error}") from None
 
 
-def whole(name: str, value: Any, least: int = 1) -> int:
-    """`value` if it is a whole number of at least `least`."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} is {type(value).__name__}; give a whole number") from None
-    if number < least:
-        raise ValueError(f"{name}={number} is out of range: give at least {least}")
-    return number
-
-
 def tensor(name: str, value: Any, wanted: str) -> Tensor:
     """`value` as a tensor: arrays and lists too."""
     if torch.is_tensor(value):

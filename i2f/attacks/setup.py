@@ -16,8 +16,10 @@ from i2f.attacks.methods import METHODS
 from i2f.attacks.prior import BOX, Prior
 from i2f.attacks.problem import Problem
 from i2f.core import checks, streams, targets
+from i2f.core.examination import check
 from i2f.core.gradient import GradientMap
-from i2f.core.linearization import Linearization, trusted
+from i2f.core.linearization import Linearization
+from i2f.core.trust import trusted
 
 # name -> the start's draw from independent N(0, 1) entries, in pixels
 STARTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -35,8 +37,8 @@ def make_problems(
     Raises: ValueError or TypeError with the argument's name, what was wrong with it, and what to give instead.
     """
     method = METHODS[search.method]
-    steps = method.steps if search.steps is None else inputs.whole("steps", search.steps)
-    restarts = inputs.whole("restarts", search.restarts)
+    steps = method.steps if search.steps is None else checks.whole("steps", search.steps, 1)
+    restarts = checks.whole("restarts", search.restarts, 1)
     gmap = GradientMap(model, None, knowledge.loss)
     shape = inputs.sizes(shape, knowledge.tv)
     sent = inputs.gradients(gmap, gradients)
@@ -50,7 +52,7 @@ def make_problems(
     tolerance = rounding if search.tolerance is None else checks.at_least("tolerance", search.tolerance, 0.0)
     matches, units = _matches(gmap, sent, knowledge)
     probe = STARTS["gray"](torch.randn(shape, generator=streams.generator("probe", 0), dtype=torch.float64)).to(starts)
-    output = gmap.check(probe, f"shape={shape}")
+    output = check(gmap, probe, f"shape={shape}")
     logits: Tensor | None = None
     if method.soft_labels and y is None:
         inputs.takes_probabilities(gmap.loss, output, shape)
@@ -145,7 +147,7 @@ def _labelled(gmap: GradientMap, sent: Sequence[Tensor], y: Any, probe: Tensor) 
         y = [recover_labels(gmap, gradient, shape) for gradient in sent]
     first, *others = inputs.labels(y, len(sent), shape)
     maps = [gmap.relabel(first)]
-    output = maps[0].check(probe, f"shape={shape}")
+    output = check(maps[0], probe, f"shape={shape}")
     for own in others:
         maps.append(maps[0].relabel(own))
         maps[-1].y = targets.evaluate(gmap.loss, output, maps[-1].y)[1]

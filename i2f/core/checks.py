@@ -1,17 +1,19 @@
-"""Bad input, said plainly: which argument, what was wrong with it, what would do."""
+"""Checks of arguments: each message names the argument, what is wrong with it, and what is accepted."""
 
 import difflib
 import hashlib
+import operator
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
 def one_of(name: str, value: str, options: Iterable[str]) -> str:
-    """`value` if it is among `options`; otherwise a ValueError that shows the near matches."""
+    """`value` if it is among `options`; otherwise a ValueError that lists the near matches."""
     options = list(options)
     if value in options:
         return value
@@ -34,11 +36,9 @@ def flat(name: str, value: Tensor, size: int, space: str, batch: bool = True) ->
         raise TypeError(f"{name} is {type(value).__name__}; give a flat ({size},) tensor")
     allowed = (1, 2) if batch else (1,)
     if value.ndim not in allowed or value.shape[-1] != size:
+        found = f"{name} has shape {tuple(value.shape)}, with {value.numel()} entries"
         stack = f" or a (k, {size}) stack of them" if batch else ""
-        raise ValueError(
-            f"{name} has shape {tuple(value.shape)}, with {value.numel()} entries; "
-            f"{space} has {size}: give a flat ({size},) tensor{stack}"
-        )
+        raise ValueError(f"{found}; {space} has {size}: give a flat ({size},) tensor{stack}")
     value = finite(name, value)
     return value.clone() if value.is_inference() and not torch.is_inference_mode_enabled() else value
 
@@ -54,8 +54,19 @@ def at_least(name: str, value: float, bound: float) -> float:
     return number
 
 
+def whole(name: str, value: Any, least: int | None = None) -> int:
+    """`value` as a Python integer, if it is one (NumPy's too) and no smaller than `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {type(value).__name__}; give an integer") from None
+    if least is not None and number < least:
+        raise ValueError(f"{name}={number} is out of range: give at least {least}")
+    return number
+
+
 def images_and_labels(x: Tensor, y: Tensor) -> None:
-    """`x` is a finite floating-point batch and `y` has one label an image."""
+    """`x` is a finite floating-point batch and `y` has one label per image."""
     images("x", x)
     one_label_each(x, y)
 
@@ -69,14 +80,14 @@ def images(name: str, x: Tensor) -> None:
     finite(name, x)
 
 
-def one_label_each(x: Tensor, y: Tensor) -> None:
+def one_label_each(x: Tensor, y: Any) -> None:
     if not torch.is_tensor(y) or y.ndim == 0 or len(y) != len(x):
         n = len(y) if torch.is_tensor(y) and y.ndim else "no batch dimension"
         raise ValueError(f"x has {len(x)} images and y has {n}; both need the same n (use x[:1], y[:1] for one)")
 
 
 def verified(path: Path, checksum: str) -> Path:
-    """The path, if the file there is what it was (SHA-256); FileNotFoundError or OSError otherwise, with the cure."""
+    """The path, if the file has this SHA-256; otherwise a FileNotFoundError or OSError that names the remedy."""
     cure = "`dvc checkout --force data.dvc` (after `dvc pull data.dvc`) brings it back, or `make repro` does"
     if not path.exists():
         raise FileNotFoundError(f"data file {path} is missing: `dvc pull data.dvc` brings it, and `make repro` does so")
@@ -87,29 +98,25 @@ def verified(path: Path, checksum: str) -> Path:
 
 
 def deterministic(model: nn.Module) -> None:
-    """No layer whose answer depends on chance, or on the other images of the batch, while J is taken."""
+    """No layer's answer depends on chance, or on the other images of the batch, while J is computed."""
     for path, module in model.named_modules():
         if not module.training:
             continue
-        kind = type(module).__name__
         hooks = [type(hook).__name__ for hook in module._forward_pre_hooks.values()]
+        kind, why = type(module).__name__, ""
         if kind == "_SpectralNorm" or "SpectralNorm" in hooks:
-            raise ValueError(f"model: {path or 'the model'} (spectral norm) is in training mode: it changes with every "
-                             "pass; call model.eval() first")  # fmt: skip
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise ValueError(
-                f"model: {path or 'the model'} ({kind}) is in training mode: it would mix the images of a batch and "
-                f"change its statistics; call model.eval() first"
-            )
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
-            raise ValueError(
-                f"model: {path or 'the model'} ({kind}) is in training mode: its gradient is random; "
-                f"call model.eval() first"
-            )
+            kind, why = "spectral norm", "it changes with every pass"
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            why = "it would mix the images of a batch and change its statistics"
+        elif isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+            why = "its gradient is random"
+        if why:
+            where = path or "the model"
+            raise ValueError(f"model: {where} ({kind}) is in training mode: {why}; call model.eval() first")
 
 
 def repeatable(first: Tensor, second: Tensor) -> None:
-    """Two outputs of a model at one input are the same, or differ by rounding, of which a warning is given."""
+    """Two results of a model at one input are the same, or differ by rounding, which raises a warning."""
     if torch.equal(first, second) or not (torch.isfinite(first).all() and torch.isfinite(second).all()):
         return
     apart = float((first - second).abs().max() / first.abs().max().clamp_min(torch.finfo(first.dtype).tiny))
@@ -122,13 +129,14 @@ def repeatable(first: Tensor, second: Tensor) -> None:
     )
 
 
-FOLLOWS = "dropout by torch.nn.functional follows no model.eval() unless it is told training=self.training"
+FOLLOWS = "dropout by torch.nn.functional ignores model.eval() unless it is called with training=self.training"
+NO_J = "∂²L/∂x∂θ is zero: loss must depend on x and on θ, and on both together"
 DRAWS = f"model is random: its forward draws numbers; {FOLLOWS}"
 ROUNDING = 1e3  # units of it within which two passes count as the same computation in another order
 
 
 def not_differentiable(model: nn.Module, error: Exception, order: str = "second") -> Exception:
-    """What to raise where a derivative (or a product with J) fails: a ValueError that names the cause, or a
+    """The exception for a derivative (or a product with J) that fails: a ValueError that names the cause, or a
     MemoryError."""
     if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
         return MemoryError(f"products with J ran out of memory ({error}): set method='recompute', or fewer images")

@@ -1,6 +1,8 @@
-"""J as a matrix, and its Gram matrix."""
+"""J as a matrix, its Gram matrix, and the eigenpairs of that."""
 
 import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,24 +16,31 @@ CHUNK_BYTES = 32 * 2**20  # directions of input space pushed through the network
 BLOCK_ROWS = 256
 
 
+class Spectrum(NamedTuple):
+    """Eigenpairs of J Jᵀ, λ descending: values (k,), vectors (d_x, k) with orthonormal columns."""
+
+    values: Tensor
+    vectors: Tensor
+
+
 def dense_jacobian(gmap: GradientMap, x: Tensor) -> Tensor:
     """J at `x`, (d_x, d_θ): the gradient's derivative along every direction of input space.
 
     By the layers' own rules where the network is a chain of known layers (`chain_jacobian`); otherwise by forward over
-    reverse; one backward pass a row where an operation of the network has no forward-mode or batching rule.
+    reverse; by one backward pass per row where an operation of the network has no forward-mode or batching rule.
     """
-    J = chain_jacobian(gmap, x)
-    if J is not None:
-        return J
     if gmap.plain:
+        J = chain_jacobian(gmap.model, gmap.loss_of, x)
+        if J is not None:
+            return J
         try:
             return forward_over_reverse(gmap, x)
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # functions of the user's may raise anything under a transform
+        except Exception:  # the user's functions may raise anything under a transform
             pass
     at_x = Linearization(gmap, x)
-    return torch.stack([at_x.rmatvec(e) for e in torch.eye(x.numel(), dtype=x.dtype, device=x.device)])
+    return torch.stack([at_x.rmatvec(e[0]) for e in unit_vectors(x, 1)])
 
 
 def forward_over_reverse(gmap: GradientMap, x: Tensor, chunk: int | None = None) -> Tensor:
@@ -47,17 +56,22 @@ def forward_over_reverse(gmap: GradientMap, x: Tensor, chunk: int | None = None)
     with warnings.catch_warnings():
         # the first forward-mode derivative in a process loads PyTorch's own scripted rules
         warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
-        for start in range(0, len(J), chunk):
-            rows = J[start : start + chunk]
-            directions = x.new_zeros(len(rows), len(J))
-            directions[torch.arange(len(rows)), start + torch.arange(len(rows))] = 1
+        for rows, directions in zip(J.split(chunk), unit_vectors(x, chunk), strict=True):
             rows.copy_(rows_of(directions.view(len(rows), *x.shape)))
     return J
 
 
+def unit_vectors(x: Tensor, chunk: int) -> Iterator[Tensor]:
+    """The identity of input space, `chunk` rows at a time, (rows, d_x)."""
+    for start in range(0, x.numel(), chunk):
+        e = x.new_zeros(min(chunk, x.numel() - start), x.numel())
+        e.diagonal(start).fill_(1)
+        yield e
+
+
 def jacobian_gram(gmap: GradientMap, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """J Jᵀ at `x`, (d_x, d_x), accumulated in `dtype` (the model's own), by the fewest columns that have it."""
-    J = chain_jacobian(gmap, x, turned=True)
+    J = chain_jacobian(gmap.model, gmap.loss_of, x, turned=True) if gmap.plain else None
     if J is None:
         J = dense_jacobian(gmap, x)
     return outer_gram(J.to(dtype or J.dtype))

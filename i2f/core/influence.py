@@ -11,7 +11,7 @@ from i2f._torch.operations import ordinary
 from i2f.core import checks, linalg, spectrum
 from i2f.core.jacobian import GradientJacobian
 
-Gradient = Tensor | np.ndarray | Sequence[Tensor] | dict[str, Tensor]  # flat, or by parameter: `GradientMap.flat`
+Gradient = Tensor | np.ndarray | Sequence[Tensor] | dict[str, Tensor]  # in the forms of `GradientMap.flat`
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def influence(
     A singular J Jᵀ with ε = 0 gives the pseudo-inverse's answer, `converged=False` and the rank in `reason` where J is
     dense; conjugate gradients find the same answer and cannot see the rank. J = 0 is never `converged`.
 
-    Raises: TypeError for a J that is none; ValueError for ε < 0, a delta that is not finite or not (d_θ,), or a J that
-    its dtype does not resolve.
+    Raises: TypeError for a J that is no GradientJacobian; ValueError for ε < 0, a delta that is not finite or not
+    (d_θ,), or a J beyond the range of its dtype.
     """
     product, damping, delta, size = _problem(J, delta, damping)
     spent = J.products
@@ -105,7 +105,7 @@ def _problem(
     J: GradientJacobian, delta: Gradient, damping: float
 ) -> tuple[Callable[[Tensor], Tensor], float, Tensor, float]:
     """v -> J Jᵀ v/u², ε, and δ as a vector of order one times its size; all checked."""
-    product, damping = spectrum.gram_product(J), float(checks.at_least("damping", damping, 0.0))
+    product, damping = spectrum.gram_product(J), checks.at_least("damping", damping, 0.0)
     delta = J.map.flat("delta", delta, batch=False)
     size = linalg.unit_of(delta)
     return product, damping, delta / size, size
@@ -122,11 +122,9 @@ def expected_square(J: GradientJacobian, variance: float, damping: float = 0.0) 
 
     Raises: ValueError for bad input, or where J = 0, in which case no direction is left.
     """
-    variance, damping = (
-        float(checks.at_least(name, value, 0.0)) for name, value in (("variance", variance), ("damping", damping))
-    )
+    variance, damping = checks.at_least("variance", variance, 0.0), checks.at_least("damping", damping, 0.0)
     values = spectrum.decompose(J).values[: spectrum.rank(J)]
     if not len(values):
         raise ValueError(f"{BLIND}, and E[I²] has no value")
-    values, damping, variance = (number / J.unit / J.unit for number in (values, damping, variance))
+    values, damping, variance = values / J.unit / J.unit, damping / J.unit / J.unit, variance / J.unit / J.unit
     return variance * float(torch.sum(values / (values + damping) ** 2))

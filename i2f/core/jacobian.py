@@ -1,23 +1,25 @@
 """J = ∂²L/∂x∂θ as a linear operator: exact products, never formed unless asked."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from i2f._fast.memory import Footprint, available, footprint
 from i2f._torch.operations import ordinary
 from i2f.core import checks
-from i2f.core.dense import dense_jacobian, jacobian_gram, outer_gram
-from i2f.core.gradient import SMALL, GradientMap, Loss
-from i2f.core.linearization import Linearization, Recomputation, trusted
+from i2f.core.dense import Spectrum, dense_jacobian, jacobian_gram, outer_gram, unit_vectors
+from i2f.core.examination import Examination
+from i2f.core.gradient import GradientMap, Loss
+from i2f.core.linearization import SMALL_PROBLEM, Linearization, Recomputation
+from i2f.core.memory import MOST_AT_ONCE, Footprint, available, footprint, gib
+from i2f.core.trust import Products, trusted
 
 DENSE_BYTES = 2 * 2**30  # J is formed by itself, where it is needed whole, up to this size
-MOST_AT_ONCE = 32  # vectors in one pass: more gain nothing
 
 
 class GradientJacobian:
@@ -28,8 +30,7 @@ class GradientJacobian:
 
     A product costs one backward pass through the kept graphs of both gradients, 1.6 to 1.8 gradient evaluations on a
     ResNet18 (`Linearization`; benchmarks/deep.py); where the graphs of all images do not fit, about three more, some
-    images at a time (`Recomputation`).
-    Once `dense()` has run, products are matrix products with it.
+    images at a time (`Recomputation`). Once `dense()` has run, products are matrix products with it.
 
     Args:
         model: any module in evaluation mode. x: (n, ...) in [0, 1], cast to the model's dtype.
@@ -45,8 +46,8 @@ class GradientJacobian:
         products: how often J or Jᵀ was applied, a formed J counting d_x.
 
     Raises:
-        ValueError: NaN or infinite x, as many labels as images, labels out of range, nothing trainable, BatchNorm or
-            Dropout in training mode, a model that is random, x on another device than the model or
+        ValueError: NaN or infinite x, another number of labels than of images, labels out of range, nothing trainable,
+            BatchNorm or Dropout in training mode, a model that is random, x on another device than the model or
             of a shape that does not fit it, a loss for which J = 0 identically, a layer without a second derivative.
         MemoryError: before any work, where `memory` is too small.
 
@@ -55,9 +56,14 @@ class GradientJacobian:
 
     @ordinary()
     def __init__(
-        self, model: nn.Module, x: Tensor, y: Tensor, loss: Loss = F.cross_entropy, method: str = "auto",
+        self,
+        model: nn.Module,
+        x: Tensor | np.ndarray,
+        y: Any,
+        loss: Loss = F.cross_entropy,
+        method: str = "auto",
         memory: int | None = None,
-    ):  # fmt: skip
+    ):
         checks.one_of("method", method, ("auto", "dense", "matrix-free", "recompute"))
         x = torch.from_numpy(x) if isinstance(x, np.ndarray) else x
         checks.images("x", x)
@@ -70,43 +76,45 @@ class GradientJacobian:
         self.memory, self.products = memory, 0
         size = self.shape[0] * self.shape[1] * self.x.element_size()
         self.is_dense = method == "dense" or (method == "auto" and size <= DENSE_BYTES)
+        self._method = method
         self._dense: Tensor | None = None
         self._gram: Tensor | None = None
-        self.spectrum = None  # kept here by spectrum.decompose
-        self._method = method
-        fits = memory is None and method != "recompute" and sum(self.shape) <= SMALL  # whatever the network
-        if not fits and sum(self.shape) > SMALL:
+        self._spectrum: Spectrum | None = None
+        self._footprint: Footprint | None = None
+        small = sum(self.shape) <= SMALL_PROBLEM
+        if not small:
             self._plan()  # a MemoryError comes before any work
-        _, own = self.map.examine(self.x, f"x of shape {tuple(x.shape)}")
-        if vars(self).get("footprint", ()) is None:  # its labels had another form
-            del self.footprint
-        self.unit = unit_of(own)
+        examined = Examination(self.map, self.x, f"x of shape {tuple(x.shape)}")
+        self.unit = loss_unit(examined.gradient)
+        fits = small and memory is None and method != "recompute"  # whatever the network
         try:
-            self._at_x = self._built(own, 0 if fits else self._plan()[0])
+            self._at_x = self._built(examined, 0 if fits else self._plan()[0])
         except RuntimeError as error:
             raise checks.not_differentiable(model, error) from error
         self.gradient = times(self.unit, self._at_x.gradient)
 
-    def _built(self, own: Tensor, group: int) -> Linearization | Recomputation:
+    def _built(self, examined: Examination, group: int) -> Products:
         """The products over `unit`, once their gradient is the module's own and their J that of this gradient."""
 
-        def build() -> Linearization | Recomputation:
+        def build() -> Products:
             self._scaled = self.map.scaled(self.unit)
             return Recomputation(self._scaled, self.x, group) if group else Linearization(self._scaled, self.x)
 
         at_x = build()
-        if not self.map.settle(self.x, own, times(self.unit, at_x.gradient)):
+        if not examined.confirms(times(self.unit, at_x.gradient)):
             at_x = build()
         at_x = trusted(self.map, self.x, at_x, build)
-        if not own.any():  # a stationary θ tells nothing of the size of J
-            self.unit = unit_of(at_x.rmatvec(_probe(self.x)))
+        if not examined.gradient.any():  # a stationary θ says nothing about the size of J
+            self.unit = loss_unit(at_x.rmatvec(_probe(self.x)))
             at_x = build()
         return at_x
 
-    @cached_property
+    @property
     def footprint(self) -> Footprint | None:
         """What a product takes, in bytes; None where the model does not run without data."""
-        return footprint(self.map, self.x)
+        if self._footprint is None:  # asked again after a None: an examination brings the labels into another form
+            self._footprint = footprint(self.map, self.x)
+        return self._footprint
 
     @cached_property
     def chunk(self) -> int:
@@ -114,22 +122,10 @@ class GradientJacobian:
         return self._plan()[1]
 
     def _plan(self) -> tuple[int, int]:
-        """How many images take turns (0: none, the graphs of all are kept), and how many vectors go at once."""
-        n = len(self.x)
-        if self.footprint is None:
-            return int(self._method == "recompute"), 1
-        need, budget = self.footprint, self._budget()
-        if self._method != "recompute" and need.kept() <= budget:
-            return 0, min(MOST_AT_ONCE, need.vectors(budget))
-        for group in range(n - 1 if n > 1 else 1, 0, -1):
-            if need.recomputed(group / n) <= budget:
-                return group, 1
-        raise MemoryError(
-            f"products with J take {_gib(need.kept())}"
-            + (f", or {_gib(need.recomputed(1 / n))} with the {n} images one after another" if n > 1 else "")
-            + f", and {_gib(budget)} may be used: raise memory=, or take a narrower dtype, fewer or smaller images, "
-            "or a device with more memory"
-        )
+        """As `Footprint.plan`; without a footprint, one vector at a time."""
+        recompute = self._method == "recompute"
+        need = self.footprint
+        return (int(recompute), 1) if need is None else need.plan(len(self.x), self._budget(), keep=not recompute)
 
     def _budget(self) -> int:
         return available(self.device) if self.memory is None else self.memory
@@ -137,8 +133,8 @@ class GradientJacobian:
     def _may_form(self, what: str, numbers: int, dtype: torch.dtype) -> None:
         size, budget = numbers * dtype.itemsize, self._budget()
         if size > budget:
-            raise MemoryError(f"{what} takes {_gib(size)}, and {_gib(budget)} may be used: raise memory=, or stay "
-                              "with products (method='matrix-free')")  # fmt: skip
+            cure = "raise memory=, or stay with products (method='matrix-free')"
+            raise MemoryError(f"{what} takes {gib(size)}, and {gib(budget)} may be used: {cure}")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -150,7 +146,7 @@ class GradientJacobian:
 
     @ordinary()
     def matvec(self, delta: Tensor) -> Tensor:
-        """J δ: (d_θ,) -> (d_x,), or (k, d_θ) -> (k, d_x). One product a vector."""
+        """J δ: (d_θ,) -> (d_x,), or (k, d_θ) -> (k, d_x). One product per vector."""
         delta = self._of_own_dtype("delta", self.map.flat("delta", delta))
         self.products += delta.numel() // self.shape[1]
         if self._dense is not None:
@@ -159,7 +155,7 @@ class GradientJacobian:
 
     @ordinary()
     def rmatvec(self, v: Tensor) -> Tensor:
-        """Jᵀ v: (d_x,) -> (d_θ,), or (k, d_x) -> (k, d_θ). One product a vector."""
+        """Jᵀ v: (d_x,) -> (d_θ,), or (k, d_x) -> (k, d_θ). One product per vector."""
         v = self._of_own_dtype("v", checks.flat("v", v, self.shape[0], "input space"))
         self.products += v.numel() // self.shape[0]
         if self._dense is not None:
@@ -168,11 +164,8 @@ class GradientJacobian:
 
     def _of_own_dtype(self, name: str, value: Tensor) -> Tensor:
         """In J's dtype, in which it must still be finite."""
-        return (
-            value.to(self.x)
-            if value.dtype == self.dtype
-            else checks.finite(f"{name} in {self.dtype}", value.to(self.x))
-        )
+        own = value.to(self.x)
+        return own if value.dtype == self.dtype else checks.finite(f"{name} in {self.dtype}", own)
 
     def _in_chunks(self, product: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
         if vectors.ndim == 1:
@@ -193,7 +186,7 @@ class GradientJacobian:
             self._may_form("J", self.shape[0] * self.shape[1], self.dtype)
             J, v = dense_jacobian(self._scaled, self.x), _probe(self.x)
             if not _alike(v @ J, self._at_x.rmatvec(v)):  # a layer is not what its class says
-                J = torch.cat([self._in_chunks(self._at_x.rmatvec, e) for e in _unit_vectors(self.x)])
+                J = torch.cat([self._in_chunks(self._at_x.rmatvec, e) for e in unit_vectors(self.x, MOST_AT_ONCE)])
             self._dense = times(self.unit, J)
             self.products += self.shape[0]
         return self._dense
@@ -206,31 +199,33 @@ class GradientJacobian:
             self._may_form("J Jᵀ", self.shape[0] ** 2, torch.float64)
             if self._dense is None:
                 self._may_form("J, which J Jᵀ is made of,", self.shape[0] * self.shape[1], self.dtype)
-        if self._gram is None and self._dense is not None:
-            self._gram_of(self._dense)
-        elif self._gram is None:
-            gram, v = jacobian_gram(self._scaled, self.x, torch.float64), _probe(self.x)
-            if not _alike(gram @ v.double(), self._at_x.matvec(self._at_x.rmatvec(v))):
-                return self._gram_of(self.dense())
-            self._gram = gram * self.unit**2
-            self.products += self.shape[0]
+                gram, v = jacobian_gram(self._scaled, self.x, torch.float64), _probe(self.x)
+                if _alike(gram @ v.double(), self._at_x.matvec(self._at_x.rmatvec(v))):
+                    self.products += self.shape[0]
+                    self._gram = gram * self.unit**2
+                    return self._gram
+            self._gram = outer_gram(self.dense().double())
         return self._gram
 
-    def _gram_of(self, J: Tensor) -> Tensor:
-        self._gram = outer_gram(J.double())
-        return self._gram
+    @ordinary()
+    def eigh(self) -> Spectrum:
+        """Every eigenpair of J Jᵀ, from `gram`, in O(d_x³); computed once and kept."""
+        if self._spectrum is None:
+            values, vectors = torch.linalg.eigh(checks.finite("J Jᵀ", self.gram()))
+            self._spectrum = Spectrum(values.flip(0).clamp_min(0), vectors.flip(1))
+        return self._spectrum
 
 
-def unit_of(vector: Tensor) -> float:
-    """The power of two that a gradient is divided by where its size is far from one (beyond 2^±20); else 1.
+def loss_unit(gradient: Tensor) -> float:
+    """The power of two that the loss is divided by: 1, or near ‖gradient‖ where that is far from one (beyond 2^±20).
 
-    Raises: ValueError where it is too small for its dtype to hold with all its digits.
+    Raises: ValueError for a gradient too small for its dtype to hold with all its digits.
     """
-    largest, info = float(vector.abs().max()), torch.finfo(vector.dtype)
+    largest, info = float(gradient.abs().max()), torch.finfo(gradient.dtype)
     if 0 < largest < info.tiny / info.eps:
-        raise ValueError(f"the gradient's largest entry is {largest:.1g}, too small for {vector.dtype}: scale the loss "
-                         "up, or use a wider dtype")  # fmt: skip
-    size = float(vector.double().norm())
+        small = f"the gradient's largest entry is {largest:.1g}, too small for {gradient.dtype}"
+        raise ValueError(f"{small}: scale the loss up, or use a wider dtype")
+    size = float(gradient.double().norm())
     return 1.0 if 2**-20 <= size <= 2**20 or size == 0 else 2.0 ** round(math.log2(size))
 
 
@@ -243,20 +238,7 @@ def _probe(x: Tensor) -> Tensor:
     return torch.from_numpy(np.random.default_rng(1).standard_normal(x.numel())).to(x)
 
 
-def _unit_vectors(x: Tensor) -> Iterator[Tensor]:
-    """The identity of input space, some rows at a time."""
-    for start in range(0, x.numel(), MOST_AT_ONCE):
-        rows = min(MOST_AT_ONCE, x.numel() - start)
-        e = x.new_zeros(rows, x.numel())
-        e[torch.arange(rows), start + torch.arange(rows)] = 1
-        yield e
-
-
 def _alike(found: Tensor, wanted: Tensor) -> bool:
-    """Two ways to the same product agree, up to rounding in their dtype."""
+    """Whether two ways to the same product agree, up to rounding in their dtype."""
     rounding = 1e-3 if wanted.dtype == torch.float32 else 1e-7
     return float((found.double() - wanted.double()).norm()) <= rounding * float(wanted.double().norm())
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.3g} GiB"

@@ -18,14 +18,14 @@ GROWTH = 32  # rows by which the basis grows
 class Lanczos:
     """A Q = Q T + β q eᵀ: the rows of `basis` Q are orthonormal and span {b, A b, A² b, …}, T is tridiagonal.
 
-    Every new vector is made orthogonal to all before it, twice, so that T has no ghosts and Q can be used; k steps keep
-    k vectors. One process answers for every shift: `solve` costs no product.
+    Every new vector is made orthogonal to all before it, twice, so that T has no spurious copies of eigenvalues; k
+    steps keep k vectors. One process solves for every shift: `solve` costs no product.
 
     Args:
         A: v -> A v, symmetric, (n,) -> (n,). b: (n,), not zero.
         semidefinite: A is known to be, so that a negative Ritz value is rounding, and counts as zero in `solve`.
 
-    exhausted: no further step is possible; broken: since a product was not finite (the last step is left out).
+    exhausted: no further step is possible. broken: a product was not finite, and its step is left out.
 
     Source: Golub and Van Loan, Matrix Computations, chapter 10; Paige and Saunders 1975 for `solve`.
     """
@@ -35,7 +35,7 @@ class Lanczos:
         self._basis = b.new_empty(GROWTH, len(b))
         self._basis[0] = b / self.norm
         self.diagonal: list[float] = []
-        self.beside: list[float] = []
+        self.off_diagonal: list[float] = []
         self.exhausted = self.broken = False
 
     def __len__(self) -> int:
@@ -62,10 +62,10 @@ class Lanczos:
             self.exhausted = self.broken = True
             return
         self.diagonal.append(linalg.dot(w, self._basis[k]))
-        for _ in range(2):  # once leaves rounding that the second pass takes away
+        for _ in range(2):  # the second pass removes the rounding of the first
             w = w - self.basis.T @ (self.basis @ w)
         beta = linalg.norm(w)
-        self.beside.append(beta)
+        self.off_diagonal.append(beta)
         negligible = self.rounding * torch.finfo(w.dtype).eps ** (BREAKDOWN - 1)
         self.exhausted = beta <= negligible or k + 1 == len(w)
         if self.exhausted:
@@ -77,45 +77,50 @@ class Lanczos:
     @property
     def rounding(self) -> float:
         """The rounding of a product with A, from the largest number in T: no Ritz value is known better."""
-        return torch.finfo(self._basis.dtype).eps * max(map(abs, (*self.diagonal, *self.beside)))
+        return torch.finfo(self._basis.dtype).eps * max(map(abs, (*self.diagonal, *self.off_diagonal)))
 
     def first(self, steps: int) -> "Lanczos":
         """The process as it was after so many steps."""
         other = copy.copy(self)
-        other.diagonal, other.beside = self.diagonal[:steps], self.beside[:steps]
+        other.diagonal, other.off_diagonal = self.diagonal[:steps], self.off_diagonal[:steps]
         other.exhausted = self.exhausted and steps >= len(self)
         return other
 
     def ritz(self) -> tuple[np.ndarray, np.ndarray]:
         """Eigenvalues of T, ascending, and its eigenvectors as columns; Qᵀ carries them to those of A."""
-        return eigh_tridiagonal(np.array(self.diagonal), np.array(self.beside[:-1]))
+        values, vectors = eigh_tridiagonal(np.array(self.diagonal), np.array(self.off_diagonal[:-1]))
+        return values, vectors
 
     def quadrature(self, node: float | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Nodes, clipped at 0, and weights of Σ w f(θ) ≈ bᵀ f(A) b, A semidefinite: the Gauss rule, or the Gauss–Radau
         rule with a `node` that is at most λ_min (Golub 1973)."""
-        diagonal, beside = np.array(self.diagonal), np.array(self.beside)
-        if node is not None and beside[-1] > 0:  # the Gauss rule is exact where the Krylov space has ended
+        diagonal, off = np.array(self.diagonal), np.array(self.off_diagonal)
+        if node is not None and off[-1] > 0:  # the Gauss rule is exact where the Krylov space has ended
             node -= self.rounding  # keeps T − node·I positive definite where a Ritz value is zero to rounding
             values, vectors = self.ritz()
             inverse = float(vectors[-1] ** 2 @ (1 / (values.clip(min=0) - node)))
-            diagonal, beside = np.append(diagonal, node + beside[-1] ** 2 * inverse), np.append(beside, 0.0)
-        nodes, vectors = eigh_tridiagonal(diagonal, beside[:-1])
+            diagonal, off = np.append(diagonal, node + off[-1] ** 2 * inverse), np.append(off, 0.0)
+        nodes, vectors = eigh_tridiagonal(diagonal, off[:-1])
         return nodes.clip(min=0), (self.norm * vectors[0]) ** 2
 
     def residuals(self, vectors: np.ndarray) -> np.ndarray:
         """‖A u − θ u‖ of the Ritz vectors u = Qᵀ s: β times the last entry of s."""
-        return self.beside[-1] * np.abs(vectors[-1])
+        found: np.ndarray = self.off_diagonal[-1] * np.abs(vectors[-1])
+        return found
 
     def solve(self, shift: float) -> tuple[Tensor, float, bool]:
         """u = Qᵀ (T + εI)⁻¹ ‖b‖ e₁, the residual ‖(A + εI)u − b‖/‖b‖, and whether T + εI is positive definite.
 
         Where it is not, or where no step could be taken, u is zero and the residual infinite.
         """
-        values, vectors = self.ritz() if len(self) else (np.array([-math.inf]), None)
-        if self.semidefinite and len(self):
+        unsolved = torch.zeros_like(self._basis[0]), math.inf, False
+        if not len(self):
+            return unsolved
+        values, vectors = self.ritz()
+        if self.semidefinite:
             values = values.clip(min=0)
         if values[0] + shift <= 0:
-            return torch.zeros_like(self._basis[0]), math.inf, False
+            return unsolved
         y = vectors @ (self.norm * vectors[0] / (values + shift))
-        left = self.beside[-1] * abs(y[-1]) / self.norm
+        left = self.off_diagonal[-1] * abs(y[-1]) / self.norm
         return self.basis.T @ torch.from_numpy(y).to(self._basis), left, True

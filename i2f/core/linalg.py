@@ -1,4 +1,4 @@
-"""Solvers for (A + εI) u = b, A symmetric positive semi-definite. They know a matrix or a matvec, never a network."""
+"""Solvers for (A + εI) u = b, A symmetric positive semi-definite, given as a matrix or a matvec."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 POWER_STEPS = 8
-MARGIN = 10  # a random start overlooks a λ_min that many times smaller in under 1e-5 of cases, n ≤ 1e5 (`solve_dense`)
+MARGIN = 10  # a random start misses a λ_min so many times smaller with probability < 1e-5, n ≤ 1e5 (`solve_dense`)
 
 
 class Solution(NamedTuple):
@@ -75,17 +75,15 @@ def solve_dense(A: Tensor, b: Tensor, damping: float = 0.0, rtol: float = 1e-13)
     u = vectors[:, kept] @ ((vectors[:, kept].T @ b) / eigenvalues[kept])
     if rank == n:  # Cholesky was at its limit, the eigenvectors were not
         return solution(u, True, "solved by eigendecomposition")
-    return solution(
-        u, False,
-        f"singular: rank {rank} of {n}; this is the pseudo-inverse's answer, blind to {n - rank} directions of input "
-        f"space. A damping > 0 says how far those may move",
-    )  # fmt: skip
+    blind = f"this is the pseudo-inverse's answer, blind to {n - rank} directions of input space"
+    return solution(u, False, f"singular: rank {rank} of {n}; {blind}. A damping > 0 says how far those may move")
 
 
 def solve_factored(factor: Tensor, b: Tensor) -> Tensor:
     """(L Lᵀ)⁻¹ b, (n,): for one right side two triangular solves take a tenth of `torch.cholesky_solve`'s time."""
     half = torch.linalg.solve_triangular(factor, b[:, None], upper=False)
-    return torch.linalg.solve_triangular(factor.T, half, upper=True)[:, 0]
+    solution: Tensor = torch.linalg.solve_triangular(factor.T, half, upper=True)
+    return solution[:, 0]
 
 
 def smallest_eigenvalue(factor: Tensor) -> float:
@@ -162,7 +160,7 @@ def minimize_in_box(
     """argmin q(u) = ½ uᵀA u − bᵀu over lower ≤ u ≤ upper, A symmetric positive definite; lower ≤ 0 ≤ upper.
 
     Projected Newton (Bertsekas 1982): entries that sit on a bound and want to leave through it are held; the others
-    take the unconstrained step, which is bent back into the box and shortened until it pays.
+    take the unconstrained step, which is projected into the box and shortened until q decreases enough.
 
     Args:
         free_step: (free, r) -> solution of A_FF d = r on the entries where `free`, zero on the others.

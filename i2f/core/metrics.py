@@ -1,4 +1,4 @@
-"""How close a reconstruction came: one number an image, in pixels."""
+"""How close a reconstruction is: one number per image, in pixels."""
 
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ from i2f.core import checks
 
 Range = tuple[float | Tensor, float | Tensor]
 UNIT: Range = (0.0, 1.0)
+ENDS = "the smallest and largest value that an input can have"
 
 
 class Units(NamedTuple):
@@ -34,15 +35,14 @@ class Units(NamedTuple):
         if float(u.min()) < -rounding or float(u.max()) > 1 + rounding:
             low, high = float(self.low.min()), float((self.low + self.span).max())
             stated = f"[{low:g}, {high:g}]" if self.low.numel() == 1 else f"stated for each entry, [{low:g}, {high:g}]"
-            raise ValueError(f"{name} has values from {float(x.min()):g} to {float(x.max()):g}, outside the range "
-                             f"{stated}: give range=(low, high), the smallest and largest value that an input can "
-                             "have, numbers or one for each channel (--range LOW HIGH)")  # fmt: skip
+            found = f"{name} has values from {float(x.min()):g} to {float(x.max()):g}, outside the range {stated}"
+            raise ValueError(f"{found}: give range=(low, high), {ENDS}, or one for each channel (--range LOW HIGH)")
         return u.clamp(0, 1)
 
 
 def units(range: Range, shape: tuple[int, ...]) -> Units:
     """The range (low, high) of an input of this shape (…), without its batch axis: numbers, tensors that broadcast to
-    it, or one number a channel, (C,).
+    it, or one number per channel, (C,).
 
     Raises: ValueError for what is no such pair, is not finite, does not broadcast, or has a low that is not below high.
     """
@@ -53,12 +53,11 @@ def units(range: Range, shape: tuple[int, ...]) -> Units:
     except (TypeError, ValueError, RuntimeError):
         fits = False
     if not fits:
-        raise ValueError(f"range does not fit an input of shape {tuple(shape)}: give (low, high), each a number, one "
-                         "for each channel, or a tensor that broadcasts to an input")  # fmt: skip
+        forms = "each a number, one for each channel, or a tensor that broadcasts to an input"
+        raise ValueError(f"range does not fit an input of shape {tuple(shape)}: give (low, high), {forms}")
     checks.finite("range", torch.cat([low.reshape(-1), high.reshape(-1)]))
     if not (low < high).all():
-        raise ValueError("range has a low that is not below its high: give (low, high), the smallest and largest value "
-                         "that an input can have")  # fmt: skip
+        raise ValueError(f"range has a low that is not below its high: give (low, high), {ENDS}")
     return Units(*torch.broadcast_tensors(low, high - low))
 
 
@@ -103,23 +102,22 @@ def feature_mse(model: nn.Module, x: Tensor, truth: Tensor) -> Tensor:
 
 
 def assign(x: Tensor, truth: Tensor) -> Tensor:
-    """x in the order that suits the truth best: the permutation of images with the least total squared error, (n, ...).
+    """x in the order of images with the least total squared error to the truth, (n, ...).
 
-    A gradient does not say in which order its images came, so neither can an attack. Source: the Hungarian method,
+    A gradient does not depend on the order of its images, so an attack cannot find it. Source: the Hungarian method,
     scipy.optimize.linear_sum_assignment.
     """
     from scipy.optimize import linear_sum_assignment
 
     _same(x, truth)
-    distances = torch.cdist(
-        truth.flatten(1).double(), x.flatten(1).double(), compute_mode="donot_use_mm_for_euclid_dist"
-    )
+    exact = "donot_use_mm_for_euclid_dist"
+    distances = torch.cdist(truth.flatten(1).double(), x.flatten(1).double(), compute_mode=exact)
     _, order = linear_sum_assignment(distances.square().cpu().numpy())
     return x[torch.as_tensor(order, device=x.device)]
 
 
 def compare(x: Tensor, truth: Tensor, range: Range = UNIT) -> dict[str, float]:
-    """One reconstruction (n, ...) beside the truth, its images in the best order, a mean over them for each of
+    """One reconstruction (n, ...) against the truth, its images in the best order; the mean over them of each of
     mse, mse_clamped, rmse, psnr, ssim (NaN unless (n, C, H, W) of at least 11 × 11).
 
     range: (low, high), as for `psnr`; every error is in units of high − low. Raises: ValueError for a truth outside."""

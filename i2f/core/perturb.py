@@ -1,12 +1,11 @@
 """δ: what is added to a gradient before it is shared. Flat in, flat out; a gradient is never changed in place.
 
 A gradient is a flat tensor or array of floating-point numbers. δ has its dtype, and at least float32: half precision
-loses small noise and cannot hold large. Draws come from `streams`, one stream a kind of noise: a seed gives the same δ
-for every dtype and device.
+loses small noise and cannot hold large noise. Draws come from `streams`, one stream per kind of noise: a seed gives the
+same δ for every dtype and device.
 """
 
 import math
-import operator
 from decimal import Decimal
 
 import numpy as np
@@ -46,7 +45,7 @@ def prune(gradient: Tensor | np.ndarray, ratio: float) -> Tensor:
 
 
 def clip(gradient: Tensor | np.ndarray, norm: float) -> Tensor:
-    """Scaling to the length C = `norm` of what is longer:  δ = (min(1, C/‖g‖) − 1)·g."""
+    """Scaling a longer gradient to the length C = `norm`:  δ = (min(1, C/‖g‖) − 1)·g."""
     gradient = _gradient(gradient)
     if not 0 < norm < math.inf:
         raise ValueError(f"norm={norm} is out of range: the clipping norm must be positive and finite")
@@ -60,17 +59,17 @@ def clip(gradient: Tensor | np.ndarray, norm: float) -> Tensor:
 def dp(gradient: Tensor | np.ndarray, norm: float, multiplier: float, seed: int | None = None) -> Tensor:
     """DP-SGD's perturbation of one sample's gradient: clipped to C = `norm`, then noise of deviation `multiplier`·C in
     every coordinate (Abadi et al. 2016)."""
-    clipped, multiplier = clip(gradient, norm), float(checks.at_least("multiplier", multiplier, 0.0))
+    clipped, multiplier = clip(gradient, norm), checks.at_least("multiplier", multiplier, 0.0)
     return clipped + _normal(clipped, multiplier * float(norm), seed)
 
 
 def quantize(gradient: Tensor | np.ndarray, bits: int, seed: int | None = None) -> Tensor:
     """Rounding to 2^`bits` levels, evenly spread over [−max|g|, max|g|]: to the nearest; with a seed to one of the two
     neighbours at random, so that the mean is g (QSGD's rounding; Alistarh et al. 2017)."""
-    gradient = _gradient(gradient)
-    if not 1 <= _integer("bits", bits) <= 32:
+    gradient, bits = _gradient(gradient), checks.whole("bits", bits)
+    if not 1 <= bits <= 32:
         raise ValueError(f"bits={bits} is out of range: give 1 to 32")
-    levels = 2 ** int(bits)
+    levels: int = 2**bits
     top = float(gradient.abs().max())
     if top == 0:
         return torch.zeros_like(gradient)
@@ -89,15 +88,16 @@ def eigenvector(
     I(δ) = c/√λ.
     """
     spectrum.operator_at(J)
-    if (index is None) == (eigenvalue is None):
+    norm = checks.at_least("norm", norm, 0.0)
+    if index is not None and eigenvalue is None:
+        return norm * spectrum.right_singular_vector(J, index)
+    if index is not None or eigenvalue is None:
         raise ValueError("give one of index and eigenvalue: which eigenvector of J Jᵀ to follow")
-    checks.at_least("norm", norm, 0.0)
-    if eigenvalue is not None:
-        if not 0 < eigenvalue < math.inf:
-            raise ValueError(f"eigenvalue={eigenvalue} is out of range: it must be positive and finite")
-        values = spectrum.decompose(J).values[: max(1, spectrum.rank(J))]
-        index = int((values.log() - math.log(eigenvalue)).abs().argmin())
-    return float(norm) * spectrum.right_singular_vector(J, index)
+    if not 0 < eigenvalue < math.inf:
+        raise ValueError(f"eigenvalue={eigenvalue} is out of range: it must be positive and finite")
+    values = spectrum.decompose(J).values[: max(1, spectrum.rank(J))]
+    nearest = int((values.log() - math.log(eigenvalue)).abs().argmin())
+    return norm * spectrum.right_singular_vector(J, nearest)
 
 
 def _gradient(gradient: Tensor | np.ndarray) -> Tensor:
@@ -121,19 +121,12 @@ def _normal(gradient: Tensor, deviation: float, seed: int | None) -> Tensor:
 
 
 def _uniform(gradient: Tensor, name: str, seed: int | None) -> Tensor:
-    """Of [0, 1), in float64 on the CPU."""
+    """Draws from [0, 1), in float64 on the CPU."""
     return torch.rand(gradient.shape, generator=streams.generator(name, seed), dtype=torch.float64)
 
 
 def _in_range(gradient: Tensor, deviation: float) -> None:
-    """Noise that the gradient's dtype would round to zero or to infinity protects nothing, or breaks everything."""
+    """A ValueError for noise that the gradient's dtype would round to zero or to infinity."""
     limits = torch.finfo(gradient.dtype)
     if deviation and not limits.tiny <= deviation <= limits.max / 100:
         raise ValueError(f"noise of deviation {deviation:.0e} leaves {gradient.dtype}: give the gradient in float64")
-
-
-def _integer(name: str, value: int) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} is {type(value).__name__}; give an integer") from None

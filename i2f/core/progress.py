@@ -1,6 +1,6 @@
 """One progress bar for everything long."""
 
-import os
+from collections.abc import Iterable
 from typing import Any
 
 import tqdm.auto
@@ -8,15 +8,22 @@ import tqdm.std
 
 
 def bar(
-    iterable: Any = None, *, total: int | None = None, description: str = "", shown: bool = True, **options: Any
-) -> tqdm.std.tqdm:
-    """A tqdm bar for a terminal or a notebook; it leaves nothing behind when it is done.
+    iterable: Iterable[Any] | None = None,
+    *,
+    total: int | None = None,
+    description: str = "",
+    shown: bool | str = True,
+    **options: Any,
+) -> "tqdm.std.tqdm[Any]":  # quoted: the class takes no parameters at run time
+    """A tqdm bar that leaves nothing behind when it is done.
 
-    The environment variable I2F_PROGRESS chooses for the whole process: "off" (tests, stored notebooks), "text" (a
-    line that a log can hold, also in a notebook), anything else for what fits.
+    Args: shown: "off" or False; "text", a line that a log can hold, every five seconds; "auto" or True, a widget in a
+        notebook and a line elsewhere. options: of tqdm.
     """
-    choice = os.environ.get("I2F_PROGRESS", "")
-    kind = tqdm.std.tqdm if choice == "text" else tqdm.auto.tqdm
-    interval = {"mininterval": 5.0} if choice == "text" else {}
-    hidden = not shown or choice == "off"
-    return kind(iterable, total=total, desc=description, disable=hidden, leave=False, **interval, **options)
+    text = shown == "text"
+    kind: Any = tqdm.std.tqdm if text else tqdm.auto.tqdm
+    options |= {"mininterval": 5.0} if text else {}
+    made: tqdm.std.tqdm[Any] = kind(
+        iterable, total=total, desc=description, disable=shown in (False, "off"), leave=False, **options
+    )
+    return made

@@ -1,4 +1,4 @@
-"""Labels in each usual form, and what a loss makes of them."""
+"""Labels in each usual form, and the value that a loss gives them."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -40,12 +40,13 @@ def moved(loss: Loss, where: torch.dtype | torch.device | str) -> Loss:
     if isinstance(loss, nn.Module):
         return copy.deepcopy(loss).to(where)
     if isinstance(loss, partial):
-        return partial(loss.func, *(_to(a, where) for a in loss.args),
-                       **{name: _to(a, where) for name, a in loss.keywords.items()})  # fmt: skip
+        args = [to(a, where) for a in loss.args]
+        return partial(loss.func, *args, **{name: to(a, where) for name, a in loss.keywords.items()})
     return loss
 
 
-def _to(value: Any, where: torch.dtype | torch.device | str) -> Any:
+def to(value: Any, where: torch.dtype | torch.device | str) -> Any:
+    """A tensor in another dtype, unless it holds integers, or on another device; anything else as it is."""
     moves = torch.is_tensor(value) and (value.is_floating_point() or not isinstance(where, torch.dtype))
     return value.to(where) if moves else value
 
@@ -56,7 +57,7 @@ def evaluate(loss: Loss, output: Any, y: Any) -> tuple[Tensor, Any]:
     A loss that refuses integer labels is offered them as (n,), and as numbers of the output's dtype (one-hot rows,
     binary targets).
 
-    Raises: ValueError where the loss takes none of these, with its own words; for labels that are no class of the
+    Raises: ValueError where the loss takes none of these, with its own message; for labels that are no class of the
     model; for a result that is no single number.
     """
     _classes_in_range(loss, output, y)
@@ -71,8 +72,9 @@ def evaluate(loss: Loss, output: Any, y: Any) -> tuple[Tensor, Any]:
             refusal = refusal or error
     else:
         _classes_in_range(F.cross_entropy, output, y)  # of an unknown loss, the likeliest cause
-        raise ValueError(f"loss failed on the model's output, {described(output)}, and y, {described(y)}: "
-                         f"{type(refusal).__name__}: {refusal}{_hint(output)}") from refusal  # fmt: skip
+        hint = "" if torch.is_tensor(output) else "; give loss=, a function of (what the model returns, y)"
+        takes = f"loss failed on the model's output, {described(output)}, and y, {described(y)}"
+        raise ValueError(f"{takes}: {type(refusal).__name__}: {refusal}{hint}") from refusal
     if not torch.is_tensor(value):
         raise ValueError(f"loss returned {type(value).__name__}; it must return a tensor with one number")
     if value.ndim != 0:
@@ -110,7 +112,7 @@ def is_pytorchs(loss: Loss) -> bool:
 
 def ignored(loss: Loss) -> int:
     """The label that a class loss ignores."""
-    return getattr(loss, "keywords", {}).get("ignore_index", getattr(loss, "ignore_index", -100))
+    return int(getattr(loss, "keywords", {}).get("ignore_index", getattr(loss, "ignore_index", -100)))
 
 
 def _classes_in_range(loss: Loss, output: Any, y: Any) -> None:
@@ -124,8 +126,8 @@ def _classes_in_range(loss: Loss, output: Any, y: Any) -> None:
     if not len(counted):
         raise ValueError(f"y holds {skip} alone, the label that the loss ignores: its gradient gives nothing away")
     if int(counted.min()) < 0 or int(counted.max()) >= classes:
-        raise ValueError(f"y holds {sorted(set(y.reshape(-1).tolist()))}; this model has {classes} classes: "
-                         f"0 to {classes - 1}")  # fmt: skip
+        held = sorted(set(y.reshape(-1).tolist()))
+        raise ValueError(f"y holds {held}; this model has {classes} classes: 0 to {classes - 1}")
 
 
 def described(value: Any) -> str:
@@ -137,7 +139,3 @@ def described(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return f"{type(value).__name__} of {len(value)}"
     return type(value).__name__
-
-
-def _hint(output: Any) -> str:
-    return "" if torch.is_tensor(output) else "; give loss=, a function of (what the model returns, y)"

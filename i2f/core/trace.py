@@ -9,6 +9,7 @@ it is a lower bound, and the Gauss–Radau rule with a node at λ = 0 an upper o
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from i2f.core import checks, spectrum
 from i2f.core.jacobian import GradientJacobian
 from i2f.core.lanczos import Lanczos
 
-LOOK = 4  # Lanczos steps from one look at the quadrature to the next
+LOOK = 4  # Lanczos steps from one evaluation of the quadrature to the next
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class Trace:
     """An estimate of a trace.
 
     value: the mean over probes. low, high: its 95% interval over the probes' draw, by Student's t. probes, products:
-    what it took. converged: every probe's quadrature settled within the tolerance, and the products' rounding moves it
-    by less; otherwise the value leans to that of a spectrum without its small eigenvalues, or rests on digits that J's
-    dtype does not have (float32: from ε ≈ 1e-5·λ_max down).
+    what it took. converged: every probe's quadrature is within the tolerance, and the products' rounding moves it by
+    less. Otherwise the value is biased to that of a spectrum without its small eigenvalues, or depends on digits that
+    J's dtype does not have (float32: from ε ≈ 1e-5·λ_max down).
     """
 
     value: float
@@ -40,16 +41,24 @@ class Trace:
     converged: bool
 
 
-def expected_square(
-    J: GradientJacobian, variance: float, damping: float, probes: int = 8, tol: float = 1e-2, max_steps: int = 200,
-    seed: int = 0,
-) -> Trace:  # fmt: skip
+class Sampling(TypedDict, total=False):
+    """How a trace is estimated.
+
+    probes: random vectors, at least 2 (8). tol: relative, at which a probe's quadrature has converged (0.01).
+    max_steps: of Lanczos for each probe, two products each (200); it needs some √(λ_max/ε) of them, and keeps as many
+    vectors of input space. seed: of the probes (0).
+    """
+
+    probes: int
+    tol: float
+    max_steps: int
+    seed: int
+
+
+def expected_square(J: GradientJacobian, variance: float, damping: float, **sampling: Unpack[Sampling]) -> Trace:
     """E[I²] = σ² Σ λ/(λ + ε)² for δ ~ N(0, σ²I): `influence.expected_square` without a spectrum. Squared pixels.
 
-    Args:
-        variance: σ². damping: ε > 0, in units of λ. probes: random vectors, at least 2. tol: relative, at which a
-            probe's quadrature counts as settled. max_steps: of Lanczos a probe, two products each; it needs some
-            √(λ_max/ε) of them, and keeps as many vectors of input space. seed: of the probes.
+    Args: variance: σ². damping: ε > 0, in units of λ. sampling: see `Sampling`.
 
     Raises: ValueError for bad input.
     """
@@ -57,90 +66,67 @@ def expected_square(
     def f(values: np.ndarray, eps: float) -> np.ndarray:  # λ/(λ + ε)² as a difference of completely monotone functions
         return np.stack([1 / (values + eps), -eps / (values + eps) ** 2])
 
-    return _scaled(J, variance, damping, f, _Probes(J, probes, tol, max_steps, seed))
+    return _Probes(J, **sampling)(f, variance, damping)
 
 
-def bayes_error(
-    J: GradientJacobian, variance: float, damping: float, probes: int = 8, tol: float = 1e-2, max_steps: int = 200,
-    seed: int = 0,
-) -> Trace:  # fmt: skip
+def bayes_error(J: GradientJacobian, variance: float, damping: float, **sampling: Unpack[Sampling]) -> Trace:
     """σ² Σ 1/(λ + ε), the expected squared error of an attacker who knows σ² and that pixels are N(m, τ²), ε = σ²/τ².
 
     Squared pixels; divide by d_x for the MSE. Arguments and errors: as for `expected_square`.
     """
-    return BayesError(J, probes, tol, max_steps, seed)(variance, damping)
+    return BayesError(J, **sampling)(variance, damping)
 
 
 class BayesError:
-    """`bayes_error` as a function of the noise: what it costs is what the smallest ε asked for costs, since the probes'
-    Lanczos processes do not know ε, and are kept. The answers do not depend on what was asked before."""
+    """`bayes_error` as a function of the noise, at the cost of the smallest ε that is asked for.
 
-    def __init__(self, J: GradientJacobian, probes: int = 8, tol: float = 1e-2, max_steps: int = 200, seed: int = 0):
-        self.J, self.probes = J, _Probes(J, probes, tol, max_steps, seed)
+    The probes' Lanczos processes do not depend on ε, and are kept. The answers do not depend on what was asked before.
+    """
+
+    def __init__(self, J: GradientJacobian, **sampling: Unpack[Sampling]):
+        self.J, self.probes = J, _Probes(J, **sampling)
 
     def __call__(self, variance: float, damping: float) -> Trace:
-        return _scaled(self.J, variance, damping, lambda values, eps: 1 / (values + eps), self.probes)
-
-
-def _scaled(
-    J: GradientJacobian,
-    variance: float,
-    damping: float,
-    f: Callable[[np.ndarray, float], np.ndarray],
-    probes: "_Probes",
-) -> Trace:
-    """σ² tr f(J Jᵀ, ε) for an f of degree −1, in units of J."""
-    variance, damping = float(checks.at_least("variance", variance, 0.0)), float(damping)
-    if not 0 < damping < math.inf:
-        raise ValueError(f"damping={damping} is out of range: it must be positive and finite, since small eigenvalues "
-                         "decide an undamped trace, and products alone do not find them")  # fmt: skip
-    damping, variance = (number / J.unit / J.unit for number in (damping, variance))
-    found = probes(lambda values: f(values, damping))
-    value, low, high = (variance * number for number in (found.value, found.low, found.high))
-    return Trace(value, low, high, found.probes, found.products, found.converged)
-
-
-def estimate(
-    J: GradientJacobian, f: Callable[[np.ndarray], np.ndarray], probes: int = 8, tol: float = 1e-2,
-    max_steps: int = 200, seed: int = 0,
-) -> Trace:  # fmt: skip
-    """tr f(J Jᵀ), f a function of eigenvalues, smooth on [0, λ_max]. Arguments: as for `expected_square`.
-
-    f may return several rows, which are summed: `converged` is a proof where each one is, up to its sign, completely
-    monotone, and an estimate for any other f.
-    """
-    return _Probes(J, probes, tol, max_steps, seed)(lambda values: f(values * J.unit * J.unit))
+        found: Trace = self.probes(lambda values, eps: 1 / (values + eps), variance, damping)
+        return found
 
 
 class _Probes:
-    """tr f(J Jᵀ/u²), u = `J.unit`, from the same probes for every f."""
+    """σ² tr f(J Jᵀ, ε) from the same probes for every f, σ² and ε; f is of degree −1.
+
+    f may return several rows, which are summed: `Trace.converged` is a proof where each one is, up to its sign,
+    completely monotone.
+    """
 
     @ordinary()
-    def __init__(self, J: GradientJacobian, probes: int, tol: float, max_steps: int, seed: int):
-        for name, number, least in (("probes", probes, 2), ("max_steps", max_steps, 1)):
-            if number < least:
-                raise ValueError(f"{name}={number} is out of range: give at least {least}")
-        self.J, self.tol, self.max_steps, rng = spectrum.operator_at(J), tol, max_steps, np.random.default_rng(seed)
-        self.apply = spectrum.gram_product(J)
+    def __init__(self, J: GradientJacobian, probes: int = 8, tol: float = 1e-2, max_steps: int = 200, seed: int = 0):
+        checks.whole("probes", probes, 2)
+        self.J, self.tol, self.max_steps = spectrum.operator_at(J), tol, checks.whole("max_steps", max_steps, 1)
+        self.apply, rng = spectrum.gram_product(J), np.random.default_rng(seed)
         signs = [torch.from_numpy(rng.choice([-1.0, 1.0], J.shape[0])).to(J.x) for _ in range(probes)]
         self.processes = [Lanczos(self.apply, z) for z in signs]
 
     @ordinary()
-    def __call__(self, f: Callable[[np.ndarray], np.ndarray]) -> Trace:
+    def __call__(self, f: Callable[[np.ndarray, float], np.ndarray], variance: float, damping: float) -> Trace:
+        variance, damping = checks.at_least("variance", variance, 0.0), float(damping)
+        if not 0 < damping < math.inf:
+            why = "small eigenvalues decide an undamped trace, and products alone do not find them"
+            raise ValueError(f"damping={damping} is out of range: it must be positive and finite, since {why}")
+        damping, variance = (number / self.J.unit / self.J.unit for number in (damping, variance))
         spent, n = self.J.products, len(self.processes)
         found = [_Quadrature(process) for process in self.processes]
         for at in range(0, n, self.J.chunk):
-            self._settle(found[at : at + self.J.chunk], f)
+            self._converge(found[at : at + self.J.chunk], lambda values: f(values, damping))
         values = [one.value for one in found]
         mean, spread = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(n)
         half = float(stdtrit(n - 1, 0.975)) * spread
-        settled = all(one.settled for one in found)
-        return Trace(mean, mean - half, mean + half, n, self.J.products - spent, settled)
+        value, low, high = (variance * number for number in (mean, mean - half, mean + half))
+        return Trace(value, low, high, n, self.J.products - spent, all(one.converged for one in found))
 
-    def _settle(self, some: "list[_Quadrature]", f: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Side by side: a step is one pair of products with all that have not settled, and need a further one."""
+    def _converge(self, some: "list[_Quadrature]", f: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Side by side: a step is one pair of products with all that have not converged and lack it."""
         for step in range(1, self.max_steps + 1):
-            left = [one for one in some if not one.settled and not one.ended(step)]
+            left = [one for one in some if not one.converged and not one.ended(step)]
             if not left:
                 break
             behind = [one.process for one in left if len(one.process) < step and not one.process.exhausted]
@@ -155,18 +141,18 @@ class _Probes:
 
 @dataclass
 class _Quadrature:
-    """zᵀ f(J Jᵀ/u²) z by Lanczos from z, as it stands; `settled`: within the tolerance."""
+    """zᵀ f(J Jᵀ/u²) z by Lanczos from z, u = `J.unit`; converged: within the tolerance."""
 
     process: Lanczos
     value: float = math.inf
-    settled: bool = False
+    converged: bool = False
 
     def ended(self, step: int) -> bool:
         """Whether the process has no such step."""
         return self.process.exhausted and len(self.process) < step
 
     def look(self, f: Callable[[np.ndarray], np.ndarray], tol: float, step: int) -> None:
-        """At the quadrature as it is after so many steps."""
+        """Evaluates the quadrature as it is after so many steps."""
         process = self.process.first(step)
         nodes, weights = process.quadrature()
         parts = np.atleast_2d(f(nodes)) @ weights
@@ -174,4 +160,4 @@ class _Quadrature:
         apart = abs(np.atleast_2d(f(others)) @ their - parts).sum()
         moved = abs(np.atleast_2d(f(nodes + process.rounding) - f(nodes))).sum(axis=0) @ weights
         self.value = float(parts.sum())
-        self.settled = bool(max(apart, moved) <= tol * abs(self.value))
+        self.converged = bool(max(apart, moved) <= tol * abs(self.value))

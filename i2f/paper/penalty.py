@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from i2f._torch.operations import BELOW, Watch, elementary, ordinary
+from i2f._torch.operations import elementary, ordinary
+from i2f._torch.watch import BELOW, Watch
 from i2f.core import checks, linalg
 from i2f.core.gradient import Loss
 

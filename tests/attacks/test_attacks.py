@@ -15,6 +15,7 @@ from i2f.attacks.match import Match
 from i2f.attacks.point import Point
 from i2f.attacks.prior import Prior
 from i2f.attacks.problem import Problem
+from i2f.core.examination import check
 from i2f.core.gradient import GradientMap
 
 
@@ -341,7 +342,7 @@ def test_second_order_term_is_what_gauss_newton_leaves_out(tiny, twin, backward)
     model, x, y = tiny
     gmap, v, h = GradientMap(model, y), torch.linspace(-1, 1, x.numel(), dtype=x.dtype), 1e-3
     target = backward(model, x.flip(-1), y)
-    gmap.check(x, "x")
+    check(gmap, x, "x")
     point = Point(Problem(gmap, target, x, 1, 0.0, Match(gmap.size), Prior(0.0, 0.0, x)), x)
     ahead, behind = (twin(model, x + k * h * v.view_as(x), y) @ point.residual for k in (1, -1))
     torch.testing.assert_close(point.slope(), twin(model, x, y) @ point.residual, rtol=1e-6, atol=1e-9)

@@ -24,8 +24,9 @@ from i2f.attacks.match import Match
 from i2f.attacks.point import Point
 from i2f.attacks.prior import Prior
 from i2f.attacks.problem import Problem
+from i2f.core.examination import check
 from i2f.core.gradient import GradientMap
-from i2f.core.linearization import may_ignore_stops
+from i2f.core.trust import may_ignore_stops
 
 D = torch.float64
 
@@ -294,7 +295,7 @@ def test_a_point_without_a_third_derivative(twins, backward, prior):
 
     def point(model):
         gmap = GradientMap(model, y)
-        gmap.check(x, "x")
+        check(gmap, x, "x")
         if gmap.stops:
             may_ignore_stops(gmap, x)
         return Point(Problem(gmap, target, x, 1, 0.0, Match(gmap.size), prior), x)

@@ -112,9 +112,6 @@ INFLUENCE = {
     "bound's delta": (lambda: i2f.lower_bound(jacobian(), GRADIENT[1:]), f"delta .*{SIZE - 1} entries.*has {SIZE}"),
     "delta NaN": (lambda: i2f.influence(jacobian(), spoiled(GRADIENT, math.nan)), "delta has 1 NaN"),
     "deltas": (lambda: i2f.influence(jacobian(), GRADIENT.expand(2, -1)), rf"delta .*give a flat \({SIZE},\) tensor$"),
-    "k zero": (lambda: spectrum.eigenpairs(jacobian(), 0), "k=0 .*6 eigenpairs, ask for 1 to 5"),
-    "k all": (lambda: spectrum.eigenpairs(jacobian(), 6), "k=6 .*6 eigenpairs, ask for 1 to 5"),
-    "which": (lambda: spectrum.eigenpairs(jacobian(), 1, "larges"), "which='larges' .*mean 'largest'"),
     "index beyond": (lambda: spectrum.right_singular_vector(jacobian(), 6), "index=6 .*eigenvalues 0 to 5"),
     "index negative": (lambda: spectrum.right_singular_vector(jacobian(), -1), "index=-1 .*eigenvalues 0 to 5"),
 }

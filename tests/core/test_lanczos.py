@@ -87,7 +87,8 @@ def test_the_basis_is_orthonormal_and_tridiagonalises():
     process = Lanczos(lambda v: A @ v, b)
     for _ in range(80):
         process.step()
-    Q, T = process.basis, np.diag(process.diagonal) + np.diag(process.beside[:-1], 1) + np.diag(process.beside[:-1], -1)
+    Q, off = process.basis, process.off_diagonal[:-1]
+    T = np.diag(process.diagonal) + np.diag(off, 1) + np.diag(off, -1)
     torch.testing.assert_close(Q @ Q.T, torch.eye(80, dtype=Q.dtype), rtol=0, atol=1e-12)
     torch.testing.assert_close(Q @ A @ Q.T, torch.from_numpy(T), rtol=0, atol=1e-11)
 

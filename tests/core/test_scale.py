@@ -52,7 +52,6 @@ def reference(network):
     return {
         "delta": delta,
         "values": values,
-        "vector": U[:, 0],
         "influence": {eps: float((image / (values + eps)).norm()) for eps in (0.0, DAMPING)},
         "displacement": U @ (image / (values + DAMPING)),
         "bound": {eps: float(image.norm() / (values[0] + eps)) for eps in (0.0, DAMPING)},
@@ -97,9 +96,6 @@ def test_answers_from_products(network, dtype, c):
         assert bound.converged
         assert bound.lambda_max == pytest.approx(top * c * c, rel=1e-5)
         assert bound.norm == pytest.approx(right["bound"][eps], rel=rel)
-    pairs = spectrum.eigenpairs(J, 2, tol=1e-4)
-    assert (pairs.values / c / c).tolist() == pytest.approx(right["values"][:2].tolist(), rel=rel)
-    assert abs(float(pairs.vectors[:, 0].double() @ right["vector"])) == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -114,9 +110,6 @@ def test_traces(network):
             assert found.converged
             assert found.value == pytest.approx(plain.value, rel=TOLERANCE[dtype])
             assert found.high == pytest.approx(plain.high, rel=TOLERANCE[dtype])
-    J = problem("small", c=1e-30, method="matrix-free")
-    total = trace.estimate(J, lambda values: values, probes=2)
-    assert total.value == pytest.approx(float(reference("small")["values"].sum()) * 1e-60, rel=0.5)
 
 
 @pytest.mark.parametrize(("dtype", "c"), SCALES)
@@ -162,7 +155,7 @@ def test_eigenvalues_out_of_float64_are_refused(c):
     J = problem("small", c=c)
     delta = torch.ones_like(J.gradient)
     for ask in (lambda: i2f.influence(J, delta), lambda: i2f.lower_bound(J, delta), lambda: spectrum.decompose(J),
-                lambda: spectrum.eigenpairs(J, 2), lambda: expected_square(J, 1.0, 1.0),
+                lambda: expected_square(J, 1.0, 1.0),
                 lambda: trace.bayes_error(J, 1.0, 1.0)):  # fmt: skip
         with pytest.raises(ValueError, match=r"J is of size .*, and λ, of its square, leaves float64: scale the loss"):
             ask()

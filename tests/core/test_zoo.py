@@ -90,7 +90,7 @@ def gauss_newton_step(case: zoo.Case, g: Tensor, T: Tensor) -> dict[str, float]:
     problem = problem_of(case, g + w @ T)
     unit = problem.gmap.unit
     point = Point(problem, problem.start)
-    point.checked()
+    point.check()
     return {
         "slope": apart(point.slope() * unit**2, -T @ (w @ T)),
         "W Jᵀ v": apart(point.rmatvec(v) * unit, v @ T),

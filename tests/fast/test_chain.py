@@ -17,7 +17,7 @@ from i2f.paper.models import SPECS, Normalize
 
 
 def chain(*layers, shape, classes=4, n=1):
-    """A map and an input for layers with weights large enough to bend, ended by a linear layer on what they give."""
+    """A map and an input for layers with weights large enough to be nonlinear, and a linear layer at the end."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         features = nn.Sequential(*layers)(torch.zeros(1, *shape)).numel()
@@ -26,6 +26,10 @@ def chain(*layers, shape, classes=4, n=1):
             for p in model.parameters():
                 p.normal_(0, 0.5)
         return GradientMap(model, torch.arange(n) % classes), torch.rand(n, *shape, dtype=torch.float64)
+
+
+def by_rules(gmap, x, *args, **options):
+    return chain_jacobian(gmap.model, gmap.loss_of, x, *args, **options)
 
 
 def same(a, b, rtol=1e-11):
@@ -52,25 +56,25 @@ def test_convolutions(options, directions):
     first = nn.Conv2d(2, 3, **options)
     second = nn.Conv2d(3, 2, kernel_size=2, padding=1, stride=1)
     gmap, x = chain(first, nn.Tanh(), second, nn.Sigmoid(), shape=(2, 8, 7))
-    assert same(chain_jacobian(gmap, x, directions), forward_over_reverse(gmap, x))
+    assert same(by_rules(gmap, x, directions), forward_over_reverse(gmap, x))
 
 
 @pytest.mark.parametrize("options", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
 def test_convolutions_behind_another(options):
     gmap, x = chain(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Conv2d(2, 3, **options), nn.Softplus(), shape=(1, 12, 11))
-    assert same(chain_jacobian(gmap, x, 16), forward_over_reverse(gmap, x))
+    assert same(by_rules(gmap, x, 16), forward_over_reverse(gmap, x))
 
 
 @pytest.mark.parametrize("kind", [k for k in ELEMENTWISE if k is not Normalize])
 def test_activations(kind):
     gmap, x = chain(nn.Conv2d(1, 3, 3), kind(), nn.Conv2d(3, 2, 3), kind(), shape=(1, 7, 7))
-    assert same(chain_jacobian(gmap, x), forward_over_reverse(gmap, x))
+    assert same(by_rules(gmap, x), forward_over_reverse(gmap, x))
 
 
 def test_an_activation_in_place():
     gmap, x = chain(nn.Conv2d(1, 3, 3), nn.ReLU(inplace=True), nn.Conv2d(3, 2, 3), nn.ReLU(True), shape=(1, 7, 7))
     plain, _ = chain(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 3), nn.ReLU(), shape=(1, 7, 7))
-    assert same(chain_jacobian(gmap, x), forward_over_reverse(plain, x))
+    assert same(by_rules(gmap, x), forward_over_reverse(plain, x))
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
@@ -80,19 +84,19 @@ def test_networks_of_the_paper(dataset, name, normalize, backward):
     x, y = i2f.data.load(dataset, n=1)
     model = i2f.models.build(name, dataset, "uniform", 1, normalize).double()
     gmap, x = GradientMap(model, y), x.double()
-    J = chain_jacobian(gmap, x)
+    J = by_rules(gmap, x)
     v = torch.randn(x.numel(), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     h = 1e-4
     ahead, behind = (backward(model, x + s * h * v.view_as(x), y) for s in (1, -1))
     assert same(v @ J, (ahead - behind) / (2 * h), 1e-5)
     if dataset == "mnist":
         assert same(J, forward_over_reverse(gmap, x))
-        assert same(chain_jacobian(gmap.cast(torch.float32), x.float()).double(), J, 1e-5)
+        assert same(by_rules(gmap.cast(torch.float32), x.float()).double(), J, 1e-5)
 
 
 def test_several_images():
     gmap, x = chain(nn.Conv2d(1, 3, 3), nn.Tanh(), shape=(1, 6, 5), n=3)
-    assert same(chain_jacobian(gmap, x, 16), forward_over_reverse(gmap, x))
+    assert same(by_rules(gmap, x, 16), forward_over_reverse(gmap, x))
 
 
 @pytest.mark.parametrize("frozen", [["0.weight"], ["0.weight", "0.bias"], ["2.bias"], ["4.weight", "4.bias"]])
@@ -101,26 +105,26 @@ def test_frozen_parameters(frozen):
     for name in frozen:
         gmap.model.get_parameter(name).requires_grad_(False)
     gmap = GradientMap(gmap.model, gmap.y)
-    assert same(chain_jacobian(gmap, x), forward_over_reverse(gmap, x))
+    assert same(by_rules(gmap, x), forward_over_reverse(gmap, x))
 
 
 def test_nested_chains_and_other_losses():
     inner = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Sequential(nn.Tanh(), nn.Identity()))
     gmap, x = chain(inner, nn.Flatten(), nn.Linear(48, 6), nn.SiLU(), shape=(1, 6, 6))
     gmap.loss = lambda output, y: (output - y).pow(4).sum()
-    assert same(chain_jacobian(gmap, x), forward_over_reverse(gmap, x))
+    assert same(by_rules(gmap, x), forward_over_reverse(gmap, x))
 
 
 def test_a_layer_alone():
     model = nn.Linear(6, 4).double()
     gmap, x = GradientMap(model, torch.tensor([2])), torch.rand(1, 6, dtype=torch.float64)
-    assert same(chain_jacobian(gmap, x), forward_over_reverse(gmap, x))
+    assert same(by_rules(gmap, x), forward_over_reverse(gmap, x))
 
 
 def test_turned_columns_have_the_same_gram():
     layers = nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(32, 7), nn.SiLU(), nn.Linear(7, 5)
     gmap, x = chain(*layers, shape=(1, 6, 6))
-    J, turned = chain_jacobian(gmap, x), chain_jacobian(gmap, x, turned=True)
+    J, turned = by_rules(gmap, x), by_rules(gmap, x, turned=True)
     weights = [m.weight for m in gmap.model.modules() if type(m) is nn.Linear]
     assert len(weights) >= 2
     assert turned.shape[1] == J.shape[1] - sum(w.numel() - sum(w.shape) for w in weights)
@@ -134,14 +138,14 @@ def test_turned_columns_where_a_layer_sees_nothing():
         gmap, x = chain(*layers, shape=(1, 3, 3))
         x = -x if type(layers[1]) is nn.ReLU else x
         gmap.loss = lambda output, y: (output * 0).sum() + output.square().sum()
-        J, turned = chain_jacobian(gmap, x), chain_jacobian(gmap, x, turned=True)
+        J, turned = by_rules(gmap, x), by_rules(gmap, x, turned=True)
         assert turned.isfinite().all()
         assert torch.allclose(turned @ turned.T, J @ J.T, atol=1e-14)
 
 
 def test_several_images_are_not_turned():
     gmap, x = chain(nn.Flatten(), nn.Linear(6, 4), shape=(1, 2, 3), n=2)
-    assert torch.equal(chain_jacobian(gmap, x, turned=True), chain_jacobian(gmap, x))
+    assert torch.equal(by_rules(gmap, x, turned=True), by_rules(gmap, x))
 
 
 class Sum(nn.Sequential):
@@ -186,14 +190,14 @@ NO_CHAIN = {
 @pytest.mark.parametrize("layers", NO_CHAIN.values(), ids=NO_CHAIN)
 def test_what_is_no_chain(layers, twin):
     gmap, x = chain(*layers(), shape=(1, 3, 3))
-    assert chain_jacobian(gmap, x) is None
+    assert by_rules(gmap, x) is None
     assert same(dense_jacobian(gmap, x), twin(gmap.model, x, gmap.y), 1e-9)
 
 
 def test_a_loss_that_couples_images(twin):
     gmap, x = chain(nn.Conv2d(1, 3, 3), nn.Tanh(), shape=(1, 5, 5), n=2)
     gmap.loss = lambda output, y: F.cross_entropy(output, y) ** 2
-    assert chain_jacobian(gmap, x) is None
+    assert by_rules(gmap, x) is None
     assert same(dense_jacobian(gmap, x), forward_over_reverse(gmap, x))
 
 
@@ -203,7 +207,7 @@ def test_threads_do_not_change_a_digit():
     found = []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        found.append(chain_jacobian(gmap, x, 16))
+        found.append(by_rules(gmap, x, 16))
         assert torch.get_num_threads() == count
     torch.set_num_threads(threads)
     assert torch.equal(found[0], found[1])
@@ -213,7 +217,7 @@ def test_threads_do_not_change_a_digit():
 def test_the_map_is_left_as_it_was():
     gmap, x = chain(nn.Conv2d(1, 3, 3), nn.ReLU(inplace=True), shape=(1, 5, 5))
     before = x.clone(), {name: p.clone() for name, p in gmap.parameters.items()}
-    chain_jacobian(gmap, x)
+    by_rules(gmap, x)
     assert torch.equal(x, before[0])
     assert not x.requires_grad
     assert all(torch.equal(p, before[1][name]) and p.grad is None for name, p in gmap.parameters.items())
@@ -224,7 +228,7 @@ def test_every_known_data_set_has_a_chain():
         spec = SPECS[dataset]
         model = i2f.models.build("lenet", dataset, "uniform", 1)
         gmap, x = GradientMap(model, torch.tensor([1])), torch.rand(1, *spec.shape)
-        assert chain_jacobian(gmap, x).shape == (x.numel(), gmap.size)
+        assert by_rules(gmap, x).shape == (x.numel(), gmap.size)
 
 
 def test_threads_are_afterwards_what_they_were(mlp):
@@ -233,7 +237,7 @@ def test_threads_are_afterwards_what_they_were(mlp):
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        chain_jacobian(GradientMap(model, y), x)
+        by_rules(GradientMap(model, y), x)
         with ThreadPoolExecutor(1) as pool:
             assert pool.submit(torch.get_num_threads).result() == torch.get_num_threads() == 3
     finally:

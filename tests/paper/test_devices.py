@@ -52,7 +52,6 @@ def test_spectrum_bound_and_influence(on, twin, name):
     for method in ("dense", "matrix-free"):
         J = jacobian(on, name, method=method)
         assert spectrum.lambda_max(J, 1e-8).value == pytest.approx(values[0], rel=1e-6)
-        assert spectrum.eigenpairs(J, 2).values.cpu().numpy() == pytest.approx(values[:2], rel=1e-6)
         found = i2f.influence(J, *on(delta), damping)
         torch.testing.assert_close(found.displacement.cpu(), right, rtol=1e-5, atol=1e-8)
         bound = float((D @ delta).norm()) / (values[0] + damping)

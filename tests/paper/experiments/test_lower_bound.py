@@ -64,7 +64,8 @@ def test_columns_are_what_they_say(mlp, monkeypatch):
 def test_directions_count_equal_eigenvalues(mlp, monkeypatch):
     J = i2f.GradientJacobian(*mlp)
     monkeypatch.setattr(shared, "jacobian", lambda problem: J)
-    J.spectrum = i2f.spectrum.Spectrum(torch.tensor([1.0, 0.01, 0.01, 0.01]).double(), torch.eye(4).double())
+    values = torch.tensor([1.0, 0.01, 0.01, 0.01]).double()
+    monkeypatch.setattr(J, "eigh", lambda: i2f.spectrum.Spectrum(values, torch.eye(4).double()))
     predicted = {"rank": 4, "predicted_rmse": 1.0, "bound_rmse": 0.1, "expected_mse": 1.0}
     problem = {"noise": "gaussian", "size": 1e-6, "attacked": False}
     assert lower_bound._row(problem, predicted, [], 0)["directions"] == pytest.approx(3, rel=0.01)

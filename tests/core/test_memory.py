@@ -18,13 +18,14 @@ MEASURED = r"""
 import re, sys
 import torch, i2f
 from i2f.core.linearization import Linearization, Recomputation
-from i2f._fast.memory import footprint
+from i2f.core.memory import footprint
+from i2f.core.gradient import GradientMap
 torch.set_num_threads(1)
 kind, n = sys.argv[1], int(sys.argv[2])
 x, y = (t[torch.arange(n) % 20] for t in i2f.data.load("cifar10"))
-gmap = i2f.gradient.GradientMap(i2f.models.build("resnet20", "cifar10", activation="gelu"), y)
+gmap = GradientMap(i2f.models.build("resnet20", "cifar10", activation="gelu"), y)
 foreseen = footprint(gmap, x)
-small = Linearization(i2f.gradient.GradientMap(gmap.model, y[:1]), x[:1])
+small = Linearization(GradientMap(gmap.model, y[:1]), x[:1])
 small.matvec(torch.randn(gmap.size)), small.rmatvec(torch.randn(x[:1].numel()))
 del small
 
@@ -66,7 +67,7 @@ def test_the_count_is_the_same_without_bytes(network, monkeypatch):
     monkeypatch.setattr(GradientMap, "_moved", lambda *_: pytest.fail("a small problem needs no other device"))
     assert memory.footprint(gmap, x) == built
     monkeypatch.undo()
-    monkeypatch.setattr(memory, "SMALL", 0)
+    monkeypatch.setattr(memory, "SMALL_PROBLEM", 0)
     assert memory.footprint(gmap, x) == built
 
 

@@ -1,4 +1,4 @@
-"""What products with J take of memory, known before the work: the graphs of large problems are built on PyTorch's meta
+"""The memory that products with J take, known before the work: the graphs of large problems are built on PyTorch's meta
 device, where tensors have shapes and no bytes.
 
 With both gradients' graphs kept (`linearization.Linearization`), k vectors at a time, in bytes:
@@ -8,7 +8,7 @@ With both gradients' graphs kept (`linearization.Linearization`), k vectors at a
 
 G and A grow with the images behind one gradient. Where they do not fit, groups of m of the n images take turns
 (`linearization.Recomputation`): peak ≈ max((G + A)·m/n, A) + 6·P, for three times the time; A, since the gradient of
-all is taken once.
+all is computed once.
 """
 
 import math
@@ -20,10 +20,11 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from i2f._torch.modules import preserved
-from i2f.core.gradient import SMALL, GradientMap
-from i2f.core.linearization import Linearization
+from i2f.core.gradient import GradientMap
+from i2f.core.linearization import SMALL_PROBLEM, Linearization
 
 SHARE = 0.9  # of the memory that is free
+MOST_AT_ONCE = 32  # vectors in one pass: more gain nothing
 
 
 class Footprint(NamedTuple):
@@ -45,13 +46,27 @@ class Footprint(NamedTuple):
         """How many vectors go through the kept graphs at once; 0 where not even the graphs fit."""
         return max(0, (budget - self.kept(0)) // (self.activations + self.parameters))
 
+    def plan(self, n: int, budget: int, keep: bool) -> tuple[int, int]:
+        """How many of the n images are in memory at once (0: all, with their graphs kept, which `keep` allows), and how
+        many vectors go through the graphs at once.
+
+        Raises: MemoryError where not even one image fits.
+        """
+        if keep and self.kept() <= budget:
+            return 0, min(MOST_AT_ONCE, self.vectors(budget))
+        for group in range(n - 1 if n > 1 else 1, 0, -1):
+            if self.recomputed(group / n) <= budget:
+                return group, 1
+        apart = f", or {gib(self.recomputed(1 / n))} with the {n} images one after another" if n > 1 else ""
+        cure = "raise memory=, or use a narrower dtype, fewer or smaller images, or a device with more memory"
+        raise MemoryError(f"products with J take {gib(self.kept())}{apart}, and {gib(budget)} may be used: {cure}")
+
 
 def footprint(gmap: GradientMap, x: Tensor) -> Footprint | None:
-    """The bytes that products with J at `x` take; None where the model does not run, or a layer of it not without
-    bytes."""
+    """The bytes that products with J at `x` take; None where the model does not run, or cannot without data."""
     parameters = gmap.size * x.element_size()
     try:
-        if gmap.size + x.numel() > SMALL:
+        if gmap.size + x.numel() > SMALL_PROBLEM:
             gmap, x = gmap.to("meta"), x.to("meta")
         own = {p.untyped_storage()._cdata for p in [*gmap.parameters.values(), *gmap.frozen.values()]}
         held = _Count(own)
@@ -71,6 +86,10 @@ def available(device: torch.device) -> int:
     if device.type == "mps":
         return int(SHARE * (torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()))
     return int(SHARE * psutil.virtual_memory().available)
+
+
+def gib(size: float) -> str:
+    return f"{size / 2**30:.3g} GiB"
 
 
 class _Count(saved_tensors_hooks):
