@@ -325,3 +325,12 @@ def test_construction_is_compared_with_a_gradient(attacks):
 
     whole, gradient = construction.measure(FOLDER.parent, construction.CASES[0])
     assert 0 < gradient < whole
+
+
+def test_imports_are_timed_in_fresh_processes(script, monkeypatch, tmp_path, capsys):
+    imports = script("imports")
+    monkeypatch.setattr(imports, "CODE", {"import i2f": "import i2f", "import torch": "pass"})
+    monkeypatch.setattr(imports, "ROUNDS", 1)
+    imports.main()
+    assert "over import torch" in (tmp_path / "imports.csv").read_text()
+    assert "import i2f" in capsys.readouterr().out
