@@ -87,7 +87,8 @@ def judge_lower_bound(
                              "expected_mse": exact**2 * (1 + trace), "expected_rmse": own * (10 * size + place(image)),
                              "cg_rmse, 2 steps": gain * bound, "rmse": attack * bound, **ENDED,
                              "attacked": model == "lenet" and init == "a"})  # fmt: skip
-    return lower_bound.judge(pd.DataFrame(rows), "cg_rmse, 2 steps", "mnist", 10.0, 0.8, 0.1, 2.0)
+    thresholds = {"tight": 10.0, "order": 0.8, "accuracy": 0.1, "gain": 2.0, "cg_steps": 2}
+    return lower_bound.judge({"problems": pd.DataFrame(rows)}, thresholds, "mnist")
 
 
 def judge_efficiency(bound=20, attacks=(2000, 2000), exact=785):
@@ -98,7 +99,7 @@ def judge_efficiency(bound=20, attacks=(2000, 2000), exact=785):
         for image in range(N)
         for method, cost in (("I_lb", bound), ("I²F", exact), ("dgl", attack))
     ]
-    return efficiency.judge(pd.DataFrame(rows), "mnist", cheaper=10.0, products=100.0)
+    return efficiency.judge({"problems": pd.DataFrame(rows)}, {"cheaper": 10.0, "products": 100.0}, "mnist")
 
 
 def judge_damping(free=0.0, damped=0.0, pulled=0.0, bayes=1.0, weight=0.5, paper=1.0, order=SAME, ranks=SAME, miss=0.0):

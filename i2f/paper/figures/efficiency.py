@@ -7,9 +7,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from i2f.paper.figures.style import ATTACKERS, DATASETS, INK, style
+from i2f.attacks import METHODS
+from i2f.paper.attackers import ATTACKERS
+from i2f.paper.figures.style import DATASETS, INK, style
 
-ESTIMATES = {"I_lb": ("lower bound I_lb", "#111111", "<"), "I²F": ("exact I²F", "#777777", ">")}
+LOOKS = {  # name in tables -> label, colour, marker
+    "I_lb": ("lower bound I_lb", "#111111", "<"),
+    "I²F": ("exact I²F", "#777777", ">"),
+    **{name: (ATTACKERS[name].label, ATTACKERS[name].colour, ATTACKERS[name].marker) for name in METHODS},
+}
 
 
 def published(run: Path) -> dict[str, Figure]:
@@ -18,31 +24,29 @@ def published(run: Path) -> dict[str, Figure]:
 
 
 def overview(table: pd.DataFrame) -> Figure:
-    """A panel a network: a row a method, a point an image; hollow: the budget ended before the attack arrived."""
+    """One panel per network, one row per method, one point per image; hollow: the attack did not arrive."""
     style()
     networks = list(table.network.unique())
+    size = (1.4 + 3.1 * len(networks), 3.2)
     figure, axes = plt.subplots(
-        1, len(networks), figsize=(1.4 + 3.1 * len(networks), 3.2), layout="constrained", squeeze=False, sharey=True,
-        sharex=True,
-    )  # fmt: skip
+        1, len(networks), figsize=size, layout="constrained", squeeze=False, sharey=True, sharex=True
+    )
     for ax, network in zip(axes[0], networks, strict=True):
-        cost(ax, table[table.network == network], [m for m in (*ESTIMATES, *ATTACKERS) if m in set(table.method)])
+        cost(ax, table[table.network == network], [m for m in LOOKS if m in set(table.method)])
         ax.set_title(f"{DATASETS.get(table.dataset.iloc[0], table.dataset.iloc[0])}, {network}", fontsize="medium")
     figure.supxlabel("gradient evaluations (hollow: budget spent, not arrived)", fontsize="medium", color=INK)
     return figure
 
 
-def cost(ax: Axes, table: pd.DataFrame, methods: list[str]) -> Axes:
+def cost(ax: Axes, table: pd.DataFrame, methods: list[str]) -> None:
     """Gradient evaluations of every method, logarithmic; a row is empty where a network was not asked for it."""
     for row, method in enumerate(methods):
-        colour, marker = ESTIMATES[method][1:] if method in ESTIMATES else ATTACKERS[method][2:4]
+        _, colour, marker = LOOKS[method]
         for reached, face in ((True, colour), (False, "white")):
             some = table[(table.method == method) & (table.reached == reached)]
             ax.scatter(
                 some.evaluations, [row] * len(some), s=34, marker=marker, facecolor=face, edgecolor=colour, zorder=3
             )
     ax.set(xscale="log")
-    labels = [ESTIMATES[m][0] if m in ESTIMATES else ATTACKERS[m][0] for m in methods]
-    ax.set_yticks(range(len(methods)), labels, color=INK)
+    ax.set_yticks(range(len(methods)), [LOOKS[m][0] for m in methods], color=INK)
     ax.set_ylim(len(methods) - 0.5, -0.5)
-    return ax

@@ -1,4 +1,4 @@
-"""The lower bound beside what it bounds: I_lb against I, and how far each cheap estimate is from I."""
+"""The lower bound and what it bounds: I_lb against I, and how far each cheap estimate is from I."""
 
 from pathlib import Path
 
@@ -8,16 +8,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from i2f.paper.figures.style import ATTACKERS, INK, LINE, diagonal, readable_ticks, style
+from i2f.paper.attackers import ATTACKERS, BLUE, GREEN, ORANGE, PINK, YELLOW
+from i2f.paper.figures.style import INK, LINE, diagonal, readable_ticks, style
 
 NETWORKS = {  # (model, init) -> colour, marker
-    ("lenet", "uniform"): ("#0072B2", "o"),
-    ("lenet", "normal"): ("#D55E00", "s"),
-    ("lenet", "kaiming"): ("#009E73", "^"),
-    ("lenet", "xavier"): ("#CC79A7", "D"),
-    ("lenet", "default"): ("#E69F00", "v"),
+    ("lenet", "uniform"): (BLUE, "o"),
+    ("lenet", "normal"): (ORANGE, "s"),
+    ("lenet", "kaiming"): (GREEN, "^"),
+    ("lenet", "xavier"): (PINK, "D"),
+    ("lenet", "default"): (YELLOW, "v"),
 }
-OTHER = ("#333333", "X")  # one linear layer
+OTHER = (INK, "X")  # one linear layer
 NAMES = {"lenet": "LeNet", "linear": "linear"}
 
 
@@ -27,7 +28,7 @@ def published(run: Path) -> dict[str, Figure]:
 
 
 def overview(table: pd.DataFrame) -> Figure:
-    """Left: I_lb against I, a point a problem. Right: each estimate of I over I, LeNet and the linear layer."""
+    """Left: I_lb against I, one point per problem. Right: each estimate of I over I, LeNet and the linear layer."""
     style()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.6), layout="constrained", width_ratios=[1, 1.1])
     bound_against_influence(left, table)
@@ -37,31 +38,24 @@ def overview(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def bound_against_influence(ax: Axes, table: pd.DataFrame) -> Axes:
+def bound_against_influence(ax: Axes, table: pd.DataFrame) -> None:
     """I_lb/√d_x against I/√d_x, both logarithmic; rings: what attacks measured, on the same horizontal axis."""
     for (model, init), rows in table.groupby(["model", "init"], sort=False):
         colour, marker = NETWORKS.get((model, init), OTHER)
-        ax.scatter(
-            rows.predicted_rmse, rows.bound_rmse,
-            s=26, marker=marker, facecolor=colour, edgecolor="white", linewidth=0.5, alpha=0.9,
-            label=f"{NAMES.get(model, model)}, {init}", zorder=3,
-        )  # fmt: skip
+        marks = ax.scatter(rows.predicted_rmse, rows.bound_rmse, s=26, marker=marker, facecolor=colour, zorder=3)
+        marks.set(edgecolor="white", linewidth=0.5, alpha=0.9, label=f"{NAMES.get(model, model)}, {init}")
     attacked = table[table.attacked.astype(bool)]
     if len(attacked):
-        label, _, _, _, _ = ATTACKERS["gauss-newton"]
-        ax.scatter(
-            attacked.rmse.astype(float), attacked.bound_rmse,
-            s=70, marker="o", facecolor="none", edgecolor=INK, linewidth=1.2, label=f"measured, {label}", zorder=4,
-        )  # fmt: skip
+        rings = ax.scatter(attacked.rmse.astype(float), attacked.bound_rmse, s=70, facecolor="none", zorder=4)
+        rings.set(edgecolor=INK, linewidth=1.2, label=f"measured, {ATTACKERS['gauss-newton'].label}")
     ax.set(xscale="log", yscale="log", xlabel="I, RMSE per pixel", ylabel="I_lb, RMSE per pixel")
     diagonal(ax, "I_lb = I")
     readable_ticks(ax)
     ax.legend(fontsize="x-small", loc="upper left")
-    return ax
 
 
-def estimates_over_influence(ax: Axes, table: pd.DataFrame) -> Axes:
-    """A row an estimate, its ratio to I on a logarithmic axis, a point a problem; a bar at the median."""
+def estimates_over_influence(ax: Axes, table: pd.DataFrame) -> None:
+    """One row per estimate, its ratio to I on a logarithmic axis, one point per problem; a bar at the median."""
     estimates = {"I_lb, Eq. 5": "bound_rmse"}
     estimates |= {name.replace("cg_rmse, ", "CG, "): name for name in table if name.startswith("cg_rmse")}
     estimates |= {"√E[I²]": "expected_rmse", "‖Jδ‖/λ_min": "upper_rmse"}
@@ -81,4 +75,3 @@ def estimates_over_influence(ax: Axes, table: pd.DataFrame) -> Axes:
     ax.grid(visible=False, axis="y")
     ax.invert_yaxis()
     ax.legend(fontsize="small", loc="lower left", markerscale=2)
-    return ax

@@ -7,13 +7,17 @@ import pytest
 import i2f
 from i2f.paper.experiments import efficiency
 from i2f.paper.figures import efficiency as draw
+from i2f.paper.sweep import Settings
 
 BUDGET = {"gauss-newton": 20, "dgl": 5, "dlg": 2, "gs": 5}
+CONFIG = {"dataset": "mnist", "images": 1, "networks": ["linear default"], "deep": [], "variance": 1e-3, "goal": 0.01}
+CONFIG |= {"steps": BUDGET, "deep_steps": {}}
+THRESHOLDS = {"cheaper": 10.0, "products": 100.0}
 
 
 @pytest.fixture(scope="module")
 def table():
-    return efficiency.measure(efficiency.problems("mnist", 1, ["linear default"], 1e-3), BUDGET, goal=0.01, jobs=1)
+    return efficiency.run(efficiency.problems(CONFIG), Settings(jobs=1, progress="off")).tables["problems"]
 
 
 def test_every_estimate_and_every_attack_has_a_row(table):
@@ -48,23 +52,27 @@ def fake(attack: int) -> pd.DataFrame:
     )  # fmt: skip
 
 
+def judge(table: pd.DataFrame, **thresholds: float) -> list:
+    return efficiency.judge({"problems": table}, THRESHOLDS | thresholds, "mnist")
+
+
 @pytest.mark.parametrize(
     ("attack", "expected"), [(2100, ["holds"] * 5), (105, ["holds", "fails", "fails", "fails", "fails"])]
 )
 def test_verdicts_follow_the_table(attack, expected):
-    found = efficiency.judge(fake(attack), "mnist", cheaper=10.0, products=100.0)
+    found = judge(fake(attack))
     assert [c.id.removeprefix("efficiency-mnist-") for c in found] == [
         "products", "bound-dgl", "exact-dgl", "bound-gauss-newton", "exact-gauss-newton"
     ]  # fmt: skip
     assert [c.verdict for c in found] == expected
     assert found[1].value == pytest.approx(attack / 21)
     assert found[2].value == pytest.approx(attack / 785)
-    assert efficiency.judge(fake(attack), "mnist", cheaper=10.0, products=20.0)[0].verdict == "fails"
+    assert judge(fake(attack), products=20.0)[0].verdict == "fails"
 
 
 def test_the_network_on_which_the_attack_is_cheapest_decides():
     both = pd.concat([fake(2100), fake(105).assign(network="linear default")])
-    found = {c.id: c for c in efficiency.judge(both, "mnist", cheaper=10.0, products=100.0)}
+    found = {c.id: c for c in judge(both)}
     assert found["efficiency-mnist-bound-dgl"].value == pytest.approx(5)
     assert found["efficiency-mnist-bound-dgl"].verdict == "fails"
     assert found["efficiency-mnist-bound-dgl"].note == "arrived: lenet uniform 100%, linear default 100%"
@@ -74,7 +82,7 @@ def test_a_budget_that_ran_out_is_no_proof():
     """Five times the bound's cost and not arrived: it may be ten times or more."""
     table = fake(105)
     table.loc[table.method == "dgl", "reached"] = False
-    found = {c.id.removeprefix("efficiency-mnist-"): c for c in efficiency.judge(table, "mnist", 10.0, 100.0)}
+    found = {c.id.removeprefix("efficiency-mnist-"): c for c in judge(table)}
     assert (found["bound-dgl"].verdict, found["bound-gauss-newton"].verdict) == ("inconclusive", "fails")
     assert found["bound-dgl"].note == "arrived: lenet uniform 0%; a larger budget might do"
 
@@ -82,14 +90,16 @@ def test_a_budget_that_ran_out_is_no_proof():
 def test_an_estimate_that_raised_leaves_its_cost_unknown():
     table = fake(2100)
     table.loc[0, "evaluations"] = np.nan
-    assert efficiency.judge(table, "mnist", cheaper=10.0, products=100.0)[0].verdict == "inconclusive"
+    assert judge(table)[0].verdict == "inconclusive"
 
 
 def test_a_large_network_is_asked_for_less():
-    tasks = efficiency.problems("cifar10", 2, ["lenet uniform"], 1e-3, ["resnet20 default gelu"])
+    config = CONFIG | {"dataset": "cifar10", "images": 2, "deep": ["resnet20 default gelu"]}
+    tasks = efficiency.problems(config | {"deep_steps": {"gauss-newton": 3, "dgl": 4}})
     assert [t["method"] for t in tasks if t["network"] == "resnet20 default gelu"] == [*efficiency.DEEP] * 2
     assert tasks[0]["network"] == "resnet20 default gelu"  # the costliest first
-    (row,) = efficiency._solve({}, {}, 0.01, 0, [t for t in tasks if t["image"] == 0][:1])
+    assert [t["steps"] for t in tasks[:3]] == [None, 3, 4]
+    (row,) = efficiency._solve(tasks[:1])
     assert (row["d_x"], row["d_theta"]) == (3072, 272_474)
     assert row["evaluations"] <= 52
 
@@ -98,13 +108,11 @@ def test_a_network_without_exact_prediction_leaves_the_others_claims_alone():
     table = fake(2100)
     deep = table[table.method.isin(efficiency.DEEP)].assign(network="resnet20 default gelu", evaluations=50)
     both = pd.concat([deep, table], ignore_index=True)
-    alone, beside = (
-        {c.id: c for c in efficiency.judge(t, "mnist", 10.0, 100.0)} for t in (table, both)
-    )  # fmt: skip
+    alone, together = ({c.id: c for c in judge(t)} for t in (table, both))
     exact = [name for name in alone if "-exact-" in name]
     assert exact
-    assert all((beside[name].value, beside[name].verdict) == (alone[name].value, alone[name].verdict) for name in exact)
-    assert beside["efficiency-mnist-bound-dgl"].value <= alone["efficiency-mnist-bound-dgl"].value
+    assert all(together[n].value == alone[n].value and together[n].verdict == alone[n].verdict for n in exact)
+    assert together["efficiency-mnist-bound-dgl"].value <= alone["efficiency-mnist-bound-dgl"].value
 
 
 def test_figure_draws_every_row():

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import spearmanr
 
 import i2f
-from i2f import claims
+from i2f import claims, statistics
 from i2f.paper.experiments import lower_bound
 from i2f.paper.experiments import problems as shared
 from i2f.paper.figures import lower_bound as draw
@@ -18,17 +18,19 @@ from i2f.paper.figures import lower_bound as draw
 mpl.use("Agg")
 SIZES = [1e-7, 1e-5, 1e-3]
 CG = "cg_rmse, 20 steps"
-THRESHOLDS = {"tight": 10.0, "order": 0.8, "accuracy": 0.1, "gain": 2.0}
+THRESHOLDS = {"tight": 10.0, "order": 0.8, "accuracy": 0.1, "gain": 2.0, "cg_steps": 20}
 
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch):
     """Verdicts on fabricated tables are clear after a hundred draws."""
-    monkeypatch.setattr(claims, "bootstrap", partial(claims.bootstrap, draws=100))
+    monkeypatch.setattr(claims, "bootstrap", partial(statistics.bootstrap, draws=100))
 
 
 def test_problems_draw_noise_anew_and_attack_the_first_network_only():
-    found = pd.DataFrame(lower_bound.problems("mnist", "test", 3, ["normal", "uniform"], ["uniform"], SIZES, 2, 1e-5))
+    config = {"dataset": "mnist", "images": 3, "inits": ["normal", "uniform"], "linear_inits": ["uniform"]}
+    config |= {"variances": SIZES, "attacks": 2, "attacked_variance": 1e-5, "attack_steps": 50, "cg_steps": [1]}
+    found = pd.DataFrame(lower_bound.problems(config))
     assert len(found) == 3 * 3 * 3
     for _, network in found.groupby(["model", "init"]):
         assert network.noise_seed.nunique() == 9
@@ -42,8 +44,8 @@ def test_columns_are_what_they_say(mlp, monkeypatch):
     model, x, y = mlp
     J = i2f.GradientJacobian(model, x, y)
     monkeypatch.setattr(shared, "jacobian", lambda problem: J)
-    problem = {"noise": "gaussian", "size": 1e-6, "noise_seed": 3, "attacked": False}
-    (row,) = lower_bound._solve([1, 12], 0, [problem])
+    problem = {"noise": "gaussian", "size": 1e-6, "noise_seed": 3, "attacked": False, "cg_steps": [1, 12]}
+    (row,) = lower_bound._solve([problem])
     dense = J.dense()
     delta = i2f.perturb.gaussian(J.gradient, 1e-6, seed=3)
     squares = torch.linalg.svdvals(dense).square()
@@ -67,9 +69,10 @@ def test_directions_count_equal_eigenvalues(mlp, monkeypatch):
     values = torch.tensor([1.0, 0.01, 0.01, 0.01]).double()
     monkeypatch.setattr(J, "eigh", lambda: i2f.spectrum.Spectrum(values, torch.eye(4).double()))
     predicted = {"rank": 4, "predicted_rmse": 1.0, "bound_rmse": 0.1, "expected_mse": 1.0}
-    problem = {"noise": "gaussian", "size": 1e-6, "attacked": False}
-    assert lower_bound._row(problem, predicted, [], 0)["directions"] == pytest.approx(3, rel=0.01)
-    assert lower_bound._row(problem, predicted, [], 0)["upper_rmse"] == np.inf  # four of twelve: J Jᵀ is singular
+    problem = {"noise": "gaussian", "size": 1e-6, "attacked": False, "cg_steps": []}
+    row = lower_bound._row(problem, predicted)
+    assert row["directions"] == pytest.approx(3, rel=0.01)
+    assert row["upper_rmse"] == np.inf  # four of twelve: J Jᵀ is singular
 
 
 def fake(looseness: float, noise: float, error: float, gain: float, images: int = 12) -> pd.DataFrame:
@@ -102,7 +105,7 @@ def fake(looseness: float, noise: float, error: float, gain: float, images: int 
     ],
 )
 def test_verdicts_follow_the_table(arguments, failing):
-    found = lower_bound.judge(fake(*arguments), CG, "mnist", **THRESHOLDS)
+    found = lower_bound.judge({"problems": fake(*arguments)}, THRESHOLDS, "mnist")
     names = {c.id.removeprefix("lower_bound-mnist-"): c.verdict for c in found}
     assert len(names) == len(found) == 10
     assert {name for name, verdict in names.items() if verdict != "holds"} == failing
@@ -110,7 +113,8 @@ def test_verdicts_follow_the_table(arguments, failing):
 
 def test_a_single_network_and_level_has_no_order_over_them():
     table = fake(2, 0.0, 0.01, 3).query("init == 'uniform' and model == 'lenet'")
-    found = lower_bound.judge(table[table["size"] == SIZES[0]].assign(attacked=False), CG, "mnist", **THRESHOLDS)
+    table = table[table["size"] == SIZES[0]].assign(attacked=False)
+    found = lower_bound.judge({"problems": table}, THRESHOLDS, "mnist")
     assert {"levels", "inits", "tight-linear", "attack"}.isdisjoint(c.id.split("mnist-")[1] for c in found)
 
 
@@ -123,7 +127,7 @@ def test_median_order_is_spearman_in_every_network_and_level():
 
 
 def test_summary_takes_medians_of_each_network():
-    found = lower_bound.summary(fake(2, 0.0, 0.21, 1.5), [CG])
+    found = lower_bound.summary(fake(2, 0.0, 0.21, 1.5))
     assert found.index[0] == ("lenet", "uniform")
     assert found["I / I_lb"].tolist() == pytest.approx([2] * 4)
     assert found["√E[I²] / I"].tolist() == pytest.approx([1.1] * 4)
