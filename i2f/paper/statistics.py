@@ -168,6 +168,16 @@ def worst(table: pd.DataFrame, by: str | list[str], column: str) -> float:
     return float(np.max([np.median(values[groups == group]) for group in np.unique(groups)]))
 
 
+def median(table: pd.DataFrame, column: str) -> float:
+    """The median of a column."""
+    return float(table[column].median())
+
+
+def share(table: pd.DataFrame, column: str, at_most: float) -> float:
+    """The share of rows whose value in a column is at most so much; NaN never is."""
+    return float((table[column] <= at_most).mean())
+
+
 def log_slope(table: pd.DataFrame, x: str, y: str) -> float:
     """The least-squares slope of log y on log x."""
     return float(np.polyfit(np.log(table[x]), np.log(table[y]), 1)[0])

@@ -89,7 +89,9 @@ def test_match_is_its_matrix():
 def low_rank(size, rank):
     """V with orthonormal rows and the variances along them; and the same covariance as a matrix."""
     known = LowRank(torch.linalg.qr(normal(size, rank))[0].T, torch.logspace(-2, 2, rank, dtype=torch.float64), 1e-3)
-    return known, known.basis.T @ torch.diag(known.variances) @ known.basis + known.floor * torch.eye(size, dtype=torch.float64)
+    return known, known.basis.T @ torch.diag(known.variances) @ known.basis + known.floor * torch.eye(
+        size, dtype=torch.float64
+    )
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -217,7 +217,8 @@ def judge_batch_size(mse=1e-12, rank=1568, mixing=1.5, miss=0.0):
                 rows.append({"part": part, "batch": batch, "image": image, "set": image // 2, "attacked": True,
                              "d_x": 784 * batch, "rank": rank if batch == 2 else 784, "expected_rmse": expected,
                              "predicted_rmse": expected, "rmse": rmse, "mse": rmse**2, **ENDED})  # fmt: skip
-    return batch_size.judge(pd.DataFrame(rows), "mnist", 1e-8, 0.99, 2, 2.0, 0.5, 0.05, 0.05)
+    thresholds = {"exact": 1e-8, "share": 0.99, "batch": 2, "hidden": 2.0, "averaging": 0.5, "accuracy": 0.05}
+    return batch_size.judge({"problems": pd.DataFrame(rows)}, thresholds | {"cut": 0.05}, "mnist")
 
 
 def judge_deep_networks(products=20, place=SAME, loose=5.0):

@@ -9,59 +9,97 @@ the expected squared error of one image i is σ² tr[(J Jᵀ)⁻¹]_ii, its bloc
 Noise of variance σ²/B², as if the sum were sent and not the mean, takes the averaging out and leaves the mixing.
 """
 
-from collections.abc import Sequence
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from i2f.attacks import Reconstruction, invert_many
 from i2f.core import metrics, spectrum
 from i2f.core.influence import influence
 from i2f.core.jacobian import GradientJacobian
-from i2f.paper import claims, sweep
+from i2f.paper import sweep
+from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
-from i2f.paper.sweep import Problem, Row
+from i2f.paper.results import Config, Results, Tables
+from i2f.paper.statistics import convergence, median, share
+from i2f.paper.sweep import Problem, Row, Settings
 
-NONE, FIXED, SCALED = "no noise", "fixed", "over B²"  # a problem's `part`: what is added to the gradient
+NONE, FIXED, SCALED = PARTS = ("no noise", "fixed", "over B²")  # a problem's `part`: what is added to the gradient
 LEVELS = 40  # eigenvalues that a table keeps of a spectrum, evenly spread over its ranks
 EACH = ("image", "expected_rmse", "predicted_rmse", "mse", "rmse")  # columns with a value for each image of the batch
+UNPUBLISHED = ("split", "root", "init", "weight_seed", "steps", "start_seed", "noise", "noise_seed")
 
 
-def problems(
-    sizes: Sequence[int], looked: Sequence[int], attacked: Sequence[int], variance: float, group: int
-) -> list[Problem]:
+def problems(config: Config) -> list[Problem]:
     """For each batch size, the batches that the first `looked` images make, those of the first `attacked` under attack.
 
-    `variance`: σ² at B = 1. `group`: so many neighbours are a set, the unit where batch sizes are compared; every batch
-    has a noise draw of its own. The largest batches first, so that they do not come last in a queue.
+    The largest batches first, so that they do not come last in a queue. Every batch has a noise draw of its own.
+
+    config: dataset, split, init, weight_seed; sizes, looked, attacked: a number for each batch size; variance: σ² at
+    B = 1; group: so many neighbours are a set, the unit where batch sizes are compared; steps, start_seed: of attacks.
     """
+    common = {**shared.setting(config), "steps": config["steps"], "start_seed": config["start_seed"]}
+    variance, counts = config["variance"], zip(config["sizes"], config["looked"], config["attacked"], strict=True)
     found = []
-    for batch, seen, hit in sorted(zip(sizes, looked, attacked, strict=True), reverse=True):
-        for image in range(0, seen - batch + 1, batch):
-            under_attack = image + batch <= hit
+    for batch, looked, attacked in sorted(counts, reverse=True):
+        for image in range(0, looked - batch + 1, batch):
+            under_attack = image + batch <= attacked
             for part, size in ((NONE, 0.0), (FIXED, variance), (SCALED, variance / batch**2)):
                 if (part == NONE and not under_attack) or (part == SCALED and batch == 1):
                     continue  # nothing to see; the same as FIXED
-                found.append(
-                    {"part": part, "batch": batch, "image": image, "set": image // group, "attacked": under_attack,
-                     "noise": "none" if part == NONE else "gaussian", "size": size, "noise_seed": image}
-                )  # fmt: skip
+                noise = {"noise": "none" if part == NONE else "gaussian", "size": size, "noise_seed": image}
+                place = {"part": part, "batch": batch, "image": image, "set": image // config["group"]}
+                found.append({**common, **place, "attacked": under_attack, **noise})
     return found
+
+
+def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
+    """Spectrum, prediction and, where `attacked`, Gauss–Newton with the labels known.
+
+    problems: one row per image of a batch and `part`. d_x, rank, lambda_max, lambda_min, and converged and failed are
+    the batch's. The image's, per pixel: expected_rmse = √(E[I²]/pixels); predicted_rmse, Eq. 4 for this noise; mse and
+    rmse of the attack under the best assignment. spectra: (batch, image, share, eigenvalue).
+    """
+    together = ["batch", "image"]  # they share J
+    table = sweep.run(_solve, problems, settings, together, at_most=3, whole=True, description="batches")
+    batches = table.drop_duplicates(together)
+    spectra = batches[["batch", "image", "spectrum"]].explode("spectrum", ignore_index=True)
+    spectra["share"], spectra["eigenvalue"] = zip(*spectra.pop("spectrum"), strict=True)
+    table = table.drop(columns=["spectrum", "reason", *UNPUBLISHED], errors="ignore").rename(
+        columns={"size": "variance"}
+    )
+    table = table.explode(["member", *EACH[1:]], ignore_index=True)
+    table["image"] += table.pop("member").astype(int)
+    return Results({"problems": table.astype(dict.fromkeys(EACH[1:], float)), "spectra": spectra})
+
+
+def _solve(chunk: list[Problem]) -> list[Row]:
+    """A chunk has one batch of images, attacked in all its problems or in none."""
+    first = chunk[0]
+    J = shared.jacobian(first)
+    seen = look(J)
+    rows = [_unattacked(J, seen, p["size"]) for p in chunk]
+    if not first["attacked"]:
+        return rows
+    deltas = torch.stack([shared.perturbation(J, p) for p in chunk])
+    labels, options = J.map.y.expand(len(chunk), -1), {"steps": first["steps"], "seed": first["start_seed"]}
+    attacks = invert_many(J.map.model, J.gradient + deltas, labels, J.x.shape, **options)
+    return [row | _attacked(J, delta, found) for row, delta, found in zip(rows, deltas, attacks, strict=True)]
 
 
 class Look(NamedTuple):
     """What a spectrum says. inverse: tr[(J Jᵀ)⁻¹]_ii of each image, (B,), NaN if singular. values: λ, descending."""
 
-    inverse: np.ndarray
-    values: np.ndarray
+    inverse: NDArray[np.float64]
+    values: NDArray[np.float64]
     rank: int
 
 
-@lru_cache(maxsize=1)
 def look(J: GradientJacobian) -> Look:
     """By Cholesky and without eigenvectors: a fraction of the cost of `spectrum.decompose`."""
     gram = J.gram()
@@ -74,49 +112,21 @@ def look(J: GradientJacobian) -> Look:
     return Look(inverse.cpu().numpy(), values.cpu().numpy(), rank)
 
 
-def run(
-    tasks: Sequence[Problem], setting: dict[str, Any], steps: int, seed: int, jobs: int | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Spectrum, prediction and, where `attacked`, Gauss–Newton with the labels known. `setting`: data and network.
-
-    Returns (table, spectra). table: a row an image of a batch and a `part`. d_x, rank, lambda_max, lambda_min, and
-    converged and failed are the batch's. The image's, per pixel: expected_rmse = √(E[I²]/pixels); predicted_rmse, Eq. 4
-    for this noise; mse and rmse of the attack under the best assignment. spectra: (batch, image, share, eigenvalue).
-    """
-    together = ("batch", "image")  # they share J
-    solve = partial(_solve, setting, steps, seed)
-    table = sweep.run(solve, tasks, together, at_most=3, jobs=jobs, whole=True, description="batches")
-    batches = table.drop_duplicates(list(together))
-    spectra = batches[["batch", "image", "spectrum"]].explode("spectrum", ignore_index=True)
-    spectra["share"], spectra["eigenvalue"] = zip(*spectra.pop("spectrum"), strict=True)
-    table = table.drop(columns=["spectrum", "noise", "noise_seed", "reason"]).rename(columns={"size": "variance"})
-    table = table.explode(["member", *EACH[1:]], ignore_index=True)
-    table["image"] += table.pop("member").astype(int)
-    return table.astype(dict.fromkeys(EACH[1:], float)), spectra
-
-
-def _solve(setting: dict[str, Any], steps: int, seed: int, chunk: list[Problem]) -> list[Row]:
-    """A chunk has one batch of images, attacked in all its problems or in none."""
-    J = shared.jacobian({**setting, **chunk[0]})
-    rows = [_seen(J, p["size"]) for p in chunk]
-    if not chunk[0]["attacked"]:
-        return rows
-    deltas = torch.stack([shared.perturbation(J, p) for p in chunk])
-    labels = J.map.y.expand(len(chunk), -1)
-    attacks = invert_many(J.map.model, J.gradient + deltas, labels, J.x.shape, steps=steps, seed=seed)
-    return [row | _attacked(J, delta, found) for row, delta, found in zip(rows, deltas, attacks, strict=True)]
-
-
-def _seen(J: GradientJacobian, variance: float) -> Row:
-    seen, batch = look(J), len(J.x)
-    nothing = np.full(batch, np.nan)
+def _unattacked(J: GradientJacobian, seen: Look, variance: float) -> Row:
+    batch, nothing = len(J.x), np.full(len(J.x), np.nan)
     ranks = np.linspace(0, J.shape[0] - 1, LEVELS).round().astype(int)
     return {
-        "d_x": J.shape[0], "rank": seen.rank, "lambda_max": seen.values[0], "lambda_min": seen.values[-1],
+        "d_x": J.shape[0],
+        "rank": seen.rank,
+        "lambda_max": seen.values[0],
+        "lambda_min": seen.values[-1],
         "spectrum": [((k + 1) / J.shape[0], seen.values[k]) for k in ranks],
-        "member": np.arange(batch), "expected_rmse": np.sqrt(variance * seen.inverse * batch / J.shape[0]),
-        "predicted_rmse": nothing, "mse": nothing, "rmse": nothing, "converged": False, "failed": False,
-    }  # fmt: skip
+        "member": np.arange(batch),
+        "expected_rmse": np.sqrt(variance * seen.inverse * batch / J.shape[0]),
+        **dict.fromkeys(("predicted_rmse", "mse", "rmse"), nothing),
+        "converged": False,
+        "failed": False,
+    }
 
 
 def _attacked(J: GradientJacobian, delta: Tensor, found: Reconstruction) -> Row:
@@ -143,75 +153,57 @@ def ratios(table: pd.DataFrame, batch: int) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame, exact: float) -> pd.DataFrame:
-    """A row a batch size: medians over images, in pixels; a dash where nothing was attacked."""
-    rows = {}
+    """One column per batch size: medians over images, in pixels; a dash where nothing was attacked."""
+    columns = {}
     for batch, mine in table.groupby("batch"):
+        # one image alone has no part of its own for noise of variance over B²
         parts = {part: mine[mine.part == (FIXED if batch == 1 and part == SCALED else part)] for part in PARTS}
         fixed = parts[FIXED]
         spread = fixed.groupby(fixed.image // batch).expected_rmse.agg(lambda e: e.max() / e.min())
-        rows[batch] = {
-            "images": fixed.image.nunique(), "rank of J / d_x": (mine["rank"] / mine.d_x).min(),
+        columns[batch] = {
+            "images": fixed.image.nunique(),
+            "rank of J / d_x": (mine["rank"] / mine.d_x).min(),
             "smallest λ": mine.lambda_min.min(),
             "recovered without noise": (parts[NONE].mse <= exact).mean() if len(parts[NONE]) else np.nan,
-            **{f"RMSE {kind}, {part}": parts[part][f"{kind}_rmse" if kind == "expected" else "rmse"].median()
-               for part in (FIXED, SCALED) for kind in ("expected", "attack")},
-            "largest / smallest in a batch": spread.median(),
-        }  # fmt: skip
-    return pd.DataFrame(rows).rename_axis(columns="batch size").map(lambda v: "–" if np.isnan(v) else f"{v:.2g}")
+        }
+        for part in (FIXED, SCALED):
+            columns[batch][f"RMSE expected, {part}"] = parts[part].expected_rmse.median()
+            columns[batch][f"RMSE attack, {part}"] = parts[part].rmse.median()
+        columns[batch]["largest / smallest in a batch"] = spread.median()
+    return pd.DataFrame(columns).rename_axis(columns="batch size").map(lambda v: "–" if np.isnan(v) else f"{v:.2g}")
 
 
-PARTS = (NONE, FIXED, SCALED)
-
-
-def judge(
-    table: pd.DataFrame, dataset: str, exact: float, share: float, batch: int, hidden: float, averaging: float,
-    accuracy: float, cut: float,
-) -> list[claims.Claim]:  # fmt: skip
-    """The experiment's claims. The thresholds are the notebook's parameters; `batch` is the one set beside B = 1."""
-    attacker = {"attacker": "gauss-newton: knows model and labels, no prior, random start"}
-    nobody = {"attacker": "none: expectations of I²F over the noise"}
-    compared = ratios(table, batch)
-    attacked = table[table.attacked].assign(attack=lambda t: t.image // t.batch)  # one a batch: the unit of its claims
-    noisy = attacked[attacked.part != NONE].assign(miss=shared.relative_error)
-    found = [
-        claims.judge(
-            rows, lambda t: float((t.mse <= exact).mean()), "attack", at_least=share, **attacker,
-            id=f"batch_size-{dataset}-recovered-{size}",
-            statement=f"Without noise, the gradient of {size} images gives them all away." if size > 1
-            else "Without noise, the gradient of one image gives it away.",
-            source="section 3, the assumption G_r(∇L(x)) ≡ x", statistic=f"share of images with an MSE ≤ {exact:g}",
-        )
-        for size, rows in attacked[attacked.part == NONE].groupby("batch")
-    ]  # fmt: skip
-    return [
-        *found,
-        claims.judge(
-            table, lambda t: float((t["rank"] / t.d_x).min()), "set", at_least=1.0, **nobody,
-            id=f"batch_size-{dataset}-rank", statement="To first order the gradient of a batch determines every pixel.",
-            source="section 3, where J Jᵀ is inverted", statistic="smallest rank / d_x",
-            note=f"batches of up to {table.batch.max()}",
-        ),
-        claims.judge(
-            compared, lambda t: float(t.total.median()), "set", at_least=hidden, **nobody,
-            id=f"batch_size-{dataset}-hides", statement="Under noise of fixed size, a batch hides its members.",
-            source="Eq. 4", statistic=f"expected RMSE in a batch of {batch} / alone, median over images",
-            note=f"cannot be below {batch}: averaging alone",
-        ),
-        claims.judge(
-            compared, lambda t: float(t.share.median()), "set", at_least=averaging, **nobody,
-            id=f"batch_size-{dataset}-averaging", statement="A batch hides by averaging more than by mixing.",
-            source="Eq. 4", statistic=f"log {batch} / log of the ratio, median over images",
-            note="what noise of variance σ²/B² leaves is mixing",
-        ),
-        *(
-            claims.judge(
-                rows, lambda t: float(t.miss.median()), "attack", at_most=accuracy,
-                only=(f"the predicted RMSE is at most {cut:g}", rows[rows.predicted_rmse <= cut]), **attacker,
-                id=f"batch_size-{dataset}-prediction-{size}",
-                statement=f"I²F predicts the error of each image behind a gradient of {size}.", source="Eq. 4",
-                statistic="median relative error of the predicted RMSE",
-                note=claims.settled(rows[rows.image % size == 0]),  # one attack a batch
+def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
+    """The experiment's claims. Of the thresholds, `batch` is the batch size that is compared with B = 1."""
+    table = tables["problems"]
+    compared = ratios(table, int(thresholds["batch"]))
+    attacked = table[table.attacked]
+    attacked = attacked.assign(attack=attacked.image // attacked.batch)  # one per batch: the unit of its claims
+    noisy = attacked[attacked.part != NONE]
+    noisy = noisy.assign(miss=shared.relative_error(noisy))
+    judged = Judge.of("batch_size", f"batch_size-{dataset}", thresholds)
+    recovered = partial(share, column="mse", at_most=thresholds["exact"])
+    found = []
+    for size, rows in attacked[attacked.part == NONE].groupby("batch"):
+        gives = f"{size} images gives them all away" if size > 1 else "one image gives it away"
+        found.append(judged("recovered", rows, recovered, suffix=f"-{size}", gives=gives))
+    found += [
+        judged("rank", table, lambda t: float((t["rank"] / t.d_x).min()), largest=table.batch.max()),
+        judged("hides", compared, partial(median, column="total")),
+        judged("averaging", compared, partial(median, column="share")),
+    ]
+    for size, rows in noisy[noisy.batch > 1].groupby("batch"):
+        linear = rows[rows.predicted_rmse <= thresholds["cut"]]
+        converged = convergence(rows[rows.image % size == 0])  # one attack per batch
+        found.append(
+            judged(
+                "prediction",
+                rows,
+                partial(median, column="miss"),
+                linear,
+                suffix=f"-{size}",
+                size=size,
+                converged=converged,
             )
-            for size, rows in noisy[noisy.batch > 1].groupby("batch")
-        ),
-    ]  # fmt: skip
+        )
+    return found

@@ -18,7 +18,7 @@ from i2f.paper import data, devices, models, sweep
 from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
-from i2f.paper.statistics import convergence, mean_order, orders, rank_correlation, worst
+from i2f.paper.statistics import convergence, mean_order, orders, rank_correlation, share, worst
 from i2f.paper.sweep import Problem, Row, Settings
 
 Weights = dict[str, Tensor]
@@ -199,6 +199,7 @@ def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
     found = [judged(kind, orders(rows, "image", "epoch", "expected_rmse"), mean_order) for kind, rows in kinds.items()]
     found.append(judged("bound", kinds["fixed"], partial(rank_correlation, x="bound_rmse", y="predicted_rmse")))
     used = ["image", "epoch", "noise", "miss", "predicted_rmse", "converged", "failed"]
+    recovered = partial(share, column="mse", at_most=thresholds["exact"])
     by_noise = partial(worst, by=["epoch", "noise"], column="miss")
     for start in table.start.unique():
         words: dict[str, Any] = {"where": ""}
@@ -209,15 +210,10 @@ def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
         mine = noisy.loc[noisy.start == start, used]
         linear = mine[mine.predicted_rmse <= thresholds["cut"]]
         found += [
-            judged("without-noise", plain, partial(_recovered, thresholds["exact"]), note=convergence(plain), **words),
+            judged("without-noise", plain, recovered, note=convergence(plain), **words),
             judged("prediction", mine, by_noise, linear, note=convergence(mine), **words),
         ]
     return found
-
-
-def _recovered(exact: float, table: pd.DataFrame) -> float:
-    """The share of attacks with an MSE of at most `exact`."""
-    return float((table.mse <= exact).mean())
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,5 @@
 """The batch experiment: its problems, its columns against independent algebra, and verdicts that can go either way."""
 
-import itertools
-
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -12,8 +10,10 @@ import i2f
 from i2f.paper.experiments import batch_size
 from i2f.paper.experiments import problems as shared
 from i2f.paper.figures import batch_size as draw
+from i2f.paper.sweep import Settings
 
 mpl.use("Agg")
+CONFIG = {"dataset": "mnist", "group": 2, "steps": 50, "start_seed": 0}
 THRESHOLDS = {
     "exact": 1e-6, "share": 0.99, "batch": 2, "hidden": 2.0, "averaging": 0.5, "accuracy": 0.05, "cut": 0.05,
 }  # fmt: skip
@@ -21,7 +21,8 @@ VARIANCE = 1e-8
 
 
 def test_problems_tile_the_images():
-    tasks = batch_size.problems([1, 2, 4], looked=[3, 5, 4], attacked=[2, 2, 0], variance=1e-4, group=2)
+    sizes = {"sizes": [1, 2, 4], "looked": [3, 5, 4], "attacked": [2, 2, 0]}
+    tasks = batch_size.problems(CONFIG | sizes | {"variance": 1e-4})
     batches = {(p["batch"], p["image"]) for p in tasks}
     assert batches == {(1, 0), (1, 1), (1, 2), (2, 0), (2, 2), (4, 0)}
     assert {(p["batch"], p["image"]) for p in tasks if p["attacked"]} == {(1, 0), (1, 1), (2, 0)}
@@ -53,13 +54,10 @@ def tables(small, monkeypatch):
         return i2f.GradientJacobian(model, x[images], y[images])
 
     monkeypatch.setattr(shared, "jacobian", jacobian)
-    tasks = batch_size.problems([1, 2], [2, 2], [2, 2], VARIANCE, group=2)
-    chunks = [list(chunk) for _, chunk in itertools.groupby(tasks, key=lambda p: (p["batch"], p["image"]))]
-    rows = [row for chunk in chunks for row in batch_size._solve({}, 50, 0, chunk)]
-    monkeypatch.setattr(batch_size.sweep, "run", lambda *_, **__: pd.DataFrame(
-        [{"reason": "", **p, **r} for p, r in zip(tasks, rows, strict=True)]
-    ))  # fmt: skip
-    return batch_size.run(tasks, {}, steps=50, seed=0)
+    sizes = {"sizes": [1, 2], "looked": [2, 2], "attacked": [2, 2]}
+    tasks = batch_size.problems(CONFIG | sizes | {"variance": VARIANCE})
+    found = batch_size.run(tasks, Settings(jobs=1, progress="off"))
+    return found.tables["problems"], found.tables["spectra"]
 
 
 def test_columns_mean_what_they_say(small, tables, twin):
@@ -140,7 +138,7 @@ def fake(mixing=1.5, mse=1e-20, error=0.01, rank=1568, sets=4) -> pd.DataFrame:
     ],
 )
 def test_verdicts_follow_the_table(change, failing):
-    found = batch_size.judge(fake(**change), "mnist", **THRESHOLDS)
+    found = batch_size.judge({"problems": fake(**change)}, THRESHOLDS, "mnist")
     verdicts = {c.id.removeprefix("batch_size-mnist-"): c.verdict for c in found}
     assert len(verdicts) == 6
     notes = {c.id.removeprefix("batch_size-mnist-"): c.note for c in found}
