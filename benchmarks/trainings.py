@@ -23,7 +23,8 @@ from common import HERE, Partial, machine
 
 from i2f import devices
 from i2f.core.progress import bar
-from i2f.paper.experiments import designed_noise, joint
+from i2f.paper.experiments import frontier as defences
+from i2f.paper.experiments import joint
 
 SETTING = {"dataset": "mnist", "model": "lenet", "init": "uniform", "weight_seed": 1, "normalize": False}
 DIGITS, HELD_OUT, EPOCHS, BATCH, LR, SEEDS = 800, 200, 20, 20, 0.003, 3
@@ -40,18 +41,34 @@ ROW_SPACE = {"row-space": [0.003, 0.01, 0.03]}
 PARTS = {"frontier": DEFENCES, "joint": PENALTIES, "row-space": ROW_SPACE}
 
 
+def training() -> dict[str, float]:
+    return {"digits": DIGITS, "held_out": HELD_OUT, "epochs": EPOCHS, "batch_size": BATCH, "lr": LR}
+
+
 def frontier(method: str, value: float, seed: int) -> list[dict]:
     """Seed −1: the audit, the same for every training."""
-    task = {**SETTING, "method": method, "value": value, "seed": seed}
+    task = {**SETTING, **training(), "method": method, "value": value, "seed": seed, "reference": REFERENCE}
     if seed < 0:
-        return [{"privacy": designed_noise.privacy(task, REFERENCE)}]
-    return [{"accuracy": designed_noise.train(task, DIGITS, HELD_OUT, EPOCHS, BATCH, LR)}]
+        return [{"privacy": defences.privacy(task)}]
+    return [{"accuracy": defences.accuracy(task)}]
 
 
 def penalised(method: str, weight: float, seed: int) -> list[dict]:
-    (task,) = [p for p in joint.problems(SETTING, {method: [weight]}, seed + 1) if p["seed"] == seed]
-    (row,) = joint._solve(
-        DIGITS, HELD_OUT, EPOCHS, BATCH, LR, PENALISED, EVERY, DAMPING, IMAGES, IMAGES, VARIANCE, STEPS, [task]
+    row = joint.solve(
+        {
+            **SETTING,
+            **training(),
+            "method": method,
+            "weight": weight,
+            "seed": seed,
+            "penalised": PENALISED,
+            "every": EVERY,
+            "damping": DAMPING,
+            "images": IMAGES,
+            "attacked": IMAGES,
+            "variance": VARIANCE,
+            "steps": STEPS,
+        }
     )
     return [{"accuracy": row["accuracy"], **attack} for attack in row["attacks"]]
 

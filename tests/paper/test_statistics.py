@@ -23,6 +23,7 @@ from i2f.paper.experiments import (
     efficiency,
     eigenvectors,
     fairness,
+    frontier,
     influence_vs_attack,
     initialization,
     joint,
@@ -243,12 +244,13 @@ def judge_smoothness(missed=(), rank=784, growth=3.0):
 def judge_joint(harder=(2.0, 2.0), relative=(2.0, 2.0), cost=(0.0, 0.0)):
     """What a penalty multiplies errors by, and what it costs, in seeds of even and of odd number."""
     rows = []
-    for p in joint.problems({}, {"plain": [0], "bound": [0.1], "bayes": [0.1]}, N):
+    config = dict.fromkeys(joint.OWN, 0) | {"methods": {"plain": [0], "bound": [0.1], "bayes": [0.1]}, "seeds": N}
+    for p in joint.problems(config):
         which, strong = p["seed"] % 2, p["method"] != "plain"
         rows.append({**p, "image": 0, "accuracy": 0.9 - strong * cost[which], "gradient_norm": 1.0, **ENDED,
                      "expected_rmse": 0.1 * (relative[which] if strong else 1),
                      "mse_clamped": 0.01 * (harder[which] ** 2 if strong else 1)})  # fmt: skip
-    return joint.judge(pd.DataFrame(rows), "mnist", 1.5, 0.05)
+    return joint.judge({"problems": pd.DataFrame(rows)}, {"gain": 1.5, "kept": 0.05}, "mnist")
 
 
 def judge_language(found=True, miss=0.0, lost=(0.0, 0.1, 0.9), order=1, flat=0.0, named=1.0):
@@ -271,19 +273,22 @@ def judge_designed(gain=(20, 20), isotropic=(20, 20), averaged=2.0, off=(0, 0), 
     """Designed noise over the others along the sharpest directions, and how far isotropic noise's error is off, in
     images of even and of odd number; what being told a linear and a designed covariance leaves; accuracy gained."""
     rows = []
-    for p in designed_noise.problems({}, N, [0.002], 1, N):
+    config = {"images": N, "levels": [0.002], "draws": 1, "told": N, "steps": 0, "start_seed": 0}
+    config |= dict.fromkeys(frontier.OWN, 0) | {"methods": {}, "seeds": 0}
+    for p in designed_noise.problems(config)["problems"]:
         which, kind = p["image"] % 2, p["kind"]
         rows.append({**p, "sharpest": {"row-space": 1 / gain[which], "isotropic": 1 / isotropic[which]}.get(kind, 1.0),
                      "predicted_mse": 1e-4, "mse": 1e-4 * (1 + off[which] * (kind == "isotropic")), **ENDED,
                      "rmse": told[designed_noise.TOLD.index(kind)] if p["told"] else 1.0,
                      "bayes": averaged if kind == "averaged" else 1.0})  # fmt: skip
-    frontier = [
+    trained = [
         {"method": method, "value": value, "seed": seed, "privacy": value, "accuracy": 0.8 - value + more}
         for method, more, values in (("none", 0.0, [0.0]), ("isotropic", 0.0, [0.1, 0.2, 0.3]),
                                      ("designed", better, [0.1, 0.2, 0.3]))
         for value in values for seed in range(N)
     ]  # fmt: skip
-    return designed_noise.judge(pd.DataFrame(rows), pd.DataFrame(frontier), "mnist", 10.0, 0.25, 0.05)
+    tables = {"problems": pd.DataFrame(rows), "frontier": pd.DataFrame(trained)}
+    return designed_noise.judge(tables, {"gain": 10.0, "accuracy": 0.25, "margin": 0.05}, "mnist")
 
 
 def judge_rivals(place=SAME, factor=1.0):

@@ -1,146 +1,154 @@
-"""Training for privacy and the task together: a penalty on how sharply gradients show inputs, and what it buys.
+"""Training for privacy and the task together: a penalty on how sharply gradients show inputs, and what it achieves.
 
-Each step minimises the batch's cross-entropy plus `weight` times a term of `i2f.penalty`, the mean over a few of the
-batch's images; where the term is taken at every k-th step alone, it counts k times (lazy regularisation, Karras et al.
-2020). Afterwards every network is attacked under noise of one variance, and compared with DP-SGD.
+Each step minimises the batch's cross-entropy plus `weight` times a term of `i2f.paper.penalty`, the mean over a few of
+the batch's images; where the term is taken at every k-th step alone, it counts k times (lazy regularisation, Karras et
+al. 2020). Afterwards every network is attacked under noise of one variance, and compared with DP-SGD.
 """
 
-from functools import partial
-from typing import Any
+import math
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from i2f.attacks import invert
 from i2f.core import perturb, spectrum, streams
 from i2f.core.influence import expected_square
 from i2f.core.jacobian import GradientJacobian
-from i2f.paper import claims, data, models, penalty, sweep
-from i2f.paper.experiments.designed_noise import defended, median_norm
-from i2f.paper.sweep import Problem, Row
+from i2f.paper import data, devices, penalty, sweep, trainings
+from i2f.paper.claims import LEARNT, Claim, Judge, Thresholds
+from i2f.paper.experiments import problems as shared
+from i2f.paper.results import Config, Results, Tables
+from i2f.paper.sweep import Problem, Row, Settings
+from i2f.paper.trainings import FIELDS, Method, Training
 
 PLAIN, BOUND, BAYES, DP = "plain", "bound", "bayes", "dp"
+FIRST = 50  # digits whose median gradient norm "dp" clips to
+OWN = (*FIELDS, "penalised", "every", "damping", "images", "attacked", "variance", "steps")  # no columns of the table
 
 
-def problems(setting: dict[str, Any], methods: dict[str, list[float]], seeds: int) -> list[Problem]:
-    """methods: "plain": [0], "bound" and "bayes": weights, "dp": noise over clipping norm, on each image's
-    gradient (local differential privacy)."""
-    return [{**setting, "method": method, "weight": float(weight), "seed": seed}
-            for seed in range(seeds) for method, weights in methods.items() for weight in weights]  # fmt: skip
+def problems(config: Config) -> list[Problem]:
+    """One network for every seed, method and weight.
+
+    config: dataset, init, weight_seed; methods: "plain": [0], "bound" and "bayes": weights, "dp": noise over clipping
+    norm, on each image's gradient (local differential privacy); seeds; the fields of `trainings.Training`; penalised:
+    images of a batch that the penalty is taken over, at every `every`-th step, with ε = `damping` for "bayes"; images:
+    test images whose gradients are analysed under noise of `variance`, of which the first `attacked` are attacked with
+    so many steps.
+    """
+    own = {name: config[name] for name in OWN}
+    return [
+        {**shared.setting(config), "method": method, "weight": float(weight), "seed": seed, **own}
+        for seed in range(config["seeds"])
+        for method, weights in config["methods"].items()
+        for weight in weights
+    ]
 
 
-def run(
-    tasks: list[Problem], digits: int, held_out: int, epochs: int, batch: int, lr: float, penalised: int, every: int,
-    damping: float, images: int, attacked: int, variance: float, steps: int, jobs: int | None = None,
-) -> pd.DataFrame:  # fmt: skip
-    """A row a network and image. accuracy: on held-out digits. gradient_norm, lambda_max; expected_rmse: of an image
-    under Gaussian noise of `variance`; of the first `attacked`, rmse and mse_clamped: what Gauss–Newton left."""
-    solve = partial(
-        _solve, digits, held_out, epochs, batch, lr, penalised, every, damping, images, attacked, variance, steps
-    )
-    table = sweep.run(solve, tasks, jobs=jobs, whole=True, description="networks")
-    table = table.explode("attacks", ignore_index=True)
+def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
+    """One row per network and image. accuracy: on held-out digits. gradient_norm, lambda_max; expected_rmse: of an
+    image under Gaussian noise of `variance`; of the first `attacked`, Gauss–Newton's rmse and mse_clamped."""
+    table = sweep.run(_solve, problems, settings, whole=True, description="networks")
+    table = table.drop(columns=[*OWN]).explode("attacks", ignore_index=True)
     attacks = pd.DataFrame(table.pop("attacks").tolist())
-    return pd.concat([table.drop(columns=["failed", "reason"]), attacks], axis=1)  # an attack's, not the training's
+    table = table.drop(columns=["failed", "reason"])  # the training's; these are an attack's
+    return Results({"problems": pd.concat([table, attacks], axis=1)})
 
 
-def _solve(
-    digits: int, held_out: int, epochs: int, batch: int, lr: float, penalised: int, every: int, damping: float,
-    images: int, attacked: int, variance: float, steps: int, chunk: list[Problem],
-) -> list[Row]:  # fmt: skip
-    rows = []
-    for p in chunk:
-        model, accuracy = _train(p, digits, held_out, epochs, batch, lr, penalised, every, damping)
-        rows.append({"accuracy": accuracy, "attacks": _attacks(model, p, images, attacked, variance, steps)})
-    return rows
+def _solve(chunk: list[Problem]) -> list[Row]:
+    return [solve(p) for p in chunk]
 
 
-def _train(
-    p: Problem, digits: int, held_out: int, epochs: int, batch: int, lr: float, penalised: int, every: int,
-    damping: float,
-) -> tuple[torch.nn.Module, float]:  # fmt: skip
-    x, y = data.load(p["dataset"], digits + held_out, split="train")
-    model = models.build("lenet", p["dataset"], init=p["init"], seed=p["weight_seed"], normalize=False)
-    order, noise, probe = (streams.generator(name, p["seed"]) for name in ("order", "training noise", "penalty"))
-    clip = median_norm(model, x[:50], y[:50]) if p["method"] == DP else 0.0
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    for _ in range(epochs):
-        for number, chosen in enumerate(torch.randperm(digits, generator=order).split(batch)):
-            if p["method"] == DP:
-                gradients = defended(model, x[chosen], y[chosen], DP, p["weight"], clip, noise)
-                for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-                    parameter.grad = gradient
-            else:
-                optimizer.zero_grad()
-                loss = F.cross_entropy(model(x[chosen]), y[chosen])
-                if p["method"] != PLAIN and number % every == 0:
-                    terms = [_term(p["method"], model, x[i : i + 1], y[i : i + 1], damping, probe)
-                             for i in chosen[:penalised].tolist()]  # fmt: skip
-                    loss = loss + every * p["weight"] * torch.stack(terms).mean()
-                loss.backward()
-            optimizer.step()
-    with torch.no_grad():
-        right = (model(x[digits:]).argmax(1) == y[digits:]).double().mean()
-    return model, float(right)
+def solve(problem: Problem) -> Row:
+    """A network's accuracy, and its attacks: one row per image."""
+    model, accuracy = train(problem)
+    return {"accuracy": accuracy, "attacks": _attacks(model, problem)}
 
 
-def _term(
-    method: str, model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, damping: float, generator: torch.Generator
-) -> torch.Tensor:  # fmt: skip
-    if method == BOUND:
+def train(p: Problem) -> tuple[nn.Module, float]:
+    """The trained network, and its accuracy on held-out digits."""
+    training = Training.of(p)
+    model, x, y = trainings.start(p, training.digits + training.held_out)
+    noise, probe = (streams.generator(name, p["seed"]) for name in ("training noise", "penalty"))
+    method = Method(DP, p["weight"], trainings.median_norm(model, x[:FIRST], y[:FIRST]) if p["method"] == DP else 0.0)
+
+    def gradients(number: int, chosen: Tensor) -> list[Tensor]:
+        if p["method"] == DP:
+            return trainings.defended(model, x[chosen], y[chosen], method, noise)
+        loss = F.cross_entropy(model(x[chosen]), y[chosen])
+        if p["method"] != PLAIN and number % p["every"] == 0:
+            few = chosen[: p["penalised"]].tolist()
+            terms = [_term(p, model, x[i : i + 1], y[i : i + 1], probe) for i in few]
+            loss = loss + p["every"] * p["weight"] * torch.stack(terms).mean()
+        return list(torch.autograd.grad(loss, list(model.parameters())))
+
+    return model, trainings.train(model, x, y, training, p["seed"], gradients)
+
+
+def _term(p: Problem, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator | None) -> Tensor:
+    if p["method"] == BOUND:
         return penalty.bound(model, x, y, generator=generator)
-    return penalty.bayes(model, x, y, damping, generator=generator)
+    return penalty.bayes(model, x, y, p["damping"], generator=generator)
 
 
-def _attacks(
-    model: torch.nn.Module, p: Problem, images: int, attacked: int, variance: float, steps: int
-) -> list[Row]:  # fmt: skip
+def _attacks(model: nn.Module, p: Problem) -> list[Row]:
     """Test images, which the network was not trained on, under the same variance of noise."""
     rows = []
     model = model.double()
-    for image in range(images):
-        x, y = data.load(p["dataset"], 1, image)
+    for image in range(p["images"]):
+        x, y = (t.to(devices.current()) for t in data.load(p["dataset"], 1, image))
         J = GradientJacobian(model, x, y)
-        rows.append({
-            "image": image, "gradient_norm": float(J.gradient.norm()),
+        row: Row = {
+            "image": image,
+            "gradient_norm": float(J.gradient.norm()),
             "lambda_max": float(spectrum.decompose(J).values[0]),
-            "expected_rmse": (expected_square(J, variance) / J.shape[0]) ** 0.5,
-        })  # fmt: skip
-        if image < attacked:
-            delta = perturb.gaussian(J.gradient, variance, image)
-            found = invert(model, J.gradient + delta, y, x.shape, steps=steps, seed=image)
-            rows[-1] |= {
+            "expected_rmse": (expected_square(J, p["variance"]) / J.shape[0]) ** 0.5,
+        }
+        if image < p["attacked"]:
+            delta = perturb.gaussian(J.gradient, p["variance"], image)
+            found = invert(model, J.gradient + delta, y, x.shape, steps=p["steps"], seed=image)
+            row |= {
                 "rmse": float((found.x - J.x).square().mean().sqrt()),
                 "mse_clamped": float((found.x.clamp(0, 1) - J.x).square().mean()),
-                "converged": found.converged, "matched": found.matched, "failed": found.failed, "reason": found.reason,
-            }  # fmt: skip
+                "converged": found.converged,
+                "matched": found.matched,
+                "failed": found.failed,
+                "reason": found.reason,
+            }
+        rows.append(row)
     return rows
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a method and weight: accuracy, and the medians over images of what noise leaves."""
-    found = table.groupby(["method", "weight"], sort=False).agg(
-        accuracy=("accuracy", "mean"), gradient=("gradient_norm", "median"), lambda_max=("lambda_max", "median"),
-        expected=("expected_rmse", "median"), measured=("rmse", "median"),
-    )  # fmt: skip
-    found["clamped"] = table.groupby(["method", "weight"], sort=False).mse_clamped.median() ** 0.5
+    """One row per method and weight: accuracy, and medians over images."""
+    groups = table.groupby(["method", "weight"], sort=False)
+    found = groups.agg(
+        accuracy=("accuracy", "mean"),
+        gradient=("gradient_norm", "median"),
+        lambda_max=("lambda_max", "median"),
+        expected=("expected_rmse", "median"),
+        measured=("rmse", "median"),
+    )
+    found["clamped"] = groups.mse_clamped.median() ** 0.5
     return found
 
 
-def judge(table: pd.DataFrame, dataset: str, gain: float, kept: float, name: str = "joint") -> list[claims.Claim]:
-    """The experiment's claims, about the largest weight of each penalty at which every network learnt. The thresholds
-    are the notebook's parameters; the ids begin with `name`."""
-    found = []
+def judge(tables: Tables, thresholds: Thresholds, dataset: str, name: str = "joint") -> list[Claim]:
+    """The experiment's claims, about the largest weight of each penalty at which every network learnt, their ids
+    beginning with `name`. Of the thresholds, `gain` is a ratio of errors, and `kept` the accuracy that may be lost."""
+    table = tables["problems"]
+    judged = Judge.of("joint", f"{name}-{dataset}", {**thresholds, "least_change": -thresholds["kept"]})
     plain = table[table.method == PLAIN]
-    compared = float(plain.accuracy.min()) >= claims.LEARNT
-    for method, words in ((BOUND, "λ_max, the bound's"), (BAYES, "the Bayes error, one draw a step")):
+    compared = float(plain.accuracy.min()) >= LEARNT
+    found = []
+    for method in (BOUND, BAYES):
         rows = table[table.method == method]
         if not len(rows):
             continue
         least = rows.groupby("weight").accuracy.min()
-        learnt = least[least >= claims.LEARNT]
+        learnt = least[least >= LEARNT]
         weight = float(learnt.index.max() if len(learnt) else least.index.min())
         strong = rows[rows.weight == weight]
         both = strong.merge(plain, on=["image", "seed"], suffixes=("", "_plain"))
@@ -149,37 +157,19 @@ def judge(table: pd.DataFrame, dataset: str, gain: float, kept: float, name: str
         if not known:
             note += f"; the {'penalised' if compared else 'plain'} network has learnt too little to compare"
         attacked = both[both.converged.notna()]
-        settled = attacked[attacked.converged.astype(bool) & attacked.converged_plain.astype(bool)]
-        enough = known and len(settled) >= len(attacked) / 2
-        tried = f"{note}; of {len(attacked)} images attacked in both networks, {len(settled)} converged in both"
+        ended = attacked[attacked.converged.astype(bool) & attacked.converged_plain.astype(bool)]
+        enough = known and len(ended) >= len(attacked) / 2
+        tried = f"{note}; of {len(attacked)} images attacked in both networks, {len(ended)} converged in both"
         found += [
-            claims.judge(
-                settled if enough else both, _harder if enough else _unknown, "seed", at_least=gain, least=3,
-                id=f"{name}-{dataset}-{method}", source="the paper's outlook", note=tried,
-                attacker="gauss-newton: knows model and label, no prior",
-                statement=f"A penalty ({words}) makes a trained network's gradients harder to invert, under the same "
-                "noise.", statistic="clamped RMSE of the attack, penalised over plain, geometric mean",
-            ),
-            claims.judge(
-                both, _harder_relative if known else _unknown, "seed", at_least=gain, least=3,
-                id=f"{name}-{dataset}-{method}-relative", source="the paper's outlook", note=note,
-                attacker="none: spectra",
-                statement=f"A penalty ({words}) makes a trained network's gradients harder to invert, also under small "
-                "noise in proportion to the gradient.",
-                statistic="√E[I²]·‖g‖, penalised over plain, geometric mean",
-            ),
-            claims.judge(
-                both, _cost if compared else _unknown, "seed", at_least=-kept, note=note, least=3,
-                id=f"{name}-{dataset}-{method}-accuracy", source="the paper's outlook", attacker="none",
-                statement=f"A penalty ({words}) costs at most {kept:g} of accuracy.",
-                statistic="accuracy, penalised minus plain",
-            ),
-        ]  # fmt: skip
+            judged(method, ended if enough else both, _harder if enough else _unknown, note=tried),
+            judged(f"{method}-relative", both, _harder_relative if known else _unknown, note=note),
+            judged(f"{method}-accuracy", both, _cost if compared else _unknown, note=note),
+        ]
     return found
 
 
 def _unknown(table: pd.DataFrame) -> float:
-    return np.nan
+    return math.nan
 
 
 def _cost(table: pd.DataFrame) -> float:
@@ -191,6 +181,6 @@ def _harder(table: pd.DataFrame) -> float:
 
 
 def _harder_relative(table: pd.DataFrame) -> float:
-    """A network whose gradients merely shrink is no better protected from noise that shrinks with them."""
+    """Times ‖g‖, since smaller gradients alone are no protection from noise in proportion to them."""
     ours, plain = table.expected_rmse * table.gradient_norm, table.expected_rmse_plain * table.gradient_norm_plain
     return float(np.exp(np.log(ours / plain).mean()))

@@ -1,4 +1,4 @@
-"""An audit beside attacks: PSNR predicted and measured, asked for and measured."""
+"""Audits and attacks: the PSNR predicted and measured, requested and measured."""
 
 from pathlib import Path
 
@@ -6,9 +6,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from i2f.paper.attackers import BLUE
 from i2f.paper.figures.style import LINE, style
-
-BLUE = "#0072B2"
 
 
 def published(run: Path) -> dict[str, Figure]:
@@ -17,18 +16,16 @@ def published(run: Path) -> dict[str, Figure]:
 
 
 def overview(table: pd.DataFrame) -> Figure:
-    """Left: the PSNR after an attack against the predicted one. Right: against the one that the noise was sized for."""
+    """The PSNR after an attack against the predicted one (left), and against the requested one (right)."""
     style()
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 4), layout="constrained")
-    for ax, part, column, label in zip(
-        axes, ("predicted", "suggested"), ("psnr", "asked"), ("predicted PSNR, dB", "PSNR asked for, dB"), strict=True
-    ):
+    panels = {"predicted": ("psnr", "predicted PSNR, dB"), "suggested": ("asked", "requested PSNR, dB")}
+    for ax, (part, (column, label)) in zip(axes, panels.items(), strict=True):
         rows = table[table.part == part]
         face = [BLUE if done else "white" for done in rows.converged]
         ax.scatter(rows[column], rows.attacked_psnr, s=28, facecolor=face, edgecolor=BLUE, zorder=3)
         low, high = min(ax.get_xlim()[0], ax.get_ylim()[0]), max(ax.get_xlim()[1], ax.get_ylim()[1])
         ax.plot([low, high], [low, high], color=LINE, lw=1.2, zorder=1)
         ax.set(xlabel=label, ylabel="PSNR after Gauss–Newton, dB")
-    axes[0].set_title("Predicted")
-    axes[1].set_title("Suggested")
+        ax.set_title(part.capitalize())
     return figure

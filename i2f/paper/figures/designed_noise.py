@@ -1,4 +1,4 @@
-"""Noise of one energy, four covariances: what each leaves in every direction, and what it costs to training."""
+"""Noise of one energy, five covariances: the errors of an attacker, and the cost to training."""
 
 from pathlib import Path
 
@@ -7,19 +7,24 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from i2f.paper.figures.style import readable_ticks, style
+from i2f.paper.attackers import BLUE, GREEN, ORANGE, PINK, YELLOW
+from i2f.paper.figures.style import INK, readable_ticks, style
 
 KINDS = {  # name -> label, colour, marker
-    "isotropic": ("isotropic", "#D55E00", "X"), "row-space": ("row space", "#CC79A7", "D"),
+    "isotropic": ("isotropic", ORANGE, "X"),
+    "row-space": ("row space", PINK, "D"),
     "linear": ("∝ JᵀJ, drawn as √c Jᵀz", "#56B4E9", "v"),
-    "designed": ("designed: a noisy input's", "#0072B2", "o"), "averaged": ("water-filled", "#009E73", "s"),
-}  # fmt: skip
-METHODS = {
-    "none": ("no defence", "#333333", "*"), "isotropic": ("isotropic noise", "#D55E00", "X"),
-    "designed": ("designed noise", "#0072B2", "o"), "row-space": ("row-space noise", "#009E73", "v"),
-    "dp": ("clipping and noise, local DP", "#E69F00", "P"),
-    "prune": ("pruning", "#CC79A7", "D"),
-}  # fmt: skip
+    "designed": ("designed: a noisy input's", BLUE, "o"),
+    "averaged": ("water-filled", GREEN, "s"),
+}
+METHODS = {  # name -> label, colour, marker
+    "none": ("no defence", INK, "*"),
+    "isotropic": ("isotropic noise", ORANGE, "X"),
+    "designed": ("designed noise", BLUE, "o"),
+    "row-space": ("row-space noise", GREEN, "v"),
+    "dp": ("clipping and noise, local DP", YELLOW, "P"),
+    "prune": ("pruning", PINK, "D"),
+}
 
 
 def published(run: Path) -> dict[str, Figure]:
@@ -32,7 +37,7 @@ def overview(table: pd.DataFrame, frontier: pd.DataFrame) -> Figure:
     style()
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12.5, 4.1), layout="constrained")
     rows = table[~table.told.astype(bool) & ~table.failed.astype(bool)]
-    for ax, column, title in ((left, "sharpest", "Where it protects least"), (middle, "mse", "On average")):
+    for ax, column, title in ((left, "sharpest", "The least protected directions"), (middle, "mse", "All directions")):
         for kind, (label, colour, marker) in KINDS.items():
             its = rows[rows.kind == kind]
             ax.scatter(its.level, its[column] ** 0.5, color=colour, marker=marker, s=22, alpha=0.7)
@@ -60,10 +65,9 @@ def _curves(ax: Axes, table: pd.DataFrame) -> None:
         groups = table[table.method == method].groupby("value")
         if not len(groups):
             continue
-        curve = groups.agg(privacy=("privacy", "mean"), accuracy=("accuracy", "mean"), low=("accuracy", "min"),
-                           high=("accuracy", "max")).sort_values("privacy")  # fmt: skip
-        ax.plot(curve.privacy, curve.accuracy, color=colour, marker=marker, lw=1.3, ms=6, label=label)
-        ax.vlines(curve.privacy, curve.low, curve.high, color=colour, lw=0.9, alpha=0.6)
+        curve = groups.accuracy.agg(["mean", "min", "max"]).assign(privacy=groups.privacy.mean()).sort_values("privacy")
+        ax.plot(curve.privacy, curve["mean"], color=colour, marker=marker, lw=1.3, ms=6, label=label)
+        ax.vlines(curve.privacy, curve["min"], curve["max"], color=colour, lw=0.9, alpha=0.6)
     ax.set(xlabel="judged RMSE of an audit at the first step", ylabel="accuracy on held-out digits")
-    ax.set_title("What it costs to training")
+    ax.set_title("The cost to training")
     ax.legend(fontsize="small", loc="lower left")

@@ -1,18 +1,22 @@
-"""Privacy trained for: accuracy against what an attack leaves, a mark a method and weight."""
+"""Training for privacy: accuracy against an attack's error, one mark per method and weight."""
 
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from i2f.paper import claims
-from i2f.paper.figures.style import readable_ticks, style
+from i2f.paper.attackers import BLUE, GREEN, ORANGE
+from i2f.paper.figures.style import INK, readable_ticks, style
 
 METHODS = {  # name -> label, colour, marker
-    "plain": ("plain", "#333333", "o"), "bound": ("penalty on λ$_{max}$", "#0072B2", "s"),
-    "bayes": ("penalty on the Bayes error", "#009E73", "D"), "dp": ("clipping and noise, local DP", "#D55E00", "X"),
-}  # fmt: skip
+    "plain": ("plain", INK, "o"),
+    "bound": ("penalty on λ$_{max}$", BLUE, "s"),
+    "bayes": ("penalty on the Bayes error", GREEN, "D"),
+    "dp": ("clipping and noise, local DP", ORANGE, "X"),
+}
 
 
 def published(run: Path) -> dict[str, Figure]:
@@ -21,8 +25,8 @@ def published(run: Path) -> dict[str, Figure]:
 
 
 def overview(table: pd.DataFrame) -> Figure:
-    """Accuracy against what inverting leaves, where every network learnt: a pale mark a seed, a full one a weight.
-    Left: what Gauss–Newton left, clamped. Right: the expected error, under noise in proportion to the gradient."""
+    """Accuracy against the attacker's error, where every network learnt: a pale mark per seed, a full one per weight.
+    Left: Gauss–Newton's clamped RMSE. Right: the expected error, under noise in proportion to the gradient."""
     style()
     table = table.assign(clamped=table.mse_clamped**0.5, relative=table.expected_rmse * table.gradient_norm)
     least = table.groupby(["method", "weight"]).accuracy.transform("min")
@@ -35,19 +39,10 @@ def overview(table: pd.DataFrame) -> Figure:
     )
     axes[1].set(xlabel="√E[I²] · ‖g‖, for noise in proportion to ‖g‖")
     for ax, column in zip(axes, ("clamped", "relative"), strict=True):
-        for method, (words, colour, marker) in METHODS.items():
+        for method, (label, colour, marker) in METHODS.items():
             rows = learnt[learnt.method == method]
-            if rows.empty:
-                continue
-            look = {"marker": marker, "color": colour}
-            seeds = rows.groupby(["weight", "seed"]).agg({column: "median", "accuracy": "mean"})
-            ax.plot(seeds[column], seeds.accuracy, **look, ls="none", ms=4, mew=0, alpha=0.3)
-            weights = rows.groupby("weight").agg({column: "median", "accuracy": "mean"})
-            ax.plot(weights[column], weights.accuracy, **look, ms=7, lw=1.2, label=words)
-            for weight, row in weights.iterrows():
-                if weight:
-                    ax.annotate(f"{weight:g}", (row[column], row.accuracy), (5, 5), textcoords="offset points",
-                                fontsize="x-small", color=colour)  # fmt: skip
+            if len(rows):
+                _method(ax, rows, column, label, colour, marker)
         ax.set(xscale="log")
         readable_ticks(ax)
     if len(learnt):
@@ -57,3 +52,14 @@ def overview(table: pd.DataFrame) -> Figure:
         left_out = "; ".join(f"{METHODS[m][0]}, {', '.join(f'{w:g}' for w in sorted(ws))}" for m, ws in weights.items())
         figure.supxlabel(f"Not drawn, accuracy below {claims.LEARNT:g}: {left_out}", fontsize="small")
     return figure
+
+
+def _method(ax: Axes, rows: pd.DataFrame, column: str, label: str, colour: str, marker: str) -> None:
+    """One method's marks, its weights written next to them."""
+    seeds = rows.groupby(["weight", "seed"]).agg({column: "median", "accuracy": "mean"})
+    ax.plot(seeds[column], seeds.accuracy, marker=marker, color=colour, ls="none", ms=4, mew=0, alpha=0.3)
+    weights = rows.groupby("weight").agg({column: "median", "accuracy": "mean"})
+    ax.plot(weights[column], weights.accuracy, marker=marker, color=colour, ms=7, lw=1.2, label=label)
+    for weight, row in weights[weights.index > 0].iterrows():
+        at = row[column], row.accuracy
+        ax.annotate(f"{weight:g}", at, (5, 5), textcoords="offset points", fontsize="x-small", color=colour)

@@ -5,13 +5,16 @@ import pytest
 
 from i2f.paper.experiments import audited
 from i2f.paper.figures import audited as draw
+from i2f.paper.sweep import Settings
 
-SETTING = {"dataset": "mnist", "model": "lenet", "init": "uniform", "weight_seed": 1, "normalize": False}
+CONFIG = {"dataset": "mnist", "model": "lenet", "init": "uniform", "weight_seed": 1, "normalize": False}
+CONFIG |= {"variances": [1e-6], "targets": [30.0], "steps": 15}
+THRESHOLDS = {"cut": 0.05, "accuracy": 0.2, "within": 1.0}
+QUIET = Settings(jobs=1, progress="off")
 
 
-def test_rows_are_audits_beside_attacks():
-    tasks = audited.problems(SETTING, 1, [1e-6], [30.0])
-    table = audited.run(tasks, 15, jobs=1).set_index("part")
+def test_rows_are_audits_and_attacks():
+    table = audited.run(audited.problems(CONFIG | {"images": 1}), QUIET).tables["problems"].set_index("part")
     assert table.variance["predicted"] == 1e-6
     assert table.attacked_psnr["predicted"] == pytest.approx(table.psnr["predicted"], abs=0.2)
     assert table.expected_psnr["suggested"] == pytest.approx(30, abs=0.01)
@@ -22,7 +25,7 @@ def test_rows_are_audits_beside_attacks():
 def made_up(off=0.1):
     rows = [
         {**p, "predicted_rmse": 0.01, "psnr": 40.0, "label": True, "converged": True, "failed": False, "reason": ""}
-        for p in audited.problems(SETTING, 5, [1e-6], [30.0])
+        for p in audited.problems(CONFIG | {"images": 5})
     ]  # fmt: skip
     table = pd.DataFrame(rows)
     aim = table.psnr.where(table.part == "predicted", table.asked)
@@ -31,7 +34,7 @@ def made_up(off=0.1):
 
 @pytest.mark.parametrize(("off", "verdict"), [(0.1, "holds"), (3.0, "fails")])
 def test_claims(off, verdict):
-    found = audited.judge(made_up(off), "mnist", 0.05, 0.2, 1.0)
+    found = audited.judge({"problems": made_up(off)}, THRESHOLDS, "mnist")
     assert [c.id for c in found] == ["audit-mnist-psnr", "audit-mnist-suggested", "audit-mnist-labels"]
     assert [c.verdict for c in found] == [verdict, verdict, "holds"]
 

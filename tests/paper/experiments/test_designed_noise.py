@@ -6,18 +6,33 @@ import pytest
 import torch
 
 import i2f
-from i2f import claims, data, models, spectrum, streams
-from i2f.paper.experiments import designed_noise
+from i2f import data, models, spectrum, statistics, streams, sweep
+from i2f.paper import trainings
+from i2f.paper.experiments import designed_noise, frontier
 from i2f.paper.experiments import problems as shared
 from i2f.paper.figures import designed_noise as draw
+from i2f.paper.sweep import Settings
+from i2f.paper.trainings import Method
 
 SETTING = {"dataset": "mnist", "model": "lenet", "init": "uniform", "weight_seed": 1, "normalize": False}
+CONFIG = SETTING | {"draws": 1, "told": 0, "steps": 10, "start_seed": 0, "methods": {"none": [0]}, "seeds": 1}
+CONFIG |= {"reference": 1, "digits": 40, "held_out": 20, "epochs": 1, "batch_size": 20, "lr": 0.003}
+THRESHOLDS = {"gain": 10.0, "accuracy": 0.25, "margin": 0.05}
+QUIET = Settings(jobs=1, progress="off")
+
+
+def attacks(images, levels, **more):
+    return designed_noise.problems(CONFIG | {"images": images, "levels": levels} | more)["problems"]
+
+
+def attacked(tasks):
+    table = sweep.run(designed_noise._solve, tasks, QUIET, ("image",), at_most=32)
+    return table.drop(columns=["steps", "start_seed"])
 
 
 @pytest.fixture(scope="module")
 def table():
-    tasks = designed_noise.problems(SETTING, 1, [0.001], draws=1, told=0)
-    return designed_noise.run(tasks, 10, 0, jobs=1)
+    return attacked(attacks(1, [0.001]))
 
 
 @pytest.mark.parametrize("kind", designed_noise.KINDS)
@@ -46,9 +61,9 @@ def test_the_measured_errors_are_the_expected(table):
     assert float(designed_noise.gains(table).sharpest.iloc[0]) > 5
 
 
-def test_who_is_told_the_covariance_learns_more_of_a_linear_draw_alone():
-    tasks = [p for p in designed_noise.problems(SETTING, 1, [0.01], 1, 1) if p["kind"] in designed_noise.TOLD]
-    table = designed_noise.run(tasks, 8, 0, jobs=1).set_index(["kind", "told"])
+def test_knowing_the_covariance_helps_against_a_linear_draw_alone():
+    tasks = [p for p in attacks(1, [0.01], told=1, steps=8) if p["kind"] in designed_noise.TOLD]
+    table = attacked(tasks).set_index(["kind", "told"])
     assert table.rmse["linear", True] < 0.5 * table.rmse["linear", False]
     assert table.rmse["designed", True] > 0.9 * table.rmse["designed", False]
 
@@ -59,26 +74,26 @@ def test_a_defended_mean_is_the_mean_and_noise(method):
     x, y = data.load("mnist", 4)
     model = models.build("lenet", "mnist", "uniform", 1, normalize=False)
     generator = torch.Generator().manual_seed(0)
-    plain = designed_noise.defended(model, x, y, "none", 0.0, 1e9, generator)
-    found = designed_noise.defended(model, x, y, method, 0.0, 1e9, generator)
+    plain = trainings.defended(model, x, y, Method("none", 0.0, 1e9), generator)
+    found = trainings.defended(model, x, y, Method(method, 0.0, 1e9), generator)
     for a, b in zip(plain, found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
     if method == "isotropic":
-        noisy = designed_noise.defended(model, x, y, method, 0.1, 1e9, generator)
+        noisy = trainings.defended(model, x, y, Method(method, 0.1, 1e9), generator)
         noise = torch.cat([(b - a).flatten() for a, b in zip(plain, noisy, strict=True)])
         assert float(noise.std()) == pytest.approx(0.1 / 2, rel=0.05)
     if method == "dp":
-        short = designed_noise.defended(model, x, y, method, 0.0, 1e-3, generator)
+        short = trainings.defended(model, x, y, Method(method, 0.0, 1e-3), generator)
         assert float(torch.cat([g.flatten() for g in short]).norm()) <= 1e-3 * (1 + 1e-5)
     if method == "prune":
-        one = designed_noise.defended(model, x[:1], y[:1], method, 0.9, 1e9, generator)
+        one = trainings.defended(model, x[:1], y[:1], Method(method, 0.9, 1e9), generator)
         kept = torch.cat([g.flatten() for g in one]) != 0
         assert float(kept.double().mean()) == pytest.approx(0.1, abs=0.01)
 
 
-def test_utility_is_a_row_a_training():
-    methods = {"none": [0], "designed": [0.2]}
-    table = designed_noise.utility(SETTING, methods, 40, 20, 1, 20, 0.003, 2, 1, jobs=1)
+def test_the_frontier_has_one_row_per_training():
+    tasks = frontier.problems(CONFIG | {"methods": {"none": [0], "designed": [0.2]}, "seeds": 2})
+    table = frontier.run(tasks, QUIET).tables["frontier"]
     assert len(table) == 4
     privacy = table.groupby("method").privacy.first()
     assert privacy["none"] == 0
@@ -89,21 +104,21 @@ def test_utility_is_a_row_a_training():
 def test_row_space_noise_stays_in_the_row_space():
     x, y = (t[:1] for t in data.load("mnist", 1))
     model = models.build("lenet", "mnist", init="uniform", seed=1, normalize=False)
-    drawn = torch.stack([designed_noise._row_space(model, x, y, torch.Generator().manual_seed(s)) for s in (0, 1)])
+    drawn = torch.stack([trainings.row_space(model, x, y, torch.Generator().manual_seed(s)) for s in (0, 1)])
     rows = i2f.GradientJacobian(model, x, y).dense().double()
     basis = torch.linalg.qr(rows.T)[0]
-    beside = drawn - (drawn @ basis) @ basis.T
-    assert float(beside.norm()) < 1e-4 * float(drawn.norm())
+    outside = drawn - (drawn @ basis) @ basis.T
+    assert float(outside.norm()) < 1e-4 * float(drawn.norm())
     assert (drawn @ basis).square().mean().item() == pytest.approx(1.0, abs=0.2)
-    gradients = designed_noise.defended(model, x, y, "row-space", 0.1, 1.0, torch.Generator().manual_seed(0))
-    plain = designed_noise.defended(model, x, y, "none", 0.1, 1.0, torch.Generator().manual_seed(0))
+    gradients = trainings.defended(model, x, y, Method("row-space", 0.1, 1.0), torch.Generator().manual_seed(0))
+    plain = trainings.defended(model, x, y, Method("none", 0.1, 1.0), torch.Generator().manual_seed(0))
     moved = torch.cat([(a - b).flatten() for a, b in zip(gradients, plain, strict=True)])
     assert torch.allclose(moved.double(), 0.1 * drawn[0], atol=1e-5)
 
 
 def made_up(gain=20.0, told=0.1, bayes=1.5):
     rows = []
-    for task in designed_noise.problems(SETTING, 4, [0.003], 2, 4):
+    for task in attacks(4, [0.003], draws=2, told=4):
         predicted = {"isotropic": 1e-4, "row-space": 1e-3, "linear": 1e-4, "designed": 1e-4, "averaged": 2e-3}[
             task["kind"]
         ]
@@ -117,7 +132,7 @@ def made_up(gain=20.0, told=0.1, bayes=1.5):
     return pd.DataFrame(rows)
 
 
-def frontier(better=0.2):
+def accuracies(better=0.2):
     rows = []
     for seed in range(4):
         for value in (0.1, 0.2, 0.3):
@@ -128,12 +143,12 @@ def frontier(better=0.2):
 
 
 def verdicts(table, trained):
-    found = designed_noise.judge(table, trained, "mnist", 10.0, 0.25, 0.05)
+    found = designed_noise.judge({"problems": table, "frontier": trained}, THRESHOLDS, "mnist")
     return {c.id.removeprefix("designed-mnist-"): c for c in found}
 
 
 def test_claims():
-    found = verdicts(made_up(), frontier())
+    found = verdicts(made_up(), accuracies())
     names = ("gain", "gain-isotropic", "averaged", "prediction", "told-linear", "told-designed", "utility")
     assert {name: c.verdict for name, c in found.items()} == dict.fromkeys(names, "holds")
     assert found["gain"].value == pytest.approx(20, rel=0.05)
@@ -141,7 +156,7 @@ def test_claims():
 
 
 def test_claims_can_fail():
-    found = verdicts(made_up(gain=2.0, told=1.0, bayes=0.9), frontier(0.0))
+    found = verdicts(made_up(gain=2.0, told=1.0, bayes=0.9), accuracies(0.0))
     assert {found[name].verdict for name in ("gain", "averaged", "told-linear", "utility")} == {"fails"}
 
 
@@ -150,7 +165,9 @@ def test_an_image_drawn_twice_counts_twice_in_the_prediction():
     rows = [{"image": image, "kind": "linear", "level": 0.1, "predicted_mse": 1.0, "mse": 1 + off, "draw": draw}
             for image, off in enumerate((0.1, 0.2, 0.6)) for draw in (0, 1)]  # fmt: skip
     found = []
-    claims.bootstrap(lambda t: found.append(designed_noise._off(t)) or 0.0, pd.DataFrame(rows), "image", 10, least=3)
+    statistics.bootstrap(
+        lambda t: found.append(designed_noise._off(t)) or 0.0, pd.DataFrame(rows), "image", 10, least=3
+    )
     medians = [0.1, 0.1, 0.1, 0.2, 0.2, 0.6, 0.2, 0.2, 0.6, 0.6]  # of 111, 112, 113, 122, 123, 133, 222, 223, 233, 333
     assert sorted(found[1:]) == pytest.approx(sorted(medians))
 
@@ -159,7 +176,7 @@ def test_an_attack_that_failed_is_infinitely_far_off():
     table = made_up()
     gone = (table.kind == "linear") & ~table.told
     table.loc[gone, ["failed", "mse", "rmse"]] = [True, np.nan, np.nan]
-    assert verdicts(table, frontier())["prediction"].value == np.inf
+    assert verdicts(table, accuracies())["prediction"].value == np.inf
 
 
 def test_equal_seeds_share_no_draw():
@@ -183,34 +200,34 @@ def test_equal_seeds_share_no_draw():
 
 def test_the_order_of_training_is_the_same_whatever_the_noise(monkeypatch):
     seen = {}
-    original = designed_noise.defended
+    original = trainings.defended
 
     def note(model, x, y, method, *rest):
-        seen.setdefault(method, []).append(x)
+        seen.setdefault(method.name, []).append(x)
         return original(model, x, y, method, *rest)
 
-    monkeypatch.setattr(designed_noise, "defended", note)
+    monkeypatch.setattr(trainings, "defended", note)
     for method, value in (("none", 0.0), ("isotropic", 0.1)):
-        designed_noise.train({**SETTING, "method": method, "value": value, "seed": 3}, 40, 20, 2, 10, 0.003)
+        frontier.accuracy(CONFIG | {"method": method, "value": value, "seed": 3, "epochs": 2, "batch_size": 10})
     assert torch.equal(torch.cat(seen["none"]), torch.cat(seen["isotropic"]))
 
 
 def test_trainings_that_learnt_nothing_are_not_compared():
-    trained = pd.concat([frontier(), pd.DataFrame([{"method": "none", "value": 0, "seed": 0, "accuracy": 0.2}])])
+    trained = pd.concat([accuracies(), pd.DataFrame([{"method": "none", "value": 0, "seed": 0, "accuracy": 0.2}])])
     assert verdicts(made_up(), trained)["utility"].verdict == "inconclusive"
 
 
 def test_where_isotropic_noise_costs_nothing_there_is_nothing_to_gain():
     plain = pd.DataFrame([{"method": "none", "value": 0.0, "seed": seed, "privacy": 0.0} for seed in range(4)])
     for accuracy, verdict in ((0.8, "holds"), (0.51, "inconclusive")):  # isotropic noise leaves 0.5 at its middle
-        table = pd.concat([frontier(), plain.assign(accuracy=accuracy)])
+        table = pd.concat([accuracies(), plain.assign(accuracy=accuracy)])
         found = verdicts(made_up(), table)["utility"]
         assert found.verdict == verdict
         assert ("less to gain" in found.note) == (verdict == "inconclusive")
 
 
 def test_the_figure_has_every_kind(table):
-    left, _, right = draw.overview(table, frontier()).axes
+    left, _, right = draw.overview(table, accuracies()).axes
     assert len(left.lines) == len(designed_noise.KINDS)
     assert len(right.lines) == 2
     assert np.isfinite(left.lines[0].get_ydata()).all()
@@ -219,4 +236,4 @@ def test_the_figure_has_every_kind(table):
 def test_trainings_of_one_noise_alone_are_not_compared():
     alone = pd.DataFrame({"method": ["none", "designed"], "value": [0.0, 0.1], "seed": 0, "privacy": [0.0, 0.1],
                           "accuracy": [0.9, 0.8]})  # fmt: skip
-    assert designed_noise.judge_trainings(alone, "mnist", 0.05) == []
+    assert frontier.judge({"frontier": alone}, THRESHOLDS, "mnist") == []

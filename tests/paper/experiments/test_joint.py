@@ -1,7 +1,5 @@
 """Joint optimisation: the penalty does what it should to a real training, and its claims on made-up tables."""
 
-from functools import partial
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,14 +7,21 @@ import torch
 
 from i2f.paper.experiments import joint
 from i2f.paper.figures import joint as draw
+from i2f.paper.sweep import Settings
 
 SETTING = {"dataset": "mnist", "init": "uniform", "weight_seed": 1}
+CONFIG = SETTING | {"seeds": 1, "digits": 60, "held_out": 20, "epochs": 1, "batch_size": 20, "lr": 0.003}
+CONFIG |= {"penalised": 1, "every": 1, "damping": 0.01, "images": 2, "attacked": 1, "variance": 1e-6, "steps": 8}
+THRESHOLDS = {"gain": 1.5, "kept": 0.05}
+
+
+def problems(methods, **more):
+    return joint.problems(CONFIG | {"methods": methods} | more)
 
 
 @pytest.fixture(scope="module")
 def table():
-    tasks = joint.problems(SETTING, {"plain": [0], "bound": [0.3]}, 1)
-    return joint.run(tasks, 60, 20, 1, 20, 0.003, 1, 1, 0.01, 2, 1, 1e-6, 8, jobs=1)
+    return joint.run(problems({"plain": [0], "bound": [0.3]}), Settings(jobs=1, progress="off")).tables["problems"]
 
 
 def test_a_penalised_network_shows_less(table):
@@ -24,9 +29,8 @@ def test_a_penalised_network_shows_less(table):
     assert rows.lambda_max["bound"] < rows.lambda_max["plain"]
     assert rows.rmse["plain"] == pytest.approx(rows.expected_rmse["plain"], rel=0.3)
     assert table.columns.is_unique
-    assert all(
-        "converged" in claim.note for claim in joint.judge(table, "mnist", 1.5, 0.05) if "RMSE" in claim.statistic
-    )
+    found = verdicts(table).values()
+    assert all("converged" in claim.note for claim in found if "RMSE" in claim.statistic)
     assert list(joint.summary(table).columns) == [
         "accuracy", "gradient", "lambda_max", "expected", "measured", "clamped",
     ]  # fmt: skip
@@ -47,7 +51,8 @@ def test_the_order_of_training_is_the_same_whatever_is_added(monkeypatch):
     orders, original = [], torch.randperm
     monkeypatch.setattr(torch, "randperm", lambda *a, **k: orders.append(original(*a, **k)) or orders[-1])
     for method, weight in (("plain", 0.0), ("bound", 0.1), ("dp", 0.5)):
-        joint._train({**SETTING, "method": method, "weight": weight, "seed": 3}, 40, 20, 2, 10, 0.003, 1, 1, 0.01)
+        (task,) = problems({method: [weight]}, digits=40, epochs=2, batch_size=10)
+        joint.train(task | {"seed": 3})
     plain, bound, dp = torch.stack(orders).view(3, 2, 40)
     assert torch.equal(plain, bound)
     assert torch.equal(plain, dp)
@@ -55,14 +60,13 @@ def test_the_order_of_training_is_the_same_whatever_is_added(monkeypatch):
 
 def test_every_method_trains():
     for method in (joint.BAYES, joint.DP):
-        (task,) = joint.problems(SETTING, {method: [0.1]}, 1)
-        _, accuracy = joint._train(task, 40, 20, 1, 20, 0.003, 1, 1, 0.01)
+        _, accuracy = joint.train(*problems({method: [0.1]}, digits=40))
         assert 0 <= accuracy <= 1
 
 
 def made_up(gain=2.0, cost=0.01):
     rows = []
-    for task in joint.problems(SETTING, {"plain": [0], "bound": [0.1, 0.3], "bayes": [0.1]}, 4):
+    for task in problems({"plain": [0], "bound": [0.1, 0.3], "bayes": [0.1]}, seeds=4):
         strong = task["method"] != "plain"
         for image in range(5):
             rows.append(task | {
@@ -75,7 +79,7 @@ def made_up(gain=2.0, cost=0.01):
 
 
 def verdicts(table):
-    return {c.id.removeprefix("joint-mnist-"): c for c in joint.judge(table, "mnist", 1.5, 0.05)}
+    return {c.id.removeprefix("joint-mnist-"): c for c in joint.judge({"problems": table}, THRESHOLDS, "mnist")}
 
 
 def test_claims():
@@ -112,18 +116,17 @@ def test_a_penalty_that_keeps_a_network_from_learning_has_no_verdict():
 def test_a_lazy_penalty_is_taken_at_every_kth_step_and_counts_k_times(monkeypatch):
     taken = []
 
-    def term(method, model, x, *rest):
+    def term(p, model, x, *rest):
         taken.append(0)
         return model(x).sum() * 0 + sum(p.sum() for p in model.parameters())
 
     monkeypatch.setattr(joint, "_term", term)
-    (task,) = joint.problems(SETTING, {"bound": [1e3]}, 1)
-    train = partial(joint._train, task, 100, 20, 1, 20, 0.003, 1)  # five steps
-    train(1, 0.01)
+    (task,) = problems({"bound": [1e3]}, digits=100)  # five steps
+    joint.train(task)
     assert len(taken) == 5
     slopes = []
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: slopes.append(self.param_groups[0]["params"][-1].grad))
-    train(3, 0.01)
+    joint.train(task | {"every": 3})
     assert len(taken) == 5 + 2
     assert [float(s.mean().round(decimals=-2)) for s in slopes] == [3e3, 0, 0, 3e3, 0]
 
