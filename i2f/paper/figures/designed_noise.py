@@ -4,11 +4,11 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from i2f.paper.attackers import BLUE, GREEN, ORANGE, PINK, YELLOW
-from i2f.paper.figures.style import INK, readable_ticks, style
+from i2f.paper.attackers import BLUE, GREEN, ORANGE, PINK
+from i2f.paper.figures.frontier import accuracy_against_privacy
+from i2f.paper.figures.style import readable_ticks, style
 
 KINDS = {  # name -> label, colour, marker
     "isotropic": ("isotropic", ORANGE, "X"),
@@ -16,14 +16,6 @@ KINDS = {  # name -> label, colour, marker
     "linear": ("∝ JᵀJ, drawn as √c Jᵀz", "#56B4E9", "v"),
     "designed": ("designed: a noisy input's", BLUE, "o"),
     "averaged": ("water-filled", GREEN, "s"),
-}
-METHODS = {  # name -> label, colour, marker
-    "none": ("no defence", INK, "*"),
-    "isotropic": ("isotropic noise", ORANGE, "X"),
-    "designed": ("designed noise", BLUE, "o"),
-    "row-space": ("row-space noise", GREEN, "v"),
-    "dp": ("clipping and noise, local DP", YELLOW, "P"),
-    "prune": ("pruning", PINK, "D"),
 }
 
 
@@ -48,26 +40,5 @@ def overview(table: pd.DataFrame, frontier: pd.DataFrame) -> Figure:
         readable_ticks(ax)
     left.set_ylabel("RMSE along the ten sharpest directions")
     middle.legend(fontsize="small")
-    _curves(right, frontier)
+    accuracy_against_privacy(right, frontier)
     return figure
-
-
-def frontier(table: pd.DataFrame) -> Figure:
-    """Accuracy against privacy alone, of longer trainings; the thin bar is the range over seeds."""
-    style()
-    figure, ax = plt.subplots(figsize=(6.4, 4.3), layout="constrained")
-    _curves(ax, table)
-    return figure
-
-
-def _curves(ax: Axes, table: pd.DataFrame) -> None:
-    for method, (label, colour, marker) in METHODS.items():
-        groups = table[table.method == method].groupby("value")
-        if not len(groups):
-            continue
-        curve = groups.accuracy.agg(["mean", "min", "max"]).assign(privacy=groups.privacy.mean()).sort_values("privacy")
-        ax.plot(curve.privacy, curve["mean"], color=colour, marker=marker, lw=1.3, ms=6, label=label)
-        ax.vlines(curve.privacy, curve["min"], curve["max"], color=colour, lw=0.9, alpha=0.6)
-    ax.set(xlabel="judged RMSE of an audit at the first step", ylabel="accuracy on held-out digits")
-    ax.set_title("The cost to training")
-    ax.legend(fontsize="small", loc="lower left")
