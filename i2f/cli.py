@@ -112,7 +112,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     for path in (arguments.report, arguments.json):
         if path is not None and not path.resolve().parent.is_dir():
             raise ValueError(f"{path}: there is no folder {path.resolve().parent}; make it first")
-    from i2f.audit.samples import audit
+    from i2f.audit import audit
 
     limits = arguments.range and [_numbers(word) for word in arguments.range]
     x, y, name = _samples(arguments.data, bytes_are_pixels=limits is None)
@@ -135,9 +135,9 @@ def _audit(arguments: argparse.Namespace) -> int:
         print(f"i2f: {below} of {len(found.samples)} samples are judged below an RMSE of {arguments.min_rmse:g}, or "
               "not known", file=sys.stderr)  # fmt: skip
         return GATE
-    if arguments.min_rmse is not None and found.beyond:
-        print(f"i2f: the gate opens, but beyond the first order for {found.beyond} samples, where predictions may be "
-              "too large: --attack tries", file=sys.stderr)  # fmt: skip
+    if arguments.min_rmse is not None and found.beyond_first_order:
+        print(f"i2f: --min-rmse is met, but the first order is no longer reliable for {found.beyond_first_order} "
+              "samples, whose predicted errors may be too large: --attack runs an attack", file=sys.stderr)  # fmt: skip
     return 0
 
 

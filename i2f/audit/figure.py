@@ -1,18 +1,17 @@
-"""An audit: the spectra of its samples."""
+"""The spectra of an audit's samples, as a figure."""
 
+import io
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from i2f.paper.figures.style import style
-
-BLUE = "#0072B2"
+from i2f.audit.style import BLUE, style
 
 
 def spectra(values: Sequence[Sequence[float]]) -> Figure:
-    """λ of J Jᵀ from the largest to the smallest, a line a sample."""
+    """λ of J Jᵀ from the largest to the smallest, one line per sample."""
     style()
     figure, ax = plt.subplots(figsize=(7, 2.6), layout="constrained")
     for line in values:
@@ -20,3 +19,11 @@ def spectra(values: Sequence[Sequence[float]]) -> Figure:
         ax.plot(np.linspace(0, 1, len(line)), shown, color=BLUE, lw=1, alpha=max(0.15, 1 / len(values) ** 0.5))
     ax.set(yscale="log", xlabel="rank / d_x", ylabel="λ of J Jᵀ", xlim=(0, 1))
     return figure
+
+
+def svg(figure: Figure) -> str:
+    """The figure as SVG, without a date; it is closed."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return file.getvalue()

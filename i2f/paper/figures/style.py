@@ -5,44 +5,41 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-INK, LINE = "#333333", "#888888"
+from i2f.audit.style import AMBER, BLUE, GREEN, INK, LINE, PINK, SKY, VERMILION, style
+
+__all__ = [
+    "AMBER",
+    "ATTACKERS",
+    "BLUE",
+    "DATASETS",
+    "GREEN",
+    "INK",
+    "LINE",
+    "PINK",
+    "SKY",
+    "VERMILION",
+    "diagonal",
+    "displayable",
+    "pictures",
+    "readable_ticks",
+    "save",
+    "style",
+]
+
 ATTACKERS = {  # name in tables -> label, what it knows besides the model, colour, marker, line
-    "gauss-newton": ("Gauss–Newton", "label", "#0072B2", "o", "-"),
-    "dgl": ("DGL, Adam", "label", "#D55E00", "X", "-"),
-    "dlg": ("DLG, L-BFGS", "nothing else", "#009E73", "s", "-"),
-    "idlg": ("iDLG, Adam", "nothing else", "#E69F00", "D", (0, (4, 3))),
-    "gs": ("GS, cosine", "label, pixel range", "#CC79A7", "P", "-"),
+    "gauss-newton": ("Gauss–Newton", "label", BLUE, "o", "-"),
+    "dgl": ("DGL, Adam", "label", VERMILION, "X", "-"),
+    "dlg": ("DLG, L-BFGS", "nothing else", GREEN, "s", "-"),
+    "idlg": ("iDLG, Adam", "nothing else", AMBER, "D", (0, (4, 3))),
+    "gs": ("GS, cosine", "label, pixel range", PINK, "P", "-"),
 }
 DATASETS = {
     "mnist": "MNIST", "cifar10": "CIFAR-10", "fashion-mnist": "Fashion-MNIST", "cifar100": "CIFAR-100",
 }  # fmt: skip
-
-
-def style() -> None:
-    """The project's look: white ground (legible on dark pages too), thin grid, text that SVG keeps as text."""
-    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.85)
-    plt.rcParams.update(
-        {
-            "axes.edgecolor": LINE,
-            "axes.labelcolor": INK,
-            "axes.titlesize": "medium",
-            "axes.titleweight": "bold",
-            "axes.titlelocation": "left",
-            "figure.dpi": 110,
-            "grid.color": "#e4e4e4",
-            "grid.linewidth": 0.6,
-            "legend.frameon": False,
-            "svg.fonttype": "none",
-            "svg.hashsalt": "i2f",
-            "font.family": "sans-serif",
-            "font.sans-serif": ["DejaVu Sans"],
-        }
-    )
 
 
 CLOUD = 250
