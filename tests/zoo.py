@@ -732,8 +732,9 @@ def stored(norm: nn.Module) -> nn.Module:
 
 def channels_last() -> Case:
     case = around(nn.Conv2d(2, 3, 2), 2, 3, 3, n=2)
-    return case._replace(model=case.model.to(memory_format=torch.channels_last),
-                         x=case.x.to(memory_format=torch.channels_last))  # fmt: skip
+    return case._replace(
+        model=case.model.to(memory_format=torch.channels_last), x=case.x.to(memory_format=torch.channels_last)
+    )
 
 
 def dictionary(out: dict[str, Tensor], y: Tensor) -> Tensor:

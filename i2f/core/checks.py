@@ -122,11 +122,8 @@ def repeatable(first: Tensor, second: Tensor) -> None:
     apart = float((first - second).abs().max() / first.abs().max().clamp_min(torch.finfo(first.dtype).tiny))
     if apart > ROUNDING * torch.finfo(first.dtype).eps:
         raise ValueError(f"model is random: two passes over the same x differ by {apart:.1g}; {FOLLOWS}")
-    warnings.warn(
-        f"model runs on kernels that are not deterministic: two passes over the same x differ by {apart:.1g}; "
-        f"torch.use_deterministic_algorithms(True) names them",
-        stacklevel=3,
-    )
+    cause = "model runs on kernels that are not deterministic (torch.use_deterministic_algorithms(True) names them)"
+    warnings.warn(f"{cause}: two passes over the same x differ by {apart:.1g}", stacklevel=3)
 
 
 FOLLOWS = "dropout by torch.nn.functional ignores model.eval() unless it is called with training=self.training"

@@ -52,7 +52,7 @@ class GradientMap:
     θ is every trainable parameter, flattened and joined in `model.named_parameters()` order. Model and labels are
     copied: what the caller does to them later does not change the map, and the map never changes them. (Where a copy
     does not compute what the module does, as with a patched `forward`, the module itself is used; what a closure holds
-    is not copied.) A model in bfloat16 or float16 is computed in float32, with a warning; `given_dtype` is its own.
+    is not copied.) A model in bfloat16 or float16 is computed in float32, with a warning.
 
     Raises:
         TypeError: model is no module, or y no labels.
@@ -70,7 +70,6 @@ class GradientMap:
         except Exception:  # a lock, an open file: it cannot be copied, and may raise anything
             self.model, self.way.bound = self._given, "given"
         self._index()
-        self.given_dtype = self.dtype
         if any(p.dtype in HALF for p in self.model.parameters()):
             if self.way.bound:
                 raise ValueError(f"model has parameters in {self.dtype} and cannot be copied: convert it with .float()")
@@ -131,13 +130,13 @@ class GradientMap:
         only the caller's own module computes it."""
         return self if dtype == self.dtype or self.way.bound == "given" else self._moved(dtype)
 
-    def to(self, device: torch.device | str) -> "GradientMap":
-        """The same map on another device; on "meta", its shapes alone."""
+    def without_data(self) -> "GradientMap":
+        """The same map on PyTorch's meta device, where tensors have shapes and no values."""
         if self.way.bound == "given":
             raise RuntimeError("the model stays on its device: a copy of it does not compute the same")
-        return self._moved(device)
+        return self._moved("meta")
 
-    def _moved(self, where: torch.dtype | torch.device | str) -> "GradientMap":
+    def _moved(self, where: torch.dtype | str) -> "GradientMap":
         other = copy.copy(self)
         other.model, other._given = modules.duplicate(self.model, shapes=where == "meta").to(where), None
         other._index()

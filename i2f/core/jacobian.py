@@ -72,6 +72,7 @@ class GradientJacobian:
         if x.device != self.map.device:
             raise ValueError(f"x is on {x.device} and the model on {self.map.device}; move one of them")
         self.x = x.detach().to(self.map.dtype, copy=True)  # what the caller does to x later must not move J
+        self.dtype, self.device = self.x.dtype, self.x.device
         self.shape = (self.x.numel(), self.map.size)
         self.memory, self.products = memory, 0
         size = self.shape[0] * self.shape[1] * self.x.element_size()
@@ -136,14 +137,6 @@ class GradientJacobian:
             cure = "raise memory=, or stay with products (method='matrix-free')"
             raise MemoryError(f"{what} takes {gib(size)}, and {gib(budget)} may be used: {cure}")
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.x.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.x.device
-
     @ordinary()
     def matvec(self, delta: Tensor) -> Tensor:
         """J δ: (d_θ,) -> (d_x,), or (k, d_θ) -> (k, d_x). One product per vector."""
@@ -173,9 +166,9 @@ class GradientJacobian:
         if self.chunk > 1:
             try:
                 return torch.cat([product(some) for some in vectors.split(self.chunk)])
-            except RuntimeError as error:  # an operation without a batching rule
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # an operation without a batching rule
                 self.chunk = 1
         return torch.stack([product(one) for one in vectors])
 

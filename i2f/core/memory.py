@@ -67,7 +67,7 @@ def footprint(gmap: GradientMap, x: Tensor) -> Footprint | None:
     parameters = gmap.size * x.element_size()
     try:
         if gmap.size + x.numel() > SMALL_PROBLEM:
-            gmap, x = gmap.to("meta"), x.to("meta")
+            gmap, x = gmap.without_data(), x.to("meta")
         own = {p.untyped_storage()._cdata for p in [*gmap.parameters.values(), *gmap.frozen.values()]}
         held = _Count(own)
         with preserved(gmap.model), held:

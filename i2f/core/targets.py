@@ -35,7 +35,7 @@ def as_labels(y: Any, dtype: torch.dtype) -> Any:
     return y.detach().to(torch.int64, copy=True)
 
 
-def moved(loss: Loss, where: torch.dtype | torch.device | str) -> Loss:
+def moved(loss: Loss, where: torch.dtype | str) -> Loss:
     """The loss with its own tensors (class weights) in another dtype or on another device."""
     if isinstance(loss, nn.Module):
         return copy.deepcopy(loss).to(where)
@@ -45,7 +45,7 @@ def moved(loss: Loss, where: torch.dtype | torch.device | str) -> Loss:
     return loss
 
 
-def to(value: Any, where: torch.dtype | torch.device | str) -> Any:
+def to(value: Any, where: torch.dtype | str) -> Any:
     """A tensor in another dtype, unless it holds integers, or on another device; anything else as it is."""
     moves = torch.is_tensor(value) and (value.is_floating_point() or not isinstance(where, torch.dtype))
     return value.to(where) if moves else value

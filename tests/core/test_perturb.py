@@ -218,9 +218,14 @@ def test_a_gradient_of_another_kind_is_named(gradient, name):
 @pytest.mark.parametrize("bad", ["nan", "inf", "-1"])
 def test_sizes_that_are_none_are_named(gradient, kind, bad):
     number = kind(float(bad))
-    for draw, name in ((perturb.gaussian, "variance"), (perturb.laplace, "variance"), (perturb.prune, "ratio"),
-                       (perturb.clip, "norm"), (lambda g, v: perturb.dp(g, 1.0, v), "multiplier"),
-                       (lambda g, v: perturb.dp(g, v, 1.0), "norm")):  # fmt: skip
+    for draw, name in (
+        (perturb.gaussian, "variance"),
+        (perturb.laplace, "variance"),
+        (perturb.prune, "ratio"),
+        (perturb.clip, "norm"),
+        (lambda g, v: perturb.dp(g, 1.0, v), "multiplier"),
+        (lambda g, v: perturb.dp(g, v, 1.0), "norm"),
+    ):
         with pytest.raises(ValueError, match=f"^{name}="):
             draw(gradient, number)
 
@@ -228,9 +233,13 @@ def test_sizes_that_are_none_are_named(gradient, kind, bad):
 @pytest.mark.parametrize("c", [2.0**-1000, 2.0**-100, 2.0**100, 2.0**1000])
 def test_noise_scales_with_the_gradient(gradient, c):
     """δ(c·g) = c·δ(g) where sizes go along, for powers of two exactly."""
-    for draw in (lambda g, c: perturb.prune(g, 0.3), lambda g, c: perturb.clip(g, 0.1 * c),
-                 lambda g, c: perturb.quantize(g, 4), lambda g, c: perturb.quantize(g, 4, seed=3),
-                 lambda g, c: perturb.dp(g, 0.1 * c, 0.5, seed=3)):  # fmt: skip
+    for draw in (
+        lambda g, c: perturb.prune(g, 0.3),
+        lambda g, c: perturb.clip(g, 0.1 * c),
+        lambda g, c: perturb.quantize(g, 4),
+        lambda g, c: perturb.quantize(g, 4, seed=3),
+        lambda g, c: perturb.dp(g, 0.1 * c, 0.5, seed=3),
+    ):
         assert torch.equal(draw(c * gradient, c), c * draw(gradient, 1.0))
     if 1e-150 < c < 1e150:  # the variance is of c's square
         assert torch.equal(perturb.gaussian(c * gradient, c * c, seed=3), c * perturb.gaussian(gradient, 1.0, seed=3))
@@ -238,9 +247,13 @@ def test_noise_scales_with_the_gradient(gradient, c):
 
 @pytest.mark.parametrize("c", [1e-25, 1e-15, 1e15, 1e25])
 def test_noise_scales_with_the_gradient_in_float32(gradient, c):
-    for draw in (lambda g, c: perturb.prune(g, 0.3), lambda g, c: perturb.clip(g, 0.1 * c),
-                 lambda g, c: perturb.quantize(g, 4), lambda g, c: perturb.laplace(g, c * c, seed=3),
-                 lambda g, c: perturb.dp(g, 0.1 * c, 0.5, seed=3)):  # fmt: skip
+    for draw in (
+        lambda g, c: perturb.prune(g, 0.3),
+        lambda g, c: perturb.clip(g, 0.1 * c),
+        lambda g, c: perturb.quantize(g, 4),
+        lambda g, c: perturb.laplace(g, c * c, seed=3),
+        lambda g, c: perturb.dp(g, 0.1 * c, 0.5, seed=3),
+    ):
         scaled, plain = draw((c * gradient).float(), c), draw(gradient, 1.0)
         torch.testing.assert_close(scaled.double() / c, plain, rtol=1e-5, atol=1e-5)
 

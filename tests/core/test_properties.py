@@ -13,8 +13,11 @@ from torch.nn import functional as F
 import i2f
 
 ACTIVATIONS = (nn.Tanh, nn.Sigmoid, nn.Softplus, nn.GELU, nn.ELU, nn.ReLU, nn.Identity)
-LOSSES = (F.cross_entropy, lambda out, y: F.mse_loss(out, F.one_hot(y, out.shape[1]).to(out)),
-          lambda out, y: F.cross_entropy(out, y, reduction="sum", label_smoothing=0.1))  # fmt: skip
+LOSSES = (
+    F.cross_entropy,
+    lambda out, y: F.mse_loss(out, F.one_hot(y, out.shape[1]).to(out)),
+    lambda out, y: F.cross_entropy(out, y, reduction="sum", label_smoothing=0.1),
+)
 METHODS = ("dense", "matrix-free", "recompute")
 few = settings(max_examples=20, deadline=None, derandomize=True, database=None)
 

@@ -70,16 +70,19 @@ def test_dense_answers(network, dtype, c):
         assert found.norm == pytest.approx(right["influence"][eps], rel=rel)
         assert found.rmse == pytest.approx(right["influence"][eps] / J.shape[0] ** 0.5, rel=rel)
         assert expected_square(J, VARIANCE * c * c, eps * c * c) == pytest.approx(right["square"][eps], rel=rel)
-    torch.testing.assert_close(found.displacement.double(), right["displacement"], rtol=0,
-                               atol=rel * float(right["displacement"].norm()))  # fmt: skip
+    torch.testing.assert_close(
+        found.displacement.double(), right["displacement"], rtol=0, atol=rel * float(right["displacement"].norm())
+    )
     values = spectrum.decompose(J).values / c / c
     torch.testing.assert_close(values, right["values"], rtol=0, atol=1e-6 * float(values[0]))
     assert spectrum.rank(J) == J.shape[0]
     v = perturb.eigenvector(J, index=0, norm=5.0)
     assert float(v.norm()) == pytest.approx(5, rel=1e-6)
     assert i2f.influence(J, c * v).norm == pytest.approx(5 / float(right["values"][0]) ** 0.5, rel=rel)
-    assert torch.equal(perturb.eigenvector(J, eigenvalue=float(right["values"][3]) * c * c, norm=5.0),
-                       perturb.eigenvector(J, index=3, norm=5.0))  # fmt: skip
+    assert torch.equal(
+        perturb.eigenvector(J, eigenvalue=float(right["values"][3]) * c * c, norm=5.0),
+        perturb.eigenvector(J, index=3, norm=5.0),
+    )
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -154,9 +157,13 @@ def test_eigenvalues_out_of_float64_are_refused(c):
     """λ goes as c²."""
     J = problem("small", c=c)
     delta = torch.ones_like(J.gradient)
-    for ask in (lambda: i2f.influence(J, delta), lambda: i2f.lower_bound(J, delta), lambda: spectrum.decompose(J),
-                lambda: expected_square(J, 1.0, 1.0),
-                lambda: trace.bayes_error(J, 1.0, 1.0)):  # fmt: skip
+    for ask in (
+        lambda: i2f.influence(J, delta),
+        lambda: i2f.lower_bound(J, delta),
+        lambda: spectrum.decompose(J),
+        lambda: expected_square(J, 1.0, 1.0),
+        lambda: trace.bayes_error(J, 1.0, 1.0),
+    ):
         with pytest.raises(ValueError, match=r"J is of size .*, and λ, of its square, leaves float64: scale the loss"):
             ask()
 

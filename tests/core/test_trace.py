@@ -157,9 +157,13 @@ def test_what_rests_on_roundings_has_not_converged(damping, resolved):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"damping": 0.0}, "positive and finite"), ({"probes": 1}, "at least 2"), ({"max_steps": 0}, "at least 1"),
-     ({"variance": -1.0}, "variance")],
-)  # fmt: skip
+    [
+        ({"damping": 0.0}, "positive and finite"),
+        ({"probes": 1}, "at least 2"),
+        ({"max_steps": 0}, "at least 1"),
+        ({"variance": -1.0}, "variance"),
+    ],
+)
 def test_bad_input_is_named(change, said):
     with pytest.raises(ValueError, match=said):
         trace.bayes_error(Diagonal(SPECTRUM), **{"variance": 1.0, "damping": 1e-2, **change})
