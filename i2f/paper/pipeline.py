@@ -23,21 +23,22 @@ from i2f.paper import books
 from i2f.paper.books import ROOT
 
 
-def settings() -> Any:
+def settings(device: str = "") -> Any:
     """How this process's sweeps run, as the environment says (`sweep.Settings`): a notebook passes it to `run`.
 
-    I2F_JOBS, I2F_STORE, I2F_DEVICE, I2F_SCHEDULER, I2F_PROGRESS: the fields of `sweep.Settings`. The device is taken
-    for the whole process (`devices.use`).
+    I2F_JOBS, I2F_STORE, I2F_DEVICE, I2F_SCHEDULER, I2F_PROGRESS: the fields of `sweep.Settings`. `device` takes
+    precedence over I2F_DEVICE, and is taken for the whole process (`devices.use`).
     """
     from i2f.paper import devices  # which brings PyTorch, seconds that most commands need not spend
     from i2f.paper.sweep import Settings
 
     given = os.environ.get
-    devices.use(given("I2F_DEVICE", ""))
+    device = device or given("I2F_DEVICE", "")
+    devices.use(device)
     return Settings(
         jobs=int(given("I2F_JOBS", "0")) or None,
         store=given("I2F_STORE") or None,
-        device=given("I2F_DEVICE", ""),
+        device=device,
         scheduler=given("I2F_SCHEDULER", ""),
         progress=given("I2F_PROGRESS", "auto"),
     )

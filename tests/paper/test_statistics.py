@@ -228,7 +228,8 @@ def judge_deep_networks(products=20, place=SAME, loose=5.0):
     table = pd.DataFrame({"dataset": "cifar10", "network": "vit", "image": range(N), "products": products,
                           "bound_rmse": bound, "damped_rmse": exact, "rmse": exact, **ENDED, "steps allowed": 60,
                           "relative_residual": 0.3})  # fmt: skip
-    return deep_networks.judge(table, 52, 0.5, 10.0) + deep_networks.judge_photos(table, 0.5)
+    thresholds = {"products": 52, "order": 0.5, "tight": 10.0}
+    return deep_networks.judge({"problems": table}, thresholds) + deep_networks.judge_photos(table, thresholds)
 
 
 def judge_smoothness(missed=(), rank=784, growth=3.0):
@@ -238,7 +239,8 @@ def judge_smoothness(missed=(), rank=784, growth=3.0):
          "mse": 1.0 if (depth, image) in missed else 1e-12, "expected_rmse": growth ** math.log2(depth), **ENDED}
         for depth in (2, 4) for width in (8, 16) for activation in ("softplus", "relu") for image in range(N)
     ]  # fmt: skip
-    return smoothness.judge(pd.DataFrame(rows).assign(rmse=lambda t: t.mse**0.5), "mnist", 1e-8, 0.99, 2.0)
+    table = pd.DataFrame(rows).assign(rmse=lambda t: t.mse**0.5)
+    return smoothness.judge({"problems": table}, {"exact": 1e-8, "share": 0.99, "safer": 2.0}, "mnist")
 
 
 def judge_joint(harder=(2.0, 2.0), relative=(2.0, 2.0), cost=(0.0, 0.0)):

@@ -8,18 +8,35 @@ import torch
 import i2f
 from i2f.paper.experiments import smoothness
 from i2f.paper.figures import smoothness as draw
+from i2f.paper.sweep import Settings
 
-SETTING = {"dataset": "mnist", "init": "kaiming", "weight_seed": 1, "normalize": True}
+CONFIG = {
+    "dataset": "mnist",
+    "init": "kaiming",
+    "weight_seed": 1,
+    "normalize": True,
+    "relative": 1e-2,
+    "steps": 15,
+    "start_seed": 0,
+}
+
+
+THRESHOLDS = {"exact": 1e-8, "share": 0.99, "safer": 2.0}
 
 
 @pytest.fixture(scope="module")
 def table():
-    tasks = smoothness.problems(SETTING, [2], [8], ["softplus", "relu"], 1)
-    return smoothness.run(tasks, 1e-2, 15, 0, jobs=1)
+    tasks = problems([2], [8], ["softplus", "relu"], 1)
+    return smoothness.run(tasks, Settings(jobs=1, progress="off")).tables["problems"]
+
+
+def problems(depths, widths, activations, images):
+    family = {"depths": depths, "widths": widths, "activations": activations, "images": images}
+    return smoothness.problems(CONFIG | family)
 
 
 def test_problems_are_the_whole_family_the_deepest_first():
-    tasks = smoothness.problems(SETTING, [2, 8], [8, 16], ["gelu", "relu"], 3)
+    tasks = problems([2, 8], [8, 16], ["gelu", "relu"], 3)
     assert len(tasks) == len({tuple(t.items()) for t in tasks}) == 24
     assert [t["depth"] for t in tasks] == [8] * 12 + [2] * 12
     assert all(t["model"] == f"cnn{t['depth']}x{t['width']}" for t in tasks)
@@ -48,7 +65,7 @@ def test_a_kink_stops_the_search(table):
 
 
 def made_up(**replaced):
-    tasks = smoothness.problems(SETTING, [2, 4, 8], [8, 16], ["softplus", "relu"], 5)
+    tasks = problems([2, 4, 8], [8, 16], ["softplus", "relu"], 5)
     rows = [
         {**t, "mse": 1e-20 if t["activation"] == "softplus" else 0.1, "rmse": 1e-10, "relative_residual": 1e-12,
          "steps": 5, "condition": 1e4, "rank": 784, "converged": True, "failed": False, "reason": "",
@@ -59,7 +76,9 @@ def made_up(**replaced):
 
 
 def verdicts(table):
-    return {c.id.removeprefix("smoothness-mnist-"): c for c in smoothness.judge(table, "mnist", 1e-8, 0.99, 2.0)}
+    return {
+        c.id.removeprefix("smoothness-mnist-"): c for c in smoothness.judge({"problems": table}, THRESHOLDS, "mnist")
+    }
 
 
 def test_claims():
@@ -91,7 +110,7 @@ def test_a_failed_attack_recovered_nothing():
     assert verdicts(table)["narrow"].verdict == "fails"
 
 
-def test_summary_has_a_row_a_network():
+def test_the_summary_has_one_row_per_network():
     shown = smoothness.summary(made_up(), 1e-8)
     assert len(shown) == 12
     assert list(dict.fromkeys(shown.index.get_level_values("activation"))) == ["softplus", "relu"]
