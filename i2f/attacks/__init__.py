@@ -1,46 +1,23 @@
 """Gradient inversion: find the input behind a gradient. One signature, one result, whatever the method."""
 
-import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import fields
-from typing import Any, TypeVar, Unpack
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Unpack
 
 from torch import nn
 
-from i2f.attacks.knowledge import Array, Gradient, Keywords, Knowledge, Search, understood
+from i2f._torch.operations import ordinary
+from i2f.attacks.knowledge import Array, Gradient, Keywords, understood, with_keywords
 from i2f.attacks.labels import recover_labels
 from i2f.attacks.match import LowRank
-from i2f.attacks.methods import METHODS
-from i2f.attacks.problem import Iterate, Reconstruction
-from i2f.attacks.rounds import attack
-from i2f.attacks.setup import STARTS
+from i2f.attacks.methods import METHODS, Method
+from i2f.attacks.problem import Iterate, Problem, Reconstruction
+from i2f.attacks.setup import STARTS, make_problems
 
-__all__ = [
-    "METHODS",
-    "STARTS",
-    "Iterate",
-    "Knowledge",
-    "LowRank",
-    "Reconstruction",
-    "Search",
-    "attack",
-    "invert",
-    "invert_many",
-    "recover_labels",
-]
+__all__ = ["METHODS", "STARTS", "Iterate", "LowRank", "Reconstruction", "invert", "invert_many", "recover_labels"]
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def with_keywords(function: Function) -> Function:
-    """The function, whose signature shows each keyword with its default."""
-    signature, keyword = inspect.signature(function), inspect.Parameter.KEYWORD_ONLY
-    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    listed = [f for kind in (Knowledge, Search) for f in fields(kind) if f.name != "options"]
-    own += [inspect.Parameter(f.name, keyword, default=f.default, annotation=f.type) for f in listed]
-    own.append(inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD))
-    vars(function)["__signature__"] = signature.replace(parameters=own)
-    return function
+ENDED = ("matched", "interrupted")  # how a reason begins after which a problem needs no further restart
 
 
 @with_keywords
@@ -112,4 +89,26 @@ def invert_many(
         mask: (d_θ,), or (P, d_θ), one each. start: as in `invert`, or (P, n, C, H, W). seed: one for all (they start
             alike), or one each. Everything else: as in `invert`, the same for all.
     """
-    return attack(model, gradients, y, shape, *understood(dict(keywords)))
+    knowledge, search = understood(dict(keywords))
+    with ordinary():
+        method, rounds = make_problems(model, gradients, y, shape, knowledge, search)
+        if not method.together:
+            return _in_rounds(method, rounds, search.options)
+        found = method.run([problem for one_round in rounds for problem in one_round], **search.options)
+        return [_best(found[i :: len(rounds[0])]) for i in range(len(rounds[0]))]
+
+
+def _in_rounds(method: Method, rounds: Sequence[Sequence[Problem]], options: Mapping[str, Any]) -> list[Reconstruction]:
+    """One start of all problems after another; a problem whose gradient is matched needs no further one."""
+    tries: list[list[Reconstruction]] = [[] for _ in rounds[0]]
+    for one_round in rounds:
+        left = [p for p in one_round if not (tries[p.index] and tries[p.index][-1].reason.startswith(ENDED))]
+        for problem, found in zip(left, method.run(left, **options) if left else [], strict=True):
+            tries[problem.index].append(found)
+    return [_best(found) for found in tries]
+
+
+def _best(found: Sequence[Reconstruction]) -> Reconstruction:
+    """The restart with the lowest objective, with the evaluations of all of them."""
+    best = min(range(len(found)), key=lambda i: found[i].loss if math.isfinite(found[i].loss) else math.inf)
+    return replace(found[best], evaluations=sum(f.evaluations for f in found), restart=best)

@@ -62,113 +62,122 @@ def _group_size(problems: Sequence[Problem], recipe: Recipe) -> int:
     return max(1, TOGETHER_BYTES // (GRAPH * one * problems[0].target.element_size()))
 
 
+class _Run:
+    """One problem: its leaves, the objective at its current iterate, and the best iterate so far."""
+
+    def __init__(self, problem: Problem, recipe: Recipe, unit: float):
+        self.problem, self.target = problem, problem.match(problem.target)
+        self.x = problem.start.clone().requires_grad_()
+        self.logits = None if problem.label_logits is None else problem.label_logits.clone().requires_grad_()
+        self.share = unit / problem.gmap.unit  # of the unit that the group's gradients are computed in
+        self.weight = 1.0 if recipe.cosine else problem.scale**-2  # in the sum that the optimiser sees
+        self.objective = problem.start.new_tensor(math.inf)  # with its graph
+        self.value = self.misfit = self.size = math.inf  # the objective, its distance, the largest pixel
+        self.best, self.best_x, self.best_logits = math.inf, problem.start, problem.label_logits
+        self.earlier = math.inf  # the best objective when a tenth of the steps was left
+
+    def evaluated(self, objective: Tensor, value: float, misfit: float, size: float) -> None:
+        """Takes what was computed at the leaves as they are."""
+        self.objective, self.value, self.misfit, self.size = objective, value, misfit, size
+        if value < self.best:
+            self.best, self.best_x = value, self.x.detach().clone()
+            self.best_logits = None if self.logits is None else self.logits.detach().clone()
+
+    def matched(self, cosine: bool) -> Stop | None:
+        if cosine:  # for a small angle, 1 − cos is half its square
+            return self.problem.matched(self.misfit, self.problem.tolerance**2 / 2, "gradient's direction")
+        return self.problem.matched(self.misfit, (self.problem.tolerance * self.problem.scale) ** 2)
+
+
 class _Descent:
     """A group of problems that are minimised together."""
 
     def __init__(self, problems: Sequence[Problem], recipe: Recipe):
-        self.problems, self.recipe = problems, recipe
-        self.steps, self.box = problems[0].steps, problems[0].box
-        self.images = [p.start.clone().requires_grad_() for p in problems]
-        self.logits = [p.label_logits.clone().requires_grad_() for p in problems if p.label_logits is not None]
-        self.targets = [p.match(p.target) for p in problems]
+        self.recipe, self.steps, self.box = recipe, problems[0].steps, problems[0].box
         unit = statistics.median_low(p.gmap.unit for p in problems)  # one of another loss's size does not set it
-        self.shares = [unit / p.gmap.unit for p in problems]
-        self.weights = [1.0 if recipe.cosine else p.scale**-2 for p in problems]
         self.gradients = BatchedGradient(problems[0].gmap.scaled(unit))
-        self.optimizer = recipe.optimizer([*self.images, *self.logits], lr=recipe.lr)
-        self.running = list(range(len(problems)))
+        self.runs = [_Run(problem, recipe, unit) for problem in problems]
+        self.running = list(self.runs)
+        self.optimizer = recipe.optimizer(_leaves(self.runs), lr=recipe.lr)
         self.evaluations = 0  # of each running problem
-        self.misfits: dict[int, float] = {}  # of the running problems: the distance, and
-        self.sizes: dict[int, float] = {}  # the largest pixel
-        self.best = [(math.inf, p.start, p.label_logits) for p in problems]
-        self.earlier = [math.inf] * len(problems)  # the best objective when a tenth of the steps was left
-        self.found: dict[int, Reconstruction] = {}
+        self.found: dict[_Run, Reconstruction] = {}
 
     def run(self) -> list[Reconstruction]:
         step, drops = 0, [round(share * self.steps) for share in self.recipe.drops]
-        with bar(total=self.steps, description="descent", shown=self.problems[0].progress) as progress:
+        with bar(total=self.steps, description="descent", shown=self.runs[0].problem.progress) as progress:
             try:
                 for step in range(self.steps + 1):
-                    losses = self.evaluate()
-                    self.inspect(losses, step)
+                    self.evaluate()
+                    self.inspect(step)
                     if step == self.steps or not self.running:
                         break
                     if step in drops:
                         for group in self.optimizer.param_groups:
                             group["lr"] /= 10
-                    self.update(losses)
+                    self.update()
                     progress.update()
                     if step % 20 == 0:
-                        worst = max(self.best[i][0] for i in self.running)
+                        worst = max(run.best for run in self.running)
                         progress.set_postfix_str(f"objective ≤ {worst:.1e}, {len(self.running)} running", refresh=False)
             except KeyboardInterrupt:
                 self.stop_all(step, f"interrupted after {step} steps")
         self.stop_all(step, f"used its {self.steps} steps; the last tenth lowered the objective by {{gained:.0%}}")
-        return [self.found[i] for i in range(len(self.problems))]
+        return [self.found[run] for run in self.runs]
 
-    def evaluate(self) -> dict[int, Tensor]:
-        """The objective of every running problem, with its graph; keeps what is the best so far. With a box, nothing
-        is evaluated outside it, whatever the optimiser tries between its steps."""
-        chosen = self.running
+    def evaluate(self) -> None:
+        """The objective of every running problem. With a box, nothing is evaluated outside it, whatever the optimiser
+        tries between its steps."""
         if self.box:
             self.project()
-        xs = torch.stack([self.images[i] for i in chosen])
-        if self.logits:
-            ys = torch.stack([self.logits[i] for i in chosen]).softmax(-1)
-        else:
-            ys = torch.stack([self.problems[i].gmap.y for i in chosen])
+        running, problems = self.running, [run.problem for run in self.running]
+        xs, logits = torch.stack([run.x for run in running]), [run.logits for run in running if run.logits is not None]
+        ys = torch.stack(logits).softmax(-1) if logits else torch.stack([p.gmap.y for p in problems])
         gradients = self.gradients(xs, ys)
-        if any(self.shares[i] != 1 for i in chosen):
-            gradients = gradients * gradients.new_tensor([self.shares[i] for i in chosen])[:, None]
-        distance = _cosine if self.recipe.cosine else _squared
-        if all(self.problems[i].match.plain for i in chosen):
-            targets = torch.stack([self.targets[i] for i in chosen])
-            misfits, absolute = distance(gradients, targets), _absolute(gradients, targets)
-        else:
-            pairs = [(self.problems[i].match(g), self.targets[i]) for i, g in zip(chosen, gradients, strict=True)]
-            misfits, absolute = (torch.stack([norm(*pair) for pair in pairs]) for norm in (distance, _absolute))
-        losses = misfits
+        if any(run.share != 1 for run in running):
+            gradients = gradients * gradients.new_tensor([run.share for run in running])[:, None]
+
+        def each(norm: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+            if all(problem.match.plain for problem in problems):
+                return norm(gradients, torch.stack([run.target for run in running]))
+            return torch.stack(
+                [norm(run.problem.match(g), run.target) for run, g in zip(running, gradients, strict=True)]
+            )
+
+        misfits = objectives = each(_cosine if self.recipe.cosine else _squared)
         if self.recipe.l1:
-            losses = losses + absolute * absolute.new_tensor([self.recipe.l1 / self.problems[i].unit for i in chosen])
-        if self.problems[0].prior.active:
-            losses = losses + torch.stack([self.problems[i].prior.penalty(x) for i, x in zip(chosen, xs, strict=True)])
+            weights = objectives.new_tensor([self.recipe.l1 / problem.unit for problem in problems])
+            objectives = objectives + each(_absolute) * weights
+        if problems[0].prior.active:
+            objectives = objectives + torch.stack([p.prior.penalty(x) for p, x in zip(problems, xs, strict=True)])
         self.evaluations += 1
-        self.misfits = dict(zip(chosen, misfits.tolist(), strict=True))
-        for i, loss in zip(chosen, losses.tolist(), strict=True):
-            if loss < self.best[i][0]:
-                soft = self.logits[i].detach().clone() if self.logits else None
-                self.best[i] = (loss, self.images[i].detach().clone(), soft)
-        self.sizes = dict(zip(chosen, xs.detach().flatten(1).abs().amax(1).tolist(), strict=True))
-        return dict(zip(chosen, losses, strict=True))
+        sizes = xs.detach().flatten(1).abs().amax(1)
+        values = (objectives, objectives.tolist(), misfits.tolist(), sizes.tolist())
+        for run, *own in zip(running, *values, strict=True):
+            run.evaluated(*own)
 
-    def inspect(self, losses: dict[int, Tensor], step: int) -> None:
+    def inspect(self, step: int) -> None:
         """Calls the callbacks, and stops the problems that matched their gradient or diverged."""
-        if step == int(0.9 * self.steps):
-            self.earlier = [best[0] for best in self.best]
-        for i, loss in losses.items():
-            value = loss.item()
-            self.problems[i].report(step, self.images[i], value, self.evaluations)
-            if not math.isfinite(self.problems[i].loss(value)):
-                self.stop(i, step, Stop(f"failed: the objective is NaN or infinite at step {step}", failed=True))
-            elif not self.sizes[i] <= EXPLODED:
-                self.stop(i, step, Stop(f"failed: pixels beyond {EXPLODED:g} at step {step}", failed=True))
-            elif stop := self.matched(i):
-                self.stop(i, step, stop)
+        for run in list(self.running):
+            if step == int(0.9 * self.steps):
+                run.earlier = run.best
+            run.problem.report(step, run.x, run.value, self.evaluations)
+            if not math.isfinite(run.problem.loss(run.value)):
+                self.stop(run, step, Stop(f"failed: the objective is NaN or infinite at step {step}", failed=True))
+            elif not run.size <= EXPLODED:
+                self.stop(run, step, Stop(f"failed: pixels beyond {EXPLODED:g} at step {step}", failed=True))
+            elif stop := run.matched(self.recipe.cosine):
+                self.stop(run, step, stop)
 
-    def matched(self, i: int) -> Stop | None:
-        problem = self.problems[i]
-        if self.recipe.cosine:  # for a small angle, 1 − cos is half its square
-            return problem.matched(self.misfits[i], problem.tolerance**2 / 2, "gradient's direction")
-        return problem.matched(self.misfits[i], (problem.tolerance * problem.scale) ** 2)
-
-    def update(self, losses: dict[int, Tensor]) -> None:
+    def update(self) -> None:
         """One step of the optimiser. The first call of its closure uses the objective that is known already."""
-        pending: dict[int, Tensor] | None = losses
+        known = True
 
         def closure() -> float:
-            nonlocal pending
-            now, pending = pending or self.evaluate(), None
-            return self.backward(now)
+            nonlocal known
+            if not known:
+                self.evaluate()
+            known = False
+            return self.backward()
 
         with torch.enable_grad():
             self.optimizer.step(closure)
@@ -177,22 +186,21 @@ class _Descent:
 
     @torch.no_grad()
     def project(self) -> None:
-        for i in self.running:
-            self.images[i].clamp_(*BOX)
+        for run in self.running:
+            run.x.clamp_(*BOX)
 
-    def backward(self, losses: dict[int, Tensor]) -> float:
+    def backward(self) -> float:
         """The sum that the optimiser minimises. Sets the gradients of the running problems' leaves; the others have
         none, so that the optimiser passes them by."""
-        images = [self.images[i] for i in self.running]
-        moving = images + [self.logits[i] for i in self.running if self.logits]
-        total = torch.stack([losses[i] * self.weights[i] for i in self.running]).sum()
+        moving = _leaves(self.running)
+        total = torch.stack([run.objective * run.weight for run in self.running]).sum()
         gradients = torch.autograd.grad(total, moving)
-        for x, gradient in zip(images, gradients, strict=False):
+        for run, gradient in zip(self.running, gradients, strict=False):
             if self.box and isinstance(self.optimizer, torch.optim.LBFGS):
-                gradient[(x <= BOX[0]) & (gradient > 0) | (x >= BOX[1]) & (gradient < 0)] = 0  # held: no way out
+                gradient[(run.x <= BOX[0]) & (gradient > 0) | (run.x >= BOX[1]) & (gradient < 0)] = 0  # no way out
             if self.recipe.signed:
                 gradient.sign_()
-        for leaf in [*self.images, *self.logits]:
+        for leaf in _leaves(self.runs):
             leaf.grad = None
         for leaf, gradient in zip(moving, gradients, strict=True):
             leaf.grad = gradient
@@ -200,14 +208,18 @@ class _Descent:
         return float(total.detach())
 
     def stop_all(self, step: int, reason: str) -> None:
-        for i in list(self.running):
-            earlier, now = self.earlier[i], self.best[i][0]
-            self.stop(i, step, Stop(reason.format(gained=1 - now / earlier if 0 < earlier < math.inf else 0.0)))
+        for run in list(self.running):
+            gained = 1 - run.best / run.earlier if 0 < run.earlier < math.inf else 0.0
+            self.stop(run, step, Stop(reason.format(gained=gained)))
 
-    def stop(self, i: int, step: int, stop: Stop) -> None:
-        loss, x, logits = self.best[i]
-        self.found[i] = self.problems[i].finish(x, loss, step, self.evaluations, stop, logits)
-        self.running.remove(i)
+    def stop(self, run: _Run, step: int, stop: Stop) -> None:
+        self.found[run] = run.problem.finish(run.best_x, run.best, step, self.evaluations, stop, run.best_logits)
+        self.running.remove(run)
+
+
+def _leaves(runs: Sequence[_Run]) -> list[Tensor]:
+    """What the optimiser moves: first the images, then the label logits."""
+    return [run.x for run in runs] + [run.logits for run in runs if run.logits is not None]
 
 
 def _squared(a: Tensor, b: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """The arguments of `invert` as tensors and numbers. An error names the argument, what was wrong, and what to give."""
 
 import operator
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,16 +9,6 @@ from torch import Tensor
 
 from i2f.core import checks
 from i2f.core.gradient import GradientMap, Loss
-
-
-def options(method: str, given: Mapping[str, Any], own: list[str], common: list[str]) -> None:
-    """TypeError for an option that the method does not have."""
-    for name in given:
-        if name not in own:
-            try:
-                checks.one_of("option", name, own + common)
-            except ValueError as error:
-                raise TypeError(f"method {method!r}: {error}") from None
 
 
 def tensor(name: str, value: Any, wanted: str) -> Tensor:

@@ -1,8 +1,9 @@
 """What the attacker knows and believes, and how it searches: the keywords of `invert`, with their defaults."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -69,12 +70,24 @@ class Keywords(TypedDict, total=False):
     l1: float
 
 
-KNOWN = [f.name for f in fields(Knowledge)]
-SEARCHED = [f.name for f in fields(Search) if f.name != "options"]
+KNOWN = {f.name: f for f in fields(Knowledge)}
+SEARCHED = {f.name: f for f in fields(Search) if f.name != "options"}
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def understood(given: dict[str, Any]) -> tuple[Knowledge, Search]:
     """The keywords of `invert`; what is neither knowledge nor search is an option of the method."""
-    own = {name: value for name, value in given.items() if name not in (*KNOWN, *SEARCHED)}
+    own = {name: value for name, value in given.items() if name not in KNOWN | SEARCHED}
     knowledge = Knowledge(**{name: given[name] for name in KNOWN if name in given})
     return knowledge, Search(**{name: given[name] for name in SEARCHED if name in given}, options=own)
+
+
+def with_keywords(function: Function) -> Function:
+    """The function, whose signature shows each keyword with its default."""
+    signature, keyword = inspect.signature(function), inspect.Parameter.KEYWORD_ONLY
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    for name, f in (KNOWN | SEARCHED).items():
+        own.append(inspect.Parameter(name, keyword, default=f.default, annotation=f.type))
+    own.append(inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD))
+    vars(function)["__signature__"] = signature.replace(parameters=own)
+    return function

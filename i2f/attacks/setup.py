@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from i2f.attacks import inputs
-from i2f.attacks.knowledge import Knowledge, Search
+from i2f.attacks.knowledge import KNOWN, SEARCHED, Knowledge, Search
 from i2f.attacks.labels import recover_labels
 from i2f.attacks.match import LowRank, Match
-from i2f.attacks.methods import METHODS
+from i2f.attacks.methods import METHODS, Method
 from i2f.attacks.prior import BOX, Prior
 from i2f.attacks.problem import Problem
 from i2f.core import checks, streams, targets
@@ -31,12 +31,12 @@ STARTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def make_problems(
     model: nn.Module, gradients: Any, y: Any, shape: Sequence[int], knowledge: Knowledge, search: Search
-) -> list[list[Problem]]:
-    """A list of P problems for each restart; the arguments of `invert_many`.
+) -> tuple[Method, list[list[Problem]]]:
+    """The method, and a list of P problems for each restart; the arguments of `invert_many`.
 
     Raises: ValueError or TypeError with the argument's name, what was wrong with it, and what to give instead.
     """
-    method = METHODS[search.method]
+    method = _method(search, y)
     steps = method.steps if search.steps is None else checks.whole("steps", search.steps, 1)
     restarts = checks.whole("restarts", search.restarts, 1)
     gmap = GradientMap(model, None, knowledge.loss)
@@ -81,7 +81,22 @@ def make_problems(
             unit=unit,
         )
 
-    return [[problem(i, k) for i in range(len(sent))] for k in range(restarts)]
+    return method, [[problem(i, k) for i in range(len(sent))] for k in range(restarts)]
+
+
+def _method(search: Search, y: Any) -> Method:
+    """The method, which has the options and takes what is known of the labels."""
+    method = METHODS[checks.one_of("method", search.method, METHODS)]
+    for option in [name for name in search.options if name not in method.options]:
+        try:
+            checks.one_of("option", option, [*method.options, *KNOWN, *SEARCHED])
+        except ValueError as error:
+            raise TypeError(f"method {search.method!r}: {error}") from None
+    if search.callback is not None and not callable(search.callback):
+        raise TypeError(f"callback is {type(search.callback).__name__}; give a function of an Iterate")
+    if search.method == "idlg" and y is not None:
+        raise ValueError("idlg reads the labels off the gradient: give y=None, or method='dgl' for known labels")
+    return method
 
 
 def _matches(gmap: GradientMap, sent: Sequence[Tensor], knowledge: Knowledge) -> tuple[list[Match], list[float]]:
