@@ -20,7 +20,7 @@ def code_of(notebook: Path, parameters: dict[str, Any]) -> nbformat.NotebookNode
 
     So prose, tags, stored outputs and the notebook's own small scale can change, and no table is computed anew.
     """
-    book = nbformat.read(notebook, as_version=4)
+    book: nbformat.NotebookNode = nbformat.read(notebook, as_version=4)
     book.cells = [cell for cell in book.cells if cell.cell_type == "code"]
     for cell in book.cells:
         tags = cell.metadata.get("tags", [])

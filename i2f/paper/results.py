@@ -33,7 +33,8 @@ def save(out: str | Path, results: Results, found: Sequence[Claim], digits: int 
         table.to_csv(folder / f"{name}.csv", index=False, float_format=f"%.{digits}g")
     for name, array in results.arrays.items():
         if isinstance(array, dict):
-            np.savez(folder / f"{name}.npz", **array)
+            named: Any = array  # by names that the stubs cannot tell from an option
+            np.savez(folder / f"{name}.npz", **named)
         else:
             np.save(folder / f"{name}.npy", array)
     claims.save(found, folder / "claims.json")
