@@ -13,32 +13,34 @@ import torch
 from common import HERE, Partial, machine
 
 from i2f.core.progress import bar
+from i2f.paper import texts
 from i2f.paper.experiments import language
 
 SEED, SEARCHING_STEPS, TAG_STEPS = 1, 40, 800
 STARTS, MATCHED = 5, 1e-6  # at most so many random starts, until the relative residual is this small
 PARTS = [  # network and task, attacker, texts
-    ("bert-tiny", language.READING, 50), ("bert-tiny", language.SEARCH, 50), ("bert-tiny", language.TAG, 5),
-    ("gpt2-tiny", language.READING, 50), ("gpt2-tiny", language.SEARCH, 50), ("gpt2-tiny", language.TAG, 5),
-    ("gpt2-tiny causal", language.READING, 50), ("minilm", language.READING, 20),
+    ("bert-tiny", texts.READING, 50), ("bert-tiny", texts.SEARCH, 50), ("bert-tiny", texts.TAG, 5),
+    ("gpt2-tiny", texts.READING, 50), ("gpt2-tiny", texts.SEARCH, 50), ("gpt2-tiny", texts.TAG, 5),
+    ("gpt2-tiny causal", texts.READING, 50), ("minilm", texts.READING, 20),
 ]  # fmt: skip
 
 
 def attack(network: str, attacker: str, text: int) -> dict:
     """One text's row, and the seconds of one thread. Gauss–Newton starts again where the gradient is not matched, which
     an attacker can see; steps and evaluations are those of all starts."""
-    (task,) = [p for p in language.problems({network: text + 1}, {attacker: [0.0]}, {}, SEED) if p["text"] == text]
-    began, best, steps, evaluations = time.perf_counter(), {"relative_residual": math.inf}, 0, 0
-    for start in range(STARTS if attacker == language.SEARCH else 1):
-        (row,) = language._solve({language.SEARCH: SEARCHING_STEPS, language.TAG: TAG_STEPS},
-                                 [task | {"start_seed": text + 1000 * start}])  # fmt: skip
-        steps, evaluations = steps + (row.get("steps") or 0), evaluations + (row.get("evaluations") or 0)
+    steps = {texts.SEARCH: SEARCHING_STEPS, texts.TAG: TAG_STEPS}
+    config = {"networks": {network: text + 1}, "levels": {attacker: [0.0]}, "weight_seed": SEED, "steps": steps}
+    (task,) = [p for p in language.problems(config) if p["text"] == text]
+    began, best, taken, evaluations = time.perf_counter(), {"relative_residual": math.inf}, 0, 0
+    for start in range(STARTS if attacker == texts.SEARCH else 1):
+        (row,) = texts.solve([task | {"start_seed": text + 1000 * start}])
+        taken, evaluations = taken + (row.get("steps") or 0), evaluations + (row.get("evaluations") or 0)
         if row.get("relative_residual", 0.0) < best["relative_residual"]:
             best = {"relative_residual": 0.0} | row
         if best["relative_residual"] <= MATCHED:
             break
     seconds = time.perf_counter() - began
-    counts = {"steps": steps, "evaluations": evaluations} if evaluations else {}
+    counts = {"steps": taken, "evaluations": evaluations} if evaluations else {}
     row = best | counts | {"seconds": seconds, "starts": start + 1}
     return {name: row.get(name) for name in
             ("accuracy", "rougeL", "all_found", "rmse", "starts", "steps", "evaluations", "seconds")}  # fmt: skip
@@ -51,7 +53,7 @@ def _one(task: tuple[str, str, int]) -> tuple[tuple[str, str, int], dict]:
 
 def run(processes: int, resume: bool, parts: list[tuple[str, str, int]] = PARTS) -> pd.DataFrame:
     partial = Partial("texts", resume)
-    tasks = [(network, attacker, text) for network, attacker, texts in parts for text in range(texts)]
+    tasks = [(network, attacker, text) for network, attacker, count in parts for text in range(count)]
     calls = [joblib.delayed(_one)(task) for task in tasks if task not in partial.found]
     with joblib.parallel_config("loky", n_jobs=processes, inner_max_num_threads=1):
         found = joblib.Parallel(return_as="generator_unordered", batch_size=1)(calls)

@@ -270,19 +270,19 @@ def test_a_search_starts_again_until_its_gradient_is_matched(script, monkeypatch
     texts = script("texts")
     seeds, residuals = [], [0.3, 0.1, 1e-9, 0.0]
 
-    def solve(steps, tasks):
+    def solve(tasks):
         seeds.append(tasks[0]["start_seed"])
         residual = residuals[len(seeds) - 1]
         return [{"relative_residual": residual, "all_found": residual < 1e-6, "steps": 10, "evaluations": 100}]
 
-    monkeypatch.setattr(texts.language, "_solve", solve)
+    monkeypatch.setattr(texts.texts, "solve", solve)
     monkeypatch.setattr(texts, "STARTS", 5)
-    row = texts.attack("bert-tiny", texts.language.SEARCH, 3)
+    row = texts.attack("bert-tiny", texts.texts.SEARCH, 3)
     assert seeds == [3, 1003, 2003]
     assert (row["all_found"], row["starts"], row["steps"], row["evaluations"]) == (True, 3, 30, 300)
     seeds.clear()
     residuals[:] = [0.3, 0.1, 0.2, 0.4, 0.5]
-    row = texts.attack("bert-tiny", texts.language.SEARCH, 3)
+    row = texts.attack("bert-tiny", texts.texts.SEARCH, 3)
     assert (row["all_found"], row["starts"]) == (False, 5)
     assert len(seeds) == 5
 

@@ -72,6 +72,28 @@ ATTACKERS = {  # by the name in tables
         {"method": "gauss-newton", "mask": "zeros"},
         "reads the mask",
     ),
+    "reading": Attacker(
+        "tokens read off the first layers' gradients; needs no label",
+        label="read",
+        told="nothing else",
+        line=(0, (4, 2)),
+    ),
+    "reading-shared": Attacker(
+        "the same, among the tokens that the embedding's gradient names", label="read", told="the embedding's gradient"
+    ),
+    "gauss-newton, texts": Attacker(
+        "Gauss–Newton from the tokens read; knows the label, which for the next token is the text read",
+        {"method": "gauss-newton"},
+        "refined",
+    ),
+    "gauss-newton-random": Attacker(
+        "Gauss–Newton from a random start; knows the label", {"method": "gauss-newton"}, "Gauss–Newton, random start"
+    ),
+    "tag": Attacker(  # its own weight, and a rate a third of DGL's, as embeddings are a tenth of a pixel's size
+        "Adam on ‖·‖² + 0.01·‖·‖₁ from a random start; knows the label",
+        {"method": "dgl", "l1": 0.01, "lr": 0.03},
+        "TAG, Adam",
+    ),
 }
 
 

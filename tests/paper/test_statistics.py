@@ -268,7 +268,9 @@ def judge_language(found=True, miss=0.0, lost=(0.0, 0.1, 0.9), order=1, flat=0.0
                              "predicted_rmse": predicted, "rmse": predicted * (1 + miss), "rougeL": 1 - gone - flat,
                              "accuracy": 1 - gone, "feature_mse": gone, "all_found": found, "named": named,
                              "named_wrongly": 0, **ENDED})  # fmt: skip
-    return language.judge(pd.DataFrame(rows), 0.9, 0.1, 0.05, 0.7, (0.01, 1.0), 0.9, 0.5, 0.1)
+    thresholds = {"share": 0.9, "cut": 0.1, "accuracy": 0.05, "order": 0.7, "low": 0.01, "high": 1.0}
+    thresholds |= {"kept": 0.9, "fallen": 0.5, "middle": 0.1}
+    return language.judge({"problems": pd.DataFrame(rows)}, thresholds)
 
 
 def judge_designed(gain=(20, 20), isotropic=(20, 20), averaged=2.0, off=(0, 0), told=(0.1, 1.0), better=0.2):

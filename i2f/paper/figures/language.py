@@ -1,4 +1,4 @@
-"""Texts: predicted and measured errors of embeddings, how much is left as noise grows, and the words themselves."""
+"""Texts: predicted and measured errors of embeddings, how much is recovered under noise, and the words themselves."""
 
 from pathlib import Path
 
@@ -7,17 +7,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from i2f.paper.attackers import ATTACKERS, BLUE, GREEN, ORANGE, PINK, SKY, YELLOW
 from i2f.paper.figures.style import INK, LINE, diagonal, style
 
 NETWORKS = {  # (network, task) -> label, colour, marker
-    ("bert-tiny", "classification"): ("BERT-type, tiny", "#0072B2", "o"),
-    ("gpt2-tiny", "classification"): ("GPT-2-type, tiny", "#D55E00", "s"),
-    ("gpt2-tiny", "causal"): ("the same, next token", "#CC79A7", "D"),
-    ("minilm", "classification"): ("MiniLM", "#009E73", "P"),
+    ("bert-tiny", "classification"): ("BERT-type, tiny", BLUE, "o"),
+    ("gpt2-tiny", "classification"): ("GPT-2-type, tiny", ORANGE, "s"),
+    ("gpt2-tiny", "causal"): ("the same, next token", PINK, "D"),
+    ("minilm", "classification"): ("MiniLM", GREEN, "P"),
 }
-OTHERS = ("#E69F00", "#56B4E9", "#F0E442")
+OTHERS = (YELLOW, SKY, "#F0E442")
 READ, REFINED = "reading", "gauss-newton"
-RIGHT, WRONG = "#0072B2", "#D55E00"
+SHOWN = {READ: ATTACKERS["reading"], REFINED: ATTACKERS["gauss-newton, texts"]}
+RIGHT, WRONG = BLUE, ORANGE
 
 
 def published(run: Path) -> dict[str, Figure]:
@@ -27,17 +29,17 @@ def published(run: Path) -> dict[str, Figure]:
 
 
 def overview(table: pd.DataFrame) -> Figure:
-    """Three panels: the error of embeddings against I²F; what is left of the text, and of the answer, against I_lb."""
+    """The error of embeddings against I²F; how much text is recovered, and how far the logits move, against I_lb."""
     style()
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12.5, 4.1), layout="constrained")
     noisy = table[(table.relative > 0) & ~table.failed.astype(bool)]
     _prediction(left, noisy)
     _against_bound(middle, noisy, "rougeL")
     middle.set(ylabel="mean ROUGE-L", ylim=(-0.04, 1.04))
-    middle.set_title("How much text is left")
+    middle.set_title("How much text is recovered")
     _against_bound(right, noisy, "feature_mse")
     right.set(yscale="log", ylabel="mean squared change of the logits")
-    right.set_title("How far the answer moves")
+    right.set_title("How far the logits move")
     handles, labels = middle.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
     return figure
@@ -46,7 +48,7 @@ def overview(table: pd.DataFrame) -> Figure:
 def _prediction(ax: Axes, noisy: pd.DataFrame) -> None:
     for name, rows in noisy[noisy.attacker == REFINED].groupby(["network", "task"], sort=False):
         _, colour, marker = _look(name, 0)
-        face = [colour if settled else "white" for settled in rows.converged]
+        face = [colour if converged else "white" for converged in rows.converged]
         ax.scatter(rows.predicted_rmse, rows.rmse, s=26, marker=marker, facecolor=face, edgecolor=colour, zorder=3)
     ax.set(xscale="log", yscale="log", xlabel="predicted RMSE of an embedding's entry, I²F", ylabel="measured RMSE")
     ax.set_title("Is I²F right?")
@@ -54,20 +56,30 @@ def _prediction(ax: Axes, noisy: pd.DataFrame) -> None:
         diagonal(ax)
         spread = noisy.spread[noisy.attacker == REFINED].iloc[0]
         ax.axvline(spread, color=LINE, lw=1, ls=":")
-        ax.annotate("deviation of\nan embedding", (spread, 0.03), (-4, 0), xycoords=("data", "axes fraction"),
-                    textcoords="offset points", ha="right", fontsize="x-small", color=INK)  # fmt: skip
+        ax.annotate(
+            "deviation of\nan embedding",
+            (spread, 0.03),
+            (-4, 0),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="right",
+            fontsize="x-small",
+            color=INK,
+        )
 
 
 def _against_bound(ax: Axes, noisy: pd.DataFrame, column: str) -> None:
-    """A line a network and attacker through the means at each level."""
+    """One line per network and attacker, through the means at each level."""
     for number, (name, rows) in enumerate(noisy.groupby(["network", "task"], sort=False)):
         label, colour, marker = _look(name, number)
-        for attacker, line, words in ((READ, (0, (4, 2)), "read"), (REFINED, "-", "refined")):
+        for attacker, look in SHOWN.items():
             some = rows[rows.attacker == attacker].groupby("relative")[["bound_norm", column]].mean()
             some = some[some[column] > 0] if column == "feature_mse" else some  # a text read whole changes nothing
             if len(some):
-                ax.plot(some.bound_norm, some[column], marker=marker, ms=5, ls=line, color=colour, lw=1.4,
-                        mfc=colour if attacker == REFINED else "white", label=f"{label}, {words}")  # fmt: skip
+                (line,) = ax.plot(
+                    some.bound_norm, some[column], marker=marker, ms=5, ls=look.line, color=colour, lw=1.4
+                )
+                line.set(mfc=colour if attacker == REFINED else "white", label=f"{label}, {look.label}")
     ax.set(xscale="log", xlabel="I$_{lb}$, L2 norm")
 
 
@@ -81,26 +93,24 @@ def _plain(token: str) -> str:
 
 
 def words(table: pd.DataFrame, network: str = "bert-tiny", task: str = "classification", text: int = 0) -> Figure:
-    """One text as it comes back from each level of noise, read and refined: right words blue, wrong ones red."""
+    """One text as it is recovered at each level of noise, read and refined: right words blue, wrong ones red."""
     style()
     rows = table[(table.network == network) & (table.task == task) & (table.text == text)]
-    rows = rows[rows.attacker.isin([READ, REFINED])].sort_values(["attacker", "relative"], ascending=[False, True])
+    rows = rows[rows.attacker.isin([*SHOWN])].sort_values(["attacker", "relative"], ascending=[False, True])
     truth = rows.truth.iloc[0].split()
-    lines = [("the text", "", truth)]
-    lines += [(f"{row.relative:g}", {READ: "read", REFINED: "refined"}[row.attacker], str(row.found).split())
-              for row in rows.itertuples()]  # fmt: skip
-    inside = [place for place, token in enumerate(truth) if token not in ("[CLS]",)]
+    lines = [("the text", truth)]
+    for attacker, level, found in zip(rows.attacker, rows.relative, rows.found, strict=True):
+        lines.append((f"{SHOWN[attacker].label}  {level:g}", str(found).split()))
+    inside = [place for place, token in enumerate(truth) if token != "[CLS]"]
     figure, ax = plt.subplots(figsize=(0.92 * len(inside) + 2.2, 0.3 * len(lines) + 0.7), layout="constrained")
-    for height, (level, attacker, tokens) in enumerate(lines):
-        first = height == 0
-        ax.text(-0.15, -height, f"{attacker}  {level}".strip(), ha="right", va="center", fontsize=8.5, color=INK)
+    for row, (name, tokens) in enumerate(lines):
+        ax.text(-0.15, -row, name, ha="right", va="center", fontsize=8.5, color=INK)
         for column, place in enumerate(inside):
-            right = tokens[place] == truth[place]
-            ax.text(column + 0.5, -height, _plain(tokens[place]), ha="center", va="center", fontsize=8,
-                    color=INK if first else RIGHT if right else WRONG, weight="bold" if first else "normal",
-                    family="DejaVu Sans")  # fmt: skip
+            colour = RIGHT if tokens[place] == truth[place] else WRONG
+            word = ax.text(column + 0.5, -row, _plain(tokens[place]), ha="center", va="center", fontsize=8)
+            word.set(color=colour if row else INK, weight="normal" if row else "bold", family="DejaVu Sans")
     ax.set(xlim=(-2.2, len(inside)), ylim=(-len(lines) + 0.4, 0.7))
     ax.set_axis_off()
     label = _look((network, task), 0)[0]
-    ax.set_title(f"{label}: what comes back, by relative noise (blue: right, red: wrong)", fontsize="small")
+    ax.set_title(f"{label}: what is recovered, by relative noise (blue: right, red: wrong)", fontsize="small")
     return figure

@@ -10,35 +10,44 @@ pytest.importorskip("transformers", reason="texts need pip install 'i2f[text]'")
 from i2f import language as networks
 from i2f import perturb, text
 from i2f.core.jacobian import GradientJacobian
+from i2f.paper import texts
 from i2f.paper.experiments import language
 from i2f.paper.figures import language as draw
+from i2f.paper.sweep import Settings
 from i2f.text import tokens as reading
 
-LEVELS = {language.READING: [0.0, 0.01, 0.3], language.SHARED: [0.1], language.REFINED: [1e-3]}
+LEVELS = {texts.READING: [0.0, 0.01, 0.3], texts.SHARED: [0.1], texts.REFINED: [1e-3]}
+THRESHOLDS = {"share": 0.9, "cut": 0.1, "accuracy": 0.05, "order": 0.7, "low": 1e-2, "high": 0.5}
+THRESHOLDS |= {"kept": 0.9, "fallen": 0.5, "middle": 0.03}
+QUIET = Settings(jobs=1, progress="off")
+
+
+def problems(networks, levels, **more):
+    return language.problems({"networks": networks, "levels": levels, "weight_seed": 1} | more)
 
 
 @pytest.fixture(scope="module")
 def table():
-    tasks = language.problems({"bert-tiny": 1}, LEVELS, {}, weight_seed=1)
-    return language.run(tasks, {language.REFINED: 8}, jobs=1)
+    tasks = problems({"bert-tiny": 1}, LEVELS, steps={texts.REFINED: 8})
+    return language.run(tasks, QUIET).tables["problems"]
 
 
 def test_problems_are_those_that_an_attacker_can_have():
-    levels = {name: [0.0, 0.1] for name in language.ATTACKERS}
-    tasks = language.problems({"bert-tiny": 3, "gpt2-tiny causal": 2, "minilm": 2}, levels, {language.TAG: 1}, 0)
+    levels = {name: [0.0, 0.1] for name in texts.ATTACKERS}
+    tasks = problems({"bert-tiny": 3, "gpt2-tiny causal": 2, "minilm": 2}, levels, few={texts.TAG: 1})
     count = pd.DataFrame(tasks).groupby(["network", "task", "attacker"]).size().to_dict()
     assert count == {
-        **{("bert-tiny", "classification", a): 6 for a in language.ATTACKERS if a != language.TAG},
-        ("bert-tiny", "classification", language.TAG): 2,
-        **{("gpt2-tiny", "causal", a): 4 for a in (language.READING, language.REFINED)},
-        **{("minilm", "classification", a): 4 for a in language.READS},
+        **{("bert-tiny", "classification", a): 6 for a in texts.ATTACKERS if a != texts.TAG},
+        ("bert-tiny", "classification", texts.TAG): 2,
+        **{("gpt2-tiny", "causal", a): 4 for a in (texts.READING, texts.REFINED)},
+        **{("minilm", "classification", a): 4 for a in texts.READS},
     }
     with pytest.raises(ValueError, match=r"attacker='readers'.*'reading'"):
-        language.problems({"bert-tiny": 1}, {"readers": [0.0]}, {}, 0)
+        problems({"bert-tiny": 1}, {"readers": [0.0]})
 
 
 def test_a_row_is_what_j_says_of_its_noise(table):
-    row = table[table.attacker == language.REFINED].iloc[0]
+    row = table[table.attacker == texts.REFINED].iloc[0]
     model = networks.build("bert-tiny", seed=1).double()
     pairs, y = text.load(n=1)
     tokens = networks.encode("bert-tiny", pairs)[0]
@@ -56,24 +65,24 @@ def test_a_row_is_what_j_says_of_its_noise(table):
 
 
 def test_reading_ends_where_noise_begins(table):
-    read = table[table.attacker == language.READING].set_index("relative")
+    read = table[table.attacker == texts.READING].set_index("relative")
     assert read.accuracy[0.0] == read.bleu[0.0] == read.rougeL[0.0] == 1
     assert read.rmse[0.0] == read.feature_mse[0.0] == 0
     assert read.accuracy[0.3] < 0.5
     assert read.found[0.0] == read.truth[0.0]
-    shared = table[table.attacker == language.SHARED].iloc[0]
+    shared = table[table.attacker == texts.SHARED].iloc[0]
     assert shared.embedding_gradient == "shared"
     assert shared.named == 1
     assert shared.named_wrongly == 0
     assert set(shared.found.split()) <= set(shared.truth.split())
 
 
-def made_up(texts=5, **replaced):
-    levels = {name: [0.001, 0.03, 1.0] for name in (language.READING, language.SHARED, language.REFINED)}
-    levels |= {language.SEARCH: [0.0], language.TAG: [0.0]}
-    levels[language.READING] = [0.0, *levels[language.READING]]
+def made_up(count=5, **replaced):
+    levels = {name: [0.001, 0.03, 1.0] for name in (texts.READING, texts.SHARED, texts.REFINED)}
+    levels |= {texts.SEARCH: [0.0], texts.TAG: [0.0]}
+    levels[texts.READING] = [0.0, *levels[texts.READING]]
     rows = []
-    for task in language.problems({"bert-tiny": texts}, levels, {}, 1):
+    for task in problems({"bert-tiny": count}, levels):
         size = task["relative"] * (1 + task["text"] / 10)
         left = 1 - min(size, 1)
         rows.append(task | {
@@ -85,7 +94,7 @@ def made_up(texts=5, **replaced):
 
 
 def verdicts(table):
-    found = language.judge(table, 0.9, 0.1, 0.05, 0.7, (1e-2, 0.5), 0.9, 0.5, 0.03)
+    found = language.judge({"problems": table}, THRESHOLDS)
     return {c.id.removeprefix("language-bert-tiny-"): c for c in found}
 
 
@@ -99,8 +108,8 @@ def test_claims():
 
 
 def test_eight_texts_have_an_order():
-    table = made_up(texts=8)
-    (found,) = (c for name, c in verdicts(table[table.attacker == language.READING]).items() if name == "texts")
+    table = made_up(count=8)
+    (found,) = (c for name, c in verdicts(table[table.attacker == texts.READING]).items() if name == "texts")
     assert found.verdict == "holds"
     assert found.value == pytest.approx(1)
 
@@ -121,17 +130,17 @@ def test_claims_can_fail(replaced, name, verdict):
 
 def test_a_search_that_failed_found_nothing():
     table = made_up().astype({"all_found": object})
-    table.loc[table.attacker == language.SEARCH, ["all_found", "failed"]] = [np.nan, True]
+    table.loc[table.attacker == texts.SEARCH, ["all_found", "failed"]] = [np.nan, True]
     assert verdicts(table)["searched"].verdict == "fails"
 
 
 def test_an_attack_that_failed_read_nothing_and_proves_no_protection():
     table = made_up()
-    failed = (table.attacker == language.REFINED) & (table.relative < 1)
+    failed = (table.attacker == texts.REFINED) & (table.relative < 1)
     found = verdicts(table.assign(failed=failed))
     assert found["flat"].value == 0  # its best iterate before it diverged is no text that was read
     assert found["accuracy"].value == np.inf
-    failed = (table.attacker == language.REFINED) & (table.relative == 1) & (table.text == 0)
+    failed = (table.attacker == texts.REFINED) & (table.relative == 1) & (table.text == 0)
     found = verdicts(table.assign(failed=failed, rougeL=0.8))
     assert found["fallen"].value == pytest.approx(0.8)
     assert found["fallen"].n == 4
@@ -147,11 +156,11 @@ def test_texts_that_tie_do_not_cap_the_order():
 
 def test_no_two_texts_share_the_noise_of_the_embeddings_gradient(monkeypatch):
     seen = []
-    monkeypatch.setattr(language, "token_set", lambda rows, variance: seen.append(rows) or original(rows, variance))
+    monkeypatch.setattr(texts, "token_set", lambda rows, variance: seen.append(rows) or original(rows, variance))
     original = reading.token_set
-    tasks = language.problems({"bert-tiny": 2}, {language.SHARED: [0.1]}, {}, weight_seed=1)
-    table = language.run(tasks, {}, jobs=1)
-    for text_number, (sent, variance) in enumerate(zip(map(language._sent, tasks), table.variance, strict=True)):
+    tasks = problems({"bert-tiny": 2}, {texts.SHARED: [0.1]})
+    table = language.run(tasks, QUIET).tables["problems"]
+    for text_number, (sent, variance) in enumerate(zip(map(texts._sent, tasks), table.variance, strict=True)):
         rows = networks.embedding_gradient(sent.model, sent.tokens, sent.y)
         noise = (seen[text_number] - rows).flatten()
         assert float(noise.square().mean()) == pytest.approx(variance, rel=0.1)
