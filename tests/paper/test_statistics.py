@@ -122,7 +122,9 @@ def judge_damping(free=0.0, damped=0.0, pulled=0.0, bayes=1.0, weight=0.5, paper
                                    "pulled_miss": miss + (e != 0.01)})  # fmt: skip
             names = [f"predicted_rmse, ε = {e:g}" for e in damping.PAPER]
             survey.append({**common, "predicted_rmse": 1 + image, **dict.fromkeys(names, 1 + order(image))})
-    return damping.judge(*map(pd.DataFrame, (table, curves, survey)), "mnist", 0.05, 0.05, 2.0, 0.9, 0.5)
+    tables = {"problems": pd.DataFrame(table), "curves": pd.DataFrame(curves), "survey": pd.DataFrame(survey)}
+    thresholds = {"cut": 0.05, "accuracy": 0.05, "factor": 2.0, "order": 0.9, "near": 0.5}
+    return damping.judge(tables, thresholds, "mnist")
 
 
 def judge_eigenvectors(slope=-1.0, factor=1.0, paper=2.0, best=None):

@@ -1,26 +1,20 @@
-"""The damping ε: what is foretold at each, beside what attackers with and without a prior find."""
+"""The damping ε: what is predicted at each, and what attackers with and without a prior recover."""
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from i2f.paper.figures.style import ATTACKERS, INK, LINE, diagonal, pictures, readable_ticks, style
+from i2f.paper.attackers import ATTACKERS, GREEN, Attacker
+from i2f.paper.figures.style import INK, LINE, diagonal, pictures, readable_ticks, style
 
-PAPER = (0.1, 1.0, 10.0)
-GREEN, PINK, AMBER, SKY = "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
-WHO = {  # name in tables -> label, colour, marker
-    "no prior": ("no prior", *ATTACKERS["gauss-newton"][2:4]),
-    "MAP, 0.1ε": ("MAP, a tenth of σ²/τ²", SKY, "v"),
-    "MAP": ("MAP, ε = σ²/τ²", GREEN, "s"),
-    "MAP, 10ε": ("MAP, ten times σ²/τ²", AMBER, "^"),
-    "MAP, ε = 1": ("MAP, ε = 1", PINK, "D"),
-    "Adam": ("Adam, stopped early", *ATTACKERS["dgl"][2:4]),
-}
+PAPER = (0.1, 1.0, 10.0)  # the paper's ε
+DASHED = (0, (4, 2))
 SINGLE = ("no prior", "MAP", "MAP, ε = 1", "Adam")
 
 
@@ -34,7 +28,7 @@ def published(run: Path) -> dict[str, Figure]:
     }
 
 
-def overview(table: pd.DataFrame, middle: pd.DataFrame, values: np.ndarray) -> Figure:
+def overview(table: pd.DataFrame, middle: pd.DataFrame, values: NDArray[Any]) -> Figure:
     """Above: errors against ε at the least and the most noise. Below: how far off the displacement is, and every attack
     against its prediction. `middle`: `experiments.damping.medians`; values: (d_x,), eigenvalues of the first image."""
     style()
@@ -42,7 +36,7 @@ def overview(table: pd.DataFrame, middle: pd.DataFrame, values: np.ndarray) -> F
     least, most = table["size"].min(), table["size"].max()
     for ax, noise in zip(axes[0], (least, most), strict=True):
         error_against_damping(ax, middle[middle["size"] == noise], table[table["size"] == noise], values)
-        ax.set_title(f"Foretold and found, noise variance {noise:g}")
+        ax.set_title(f"Predicted and measured, noise variance {noise:g}")
     axes[0, 0].legend(fontsize="x-small", loc="lower left", bbox_to_anchor=(0, 0.03))
     miss_against_damping(axes[1, 0], middle[middle["size"] == most])
     axes[1, 0].set_title(f"Which ε describes whom, noise variance {most:g}")
@@ -51,84 +45,81 @@ def overview(table: pd.DataFrame, middle: pd.DataFrame, values: np.ndarray) -> F
     return figure
 
 
-def error_against_damping(ax: Axes, middle: pd.DataFrame, table: pd.DataFrame, values: np.ndarray) -> Axes:
-    """Lines, medians over images: what is foretold at ε. Marks: what each MAP attacker measured, at its own ε; level
+def error_against_damping(ax: Axes, middle: pd.DataFrame, table: pd.DataFrame, values: NDArray[Any]) -> None:
+    """Lines, medians over images: what is predicted at ε. Marks: what each MAP attacker recovered, at its own ε; level
     lines: attackers without one. Vertical: σ²/τ² and the paper's ε. Ticks at the foot: the eigenvalues of J Jᵀ."""
     line = middle[(middle.attacker == "no prior") & (middle.epsilon > 0)].sort_values("epsilon")
     for column, label, dashes in (
-        ("damped_rmse", "foretold: damped I²F", (0, (4, 2))),
-        ("pulled_rmse", "foretold: with the pull", "-"),
+        ("damped_rmse", "predicted: damped I²F", DASHED),
+        ("pulled_rmse", "predicted: with the pull", "-"),
         ("expected_rmse", "expected under the prior", ":"),
     ):
         ax.plot(line.epsilon, line[column], color=INK, lw=1.6, ls=dashes, label=label, zorder=2)
     for name, rows in table.groupby("attacker", sort=False):
-        label, colour, marker = _who(name)
-        if rows.ridge.iloc[0]:
-            ax.scatter(rows.ridge.iloc[0], rows.rmse.median(), s=55, marker=marker, color=colour, edgecolor="white",
-                       linewidth=0.7, label=f"found: {label}", zorder=4)  # fmt: skip
+        who, ridge, middle_error = _who(name), rows.ridge.iloc[0], rows.rmse.median()
+        if ridge:
+            mark = ax.scatter(ridge, middle_error, s=55, marker=who.marker, color=who.colour, zorder=4)
+            mark.set(edgecolor="white", linewidth=0.7, label=f"measured: {who.label}")
         else:
-            ax.axhline(rows.rmse.median(), color=colour, lw=1.6, label=f"found: {label}", zorder=1)
+            ax.axhline(middle_error, color=who.colour, lw=1.6, label=f"measured: {who.label}", zorder=1)
     ax.set(xscale="log", yscale="log", xlabel="ε, in units of λ", ylabel="RMSE per pixel")
     feet = np.column_stack([values, values, np.full(len(values), np.nan)]).ravel()
     heights = np.tile([0, 0.03, np.nan], len(values))  # one line with gaps: a small file
     ax.plot(feet, heights, color=LINE, lw=0.6, transform=ax.get_xaxis_transform(), zorder=1)
     ax.set_ylim(top=3 * ax.get_ylim()[1])  # room for the names of the vertical lines
     _marked(ax, table.bayes.iloc[0])
-    return ax
 
 
-def miss_against_damping(ax: Axes, middle: pd.DataFrame) -> Axes:
-    """Distance between foretold and found displacement, over the latter's length, against ε; medians over images."""
+def miss_against_damping(ax: Axes, middle: pd.DataFrame) -> None:
+    """Distance of predicted from measured displacement, over the latter's length, against ε; medians over images."""
     for name in SINGLE:
         rows = middle[(middle.attacker == name) & (middle.epsilon > 0)].sort_values("epsilon")
-        label, colour, _ = _who(name)
-        ax.plot(rows.epsilon, rows.pulled_miss, color=colour, lw=1.8, label=label, zorder=3)
-        ax.plot(rows.epsilon, rows.damped_miss, color=colour, lw=1.3, ls=(0, (4, 2)), zorder=2)
+        who = _who(name)
+        ax.plot(rows.epsilon, rows.pulled_miss, color=who.colour, lw=1.8, label=who.label, zorder=3)
+        ax.plot(rows.epsilon, rows.damped_miss, color=who.colour, lw=1.3, ls=DASHED, zorder=2)
     ax.set(xscale="log", yscale="log", xlabel="ε, in units of λ", ylabel="displacement missed, relative")
-    ax.plot([], [], color=INK, lw=1.3, ls=(0, (4, 2)), label="dashed: without the pull")
+    ax.plot([], [], color=INK, lw=1.3, ls=DASHED, label="dashed: without the pull")
     _marked(ax, middle.bayes.iloc[0])
     readable_ticks(ax)
     ax.legend(fontsize="x-small", loc="best")
-    return ax
 
 
-def measured_against_predicted(ax: Axes, table: pd.DataFrame) -> Axes:
+def measured_against_predicted(ax: Axes, table: pd.DataFrame) -> None:
     """Measured against predicted RMSE per pixel at each attacker's own ε; filled: with the pull, hollow: without."""
     for name, rows in table.groupby("attacker", sort=False):
-        label, colour, marker = _who(name)
+        who = _who(name)
         if rows.ridge.iloc[0]:
-            ax.scatter(rows.damped_rmse, rows.rmse, s=26, marker=marker, facecolor="none", edgecolor=colour, zorder=3)
-        ax.scatter(
-            rows.pulled_rmse, rows.rmse, s=26, marker=marker, color=colour, edgecolor="white", linewidth=0.5,
-            label=label, zorder=4,
-        )  # fmt: skip
+            hollow = ax.scatter(rows.damped_rmse, rows.rmse, s=26, marker=who.marker, facecolor="none", zorder=3)
+            hollow.set(edgecolor=who.colour)
+        marks = ax.scatter(rows.pulled_rmse, rows.rmse, s=26, marker=who.marker, color=who.colour, zorder=4)
+        marks.set(edgecolor="white", linewidth=0.5, label=who.label)
     ax.set(xscale="log", yscale="log", xlabel="predicted RMSE per pixel", ylabel="measured RMSE per pixel")
     diagonal(ax)
     ax.scatter([], [], s=26, facecolor="none", edgecolor=INK, label="hollow: without the pull")
     ax.legend(fontsize="x-small", loc="lower right")
-    return ax
 
 
-def recoveries(table: pd.DataFrame, truth: np.ndarray, found: Sequence[np.ndarray]) -> Figure:
-    """What each attacker recovers of one image, a row a noise variance, clamped to [0, 1].
+def recoveries(table: pd.DataFrame, truth: NDArray[Any], found: NDArray[Any]) -> Figure:
+    """What each attacker recovers of one image, one row per noise variance, clamped to [0, 1].
 
     `table` holds that image's rows, in the order of `found`.
     """
     rows = []
     for noise in dict.fromkeys(table["size"]):
         mine = np.flatnonzero((table["size"] == noise) & table.attacker.isin(SINGLE))
-        captions = [f"{_who(table.attacker.iloc[i])[0]}\nRMSE {table.rmse.iloc[i]:.2g}" for i in mine]
+        captions = [f"{_who(table.attacker.iloc[i]).label}\nRMSE {table.rmse.iloc[i]:.2g}" for i in mine]
         rows.append((f"variance {noise:g}", [truth, *(found[i] for i in mine)], ["private image\n", *captions]))
     return pictures(rows)
 
 
-def _who(name: str) -> tuple[str, str, str]:
-    return WHO.get(name, (name.replace("ε", " σ²/τ²"), LINE, "."))  # MAP with other weights
+def _who(name: str) -> Attacker:
+    """MAP attackers with further weights are drawn alike."""
+    return ATTACKERS.get(name, Attacker("", label=name.replace("ε", " σ²/τ²"), colour=LINE, marker="."))
 
 
 def _marked(ax: Axes, bayes: float) -> None:
     for epsilon, words in ((bayes, "σ²/τ²"), *((e, f"{e:g}") for e in PAPER)):
-        own = epsilon == bayes
-        ax.axvline(epsilon, color=GREEN if own else LINE, lw=1, ls=(0, (1, 2)), zorder=0)
-        ax.annotate(words, (epsilon, 1), (3, -11), xycoords=("data", "axes fraction"), textcoords="offset points",
-                    fontsize="x-small", color=GREEN if own else INK)  # fmt: skip
+        line, ink = (GREEN, GREEN) if epsilon == bayes else (LINE, INK)
+        ax.axvline(epsilon, color=line, lw=1, ls=(0, (1, 2)), zorder=0)
+        note = ax.annotate(words, (epsilon, 1), (3, -11), xycoords=("data", "axes fraction"), fontsize="x-small")
+        note.set(color=ink, anncoords="offset points")

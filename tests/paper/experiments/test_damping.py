@@ -9,30 +9,37 @@ import pytest
 import torch
 
 import i2f
-from i2f import claims, figures
+from i2f import claims, figures, statistics
+from i2f.paper.attackers import ATTACKERS
 from i2f.paper.experiments import damping
 from i2f.paper.experiments import problems as shared
 from i2f.paper.figures import damping as draw
+from i2f.paper.sweep import Settings
 
 mpl.use("Agg")
 
 THRESHOLDS = {"cut": 0.05, "accuracy": 0.05, "factor": 2.0, "order": 0.9, "near": 0.5}
 CLAIMS = ["none", "map", "pull", "bayes", "weight", "paper", "order", "ranks", "stopping"]
-SETTING = {"dataset": "mnist"}
 STEPS = {"gauss-newton": 40, "dgl": 30}
+CONFIG = {"dataset": "mnist", "images": 1, "survey_images": 1, "variances": [1e-6], "prior_weights": [], "steps": STEPS}
+CONFIG |= {"smallest": 1e-4, "largest": 100.0}
 GRID = [0.0, 1e-4, 0.01, 0.1, 1.0, 10.0]
+QUIET = Settings(jobs=1, progress="off")
 
 
 def test_every_attacker_gets_every_gradient_with_its_own_prior():
     spread = shared.pixels("mnist", None)[1] ** 2
-    tasks = damping.problems(SETTING, 2, [1e-5, 1e-3], [0.1, 1, 10], STEPS)
+    config = CONFIG | {"images": 2, "survey_images": 3, "variances": [1e-5, 1e-3], "prior_weights": [0.1, 1, 10]}
+    found = damping.problems(config)
+    assert len(found["survey"]) == 3 * 2
+    tasks = found["problems"]
     assert len(tasks) == 2 * 2 * 6
     ridges = {t["attacker"]: t["ridge"] * spread for t in tasks if t["size"] == 1e-3}
     assert ridges == pytest.approx({"no prior": 0, "MAP, 0.1ε": 1e-4, "MAP": 1e-3, "MAP, 10ε": 1e-2,
                                     "MAP, ε = 1": spread, "Adam": 0})  # fmt: skip
     assert {t["attacker"] for t in tasks if t["method"] == "dgl"} == {"Adam"}
     assert all(t["steps"] == STEPS[t["method"]] for t in tasks)
-    assert list(draw.WHO) == list(ridges)
+    assert set(ridges) <= set(ATTACKERS)
 
 
 def test_the_grid_holds_what_is_asked_about():
@@ -49,16 +56,20 @@ def small(mlp, monkeypatch):
     J = i2f.GradientJacobian(model, x, y)
     mean = torch.linspace(0.2, 0.7, 12, dtype=torch.float64)[None]
     monkeypatch.setattr(shared, "jacobian", lambda problem: J)
-    monkeypatch.setattr(shared, "pixels", lambda dataset, root: (mean, 0.05))
+    monkeypatch.setattr(shared, "pixels", lambda dataset, root: (mean, 0.05**0.5))
     return J, mean
+
+
+def solved(problems):
+    found = damping.run(problems, QUIET)
+    return [found.tables[name] for name in ("problems", "curves", "survey")], found.arrays["pictures"]
 
 
 def test_the_table_is_what_linear_algebra_says(small, mlp, twin):
     """Predictions against J by finite differences and NumPy's solver, the Bayes error against random draws; the MAP
     attacker goes where the prediction with the pull says, and not where it says without."""
     J, mean = small
-    tasks = damping.problems(SETTING, 1, [1e-6], [], STEPS)
-    table, curves, pictures = damping.attack(tasks, GRID, jobs=1)
+    (table, curves, _), pictures = solved(damping.problems(CONFIG))
     A, truth = twin(*mlp).numpy(), J.x[0].numpy()
     gram, pull = A @ A.T, mean[0].numpy() - truth
     delta = i2f.perturb.gaussian(J.gradient, 1e-6, 0).numpy()
@@ -89,9 +100,9 @@ def test_the_table_is_what_linear_algebra_says(small, mlp, twin):
 
 def test_adam_starts_at_the_mean_and_the_displacement_is_measured_from_the_truth(small):
     J, mean = small
-    (task,) = (t for t in damping.problems(SETTING, 1, [1e-6], [], {"gauss-newton": 1, "dgl": 1})
-               if t["attacker"] == "Adam")  # fmt: skip
-    _, curves, pictures = damping.attack([task], [1e9], jobs=1)
+    found = damping.problems(CONFIG | {"steps": {"gauss-newton": 1, "dgl": 1}})
+    adam = [t | {"dampings": [1e9]} for t in found["problems"] if t["attacker"] == "Adam"]
+    (_, curves, _), pictures = solved(found | {"problems": adam})
     found = pictures["found"][0]
     assert np.abs(found - mean[0].numpy()).max() == pytest.approx(0.1, rel=1e-3)  # a step of Adam's, of its lr
     moved, pull = found - J.x[0].numpy(), mean[0].numpy() - J.x[0].numpy()
@@ -132,7 +143,11 @@ ERRORS = {"no prior": 0.02, "MAP": 0.01, "MAP, 10ε": 0.05, "MAP, ε = 1": 0.09,
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch):
-    monkeypatch.setattr(claims, "bootstrap", partial(claims.bootstrap, draws=20))
+    monkeypatch.setattr(claims, "bootstrap", partial(statistics.bootstrap, draws=20))
+
+
+def judge(tables) -> list[claims.Claim]:
+    return damping.judge(dict(zip(("problems", "curves", "survey"), tables, strict=True)), THRESHOLDS, "mnist")
 
 
 @pytest.mark.parametrize(
@@ -145,14 +160,14 @@ def few_draws(monkeypatch):
     ids=["the pull counts", "it does not"],
 )  # fmt: skip
 def test_verdicts_follow_the_table(tables, expected):
-    found = damping.judge(*tables, "mnist", **THRESHOLDS)
+    found = judge(tables)
     assert [c.id for c in found] == [f"damping-mnist-{name}" for name in CLAIMS]
     assert [c.verdict for c in found] == expected.split()
     assert all(c.n == 8 for c in found)
 
 
 def judged(tables, name):
-    (found,) = (c for c in damping.judge(*tables, "mnist", **THRESHOLDS) if c.id.endswith(f"-{name}"))
+    (found,) = (c for c in judge(tables) if c.id.endswith(f"-{name}"))
     return found
 
 
@@ -189,8 +204,8 @@ def test_choices_name_the_epsilon_that_comes_nearest():
     assert found["best ε, damped"] == 0.01
     assert found["off by, damped"] == pytest.approx(1.25)
     assert found["off by, ε = 1"] == found["off by, ε = 0"] == pytest.approx(8)
-    told = damping.foretold(damping.medians(curves))
-    assert list(told.loc["1e-05"].index) == ["0", "σ²/τ² = 0.0002", "0.1", "1", "10"]
+    known = damping.predicted(damping.medians(curves))
+    assert list(known.loc["1e-05"].index) == ["0", "σ²/τ² = 0.0002", "0.1", "1", "10"]
 
 
 def test_the_overview_draws_every_attack():
