@@ -1,4 +1,4 @@
-"""Batches: their spectra, what noise leaves of their members, and the prediction beside the attack."""
+"""Batches: their spectra, what noise leaves of their members, and the attack against the prediction."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from i2f.paper.figures.style import diagonal, readable_ticks, style
+from i2f.paper.figures.style import BLUE, VERMILION, diagonal, marks, readable_ticks, style
 
-PARTS = {"fixed": ("noise of fixed size", "#0072B2", "o"), "over B²": ("variance over B²", "#D55E00", "s")}
+PARTS = {"fixed": ("noise of fixed size", BLUE, "o"), "over B²": ("variance over B²", VERMILION, "s")}
 MARKERS = "os^Dv"  # by batch size, so that colour is not all there is
 
 
@@ -29,14 +29,17 @@ def overview(table: pd.DataFrame, spectra: pd.DataFrame) -> Figure:
     return figure
 
 
-def sizes(table: pd.DataFrame) -> dict[int, tuple]:
+Look = tuple[tuple[float, float, float], str]  # colour and marker
+
+
+def sizes(table: pd.DataFrame) -> dict[int, Look]:
     """A colour and a marker for each batch size."""
     found = sorted(table.batch.unique())
     return dict(zip(found, zip(sns.color_palette("viridis", len(found)), MARKERS, strict=False), strict=True))
 
 
 def spectrum(ax: Axes, spectra: pd.DataFrame) -> Axes:
-    """Eigenvalues of B² J Jᵀ in falling order, so without the averaging; a line a batch."""
+    """Eigenvalues of B² J Jᵀ in falling order, without the averaging; one line per batch."""
     for batch, (colour, _) in sizes(spectra).items():
         lines = spectra[spectra.batch == batch].groupby("image")
         for number, (_, line) in enumerate(lines):
@@ -56,12 +59,8 @@ def against_size(ax: Axes, table: pd.DataFrame) -> Axes:
         median = rows.groupby("batch").expected_rmse.median()
         ax.plot(median.index, median, color=colour, lw=1.6, ls=("-", "--")[number], label=f"expected, {label}")
         hit = rows[rows.attacked & ~rows.failed]
-        face = [colour if settled else "white" for settled in hit.converged]
         shift = 1.04 ** (2 * number - 1)  # side by side, not one upon the other
-        ax.scatter(
-            hit.batch * shift, hit.rmse, s=26, marker=marker, facecolor=face, edgecolor=colour, linewidth=0.9,
-            label=f"attack, {label}", zorder=3,
-        )  # fmt: skip
+        marks(ax, hit.batch * shift, hit.rmse, hit.converged, colour, marker, label=f"attack, {label}")
     ax.set(xscale="log", yscale="log", xlabel="images behind one gradient, B", ylabel="RMSE per pixel")
     readable_ticks(ax)
     ax.set_xticks(sorted(table.batch.unique()), [str(b) for b in sorted(table.batch.unique())])
@@ -71,16 +70,13 @@ def against_size(ax: Axes, table: pd.DataFrame) -> Axes:
 
 
 def measured_against_predicted(ax: Axes, table: pd.DataFrame) -> Axes:
-    """RMSE of the attack against the one that I²F predicts for the same noise, a mark an image; hollow: unconverged."""
+    """RMSE of the attack against that predicted for the same noise, one mark per image; hollow: not converged."""
     rows = table[table.attacked & ~table.failed & (table.part != "no noise")]
     for batch, (colour, marker) in sizes(table).items():
         mine = rows[rows.batch == batch]
         if len(mine):
-            face = [colour if settled else "white" for settled in mine.converged]
-            ax.scatter(
-                mine.predicted_rmse, mine.rmse, s=30, marker=marker, facecolor=face, edgecolor=colour, linewidth=0.9,
-                label=f"B = {batch}", zorder=3,
-            )  # fmt: skip
+            label = f"B = {batch}"
+            marks(ax, mine.predicted_rmse, mine.rmse, mine.converged, colour, marker, s=30, label=label)
     ax.set(xscale="log", yscale="log", xlabel="RMSE per pixel, predicted", ylabel="RMSE per pixel, attack")
     diagonal(ax)
     readable_ticks(ax)

@@ -1,4 +1,4 @@
-"""Deep networks: what each question costs, the bound beside damped I²F, the head of the spectrum."""
+"""Deep networks: what each estimate costs, what it says, and the bound against damped I²F."""
 
 import itertools
 from pathlib import Path
@@ -10,9 +10,20 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from i2f.paper.figures.style import INK, LINE, style
+from i2f.paper.figures.style import BLUE, GREEN, INK, LINE, VERMILION, style
 
 MARKERS = "os^DvP"
+Columns = dict[str, tuple[str, str, str]]  # of the table -> label, colour, marker
+COSTS: Columns = {
+    "products": ("I$_{lb}$, to 1%", BLUE, "o"),
+    "solve_products": ("damped I²F", VERMILION, "s"),
+    "trace_products": ("Bayes error", GREEN, "^"),
+}
+ESTIMATES: Columns = {
+    "bound_rmse": ("I$_{lb}$", BLUE, "o"),
+    "damped_rmse": ("damped I²F: the noise's part", VERMILION, "s"),
+    "bayes_value": ("Bayes error: with the prior's", GREEN, "^"),
+}
 
 
 def published(run: Path) -> dict[str, Figure]:
@@ -31,22 +42,11 @@ def overview(table: pd.DataFrame) -> Figure:
 
 
 def cost(ax: Axes, table: pd.DataFrame) -> Axes:
-    """Products with J and Jᵀ: a row a network, a mark an image and question."""
-    names = list(dict.fromkeys(table.network))
-    for column, label, colour, marker in (
-        ("products", "I$_{lb}$, to 1%", "#0072B2", "o"),
-        ("solve_products", "damped I²F", "#D55E00", "s"),
-        ("trace_products", "Bayes error", "#009E73", "^"),
-    ):
-        if column in table:
-            rows = table[table[column].notna()]
-            ax.scatter(rows[column], [names.index(n) for n in rows.network], s=28, marker=marker, color=colour,
-                       label=label, zorder=3)  # fmt: skip
-    sizes = table.groupby("network").d_x.first()
-    ax.scatter(sizes, [names.index(n) for n in sizes.index], s=120, marker="|", color=LINE, label="to form J")
+    """Products with J and Jᵀ that each estimate took."""
+    _by_network(ax, table, COSTS)
+    sizes = table.groupby("network", sort=False).d_x.first()
+    ax.scatter(sizes, range(len(sizes)), s=120, marker="|", color=LINE, label="to form J")
     ax.set(xscale="log", xlabel="products with J and Jᵀ", xlim=(3, 3 * sizes.max()))
-    ax.set_yticks(range(len(names)), names, color=INK)
-    ax.set_ylim(len(names) + 1.2, -1)  # room for the legend
     ax.set_title("What an answer costs")
     ax.legend(fontsize="small", loc="lower right", ncols=2)
     return ax
@@ -54,28 +54,29 @@ def cost(ax: Axes, table: pd.DataFrame) -> Axes:
 
 def estimates(ax: Axes, table: pd.DataFrame) -> Axes:
     """RMSE per pixel of the bound, of damped I²F and of the average over noise; the line is what was known before."""
-    names = list(dict.fromkeys(table.network))
-    for number, (column, label, colour, marker) in enumerate((
-        ("bound_rmse", "I$_{lb}$", "#0072B2", "o"),
-        ("damped_rmse", "damped I²F: the noise's part", "#D55E00", "s"),
-        ("bayes_value", "Bayes error: with the prior's", "#009E73", "^"),
-    )):  # fmt: skip
-        if column in table:
-            rows = table[table[column].notna()]
-            at = np.array([names.index(n) for n in rows.network]) + 0.12 * (number - 1)
-            ax.scatter(rows[column], at, s=28, marker=marker, color=colour, label=label, zorder=3)
+    _by_network(ax, table, ESTIMATES, apart=0.12)
     ax.axvline(table.prior_rmse.iloc[0], color=LINE, lw=1.2, ls="--")
     ax.text(table.prior_rmse.iloc[0], -0.62, "prior ", color=INK, fontsize="small", va="center", ha="right")
     ax.set(xscale="log", xlabel="RMSE per pixel")
-    ax.set_yticks(range(len(names)), names, color=INK)
-    ax.set_ylim(len(names) + 1.2, -1)  # room for the legend
     ax.set_title("What the noise hides")
     ax.legend(fontsize="small", loc="lower left")
     return ax
 
 
+def _by_network(ax: Axes, table: pd.DataFrame, columns: Columns, apart: float = 0.0) -> None:
+    """One row per network, one mark per image and column, a column's marks `apart` from the next one's."""
+    names = list(dict.fromkeys(table.network))
+    for number, (column, (label, colour, marker)) in enumerate(columns.items()):
+        if column in table:
+            rows = table[table[column].notna()]
+            at = np.array([names.index(n) for n in rows.network]) + apart * (number - 1)
+            ax.scatter(rows[column], at, s=28, marker=marker, color=colour, label=label, zorder=3)
+    ax.set_yticks(range(len(names)), names, color=INK)
+    ax.set_ylim(len(names) + 1.2, -1)  # room for the legend
+
+
 def bound_against_damped(ax: Axes, table: pd.DataFrame) -> Axes:
-    """A mark an image: does the bound put images in the order of damped I²F?"""
+    """One mark per image: does the bound put images in the order of damped I²F?"""
     rows = table[table.damped_rmse.notna()] if "damped_rmse" in table else table.iloc[:0]
     names = list(dict.fromkeys(rows.network))
     for name, colour, marker in zip(

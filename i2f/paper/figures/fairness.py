@@ -1,6 +1,7 @@
 """Whom the same noise protects: classes, images, what I²F says of them, and noise sized by it."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,10 +9,22 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from i2f.paper.figures.style import INK, LINE, diagonal, pictures, readable_ticks, style
+from i2f.paper.figures.style import (
+    AMBER,
+    BLUE,
+    GREEN,
+    INK,
+    LINE,
+    VERMILION,
+    diagonal,
+    mark_cut,
+    pictures,
+    readable_ticks,
+    style,
+)
 
-PARTS = {"same": ("#0072B2", "o"), "strong": ("#D55E00", "s"), "equal": ("#009E73", "D")}
-PREDICTED = "#E69F00"
+PARTS = {"same": (BLUE, "o"), "strong": (VERMILION, "s"), "equal": (GREEN, "D")}
+PREDICTED = AMBER
 
 
 def published(run: Path) -> dict[str, Figure]:
@@ -51,11 +64,15 @@ def by_class(ax: Axes, table: pd.DataFrame) -> Axes:
     for name, words, colour, shift in sides:
         values = [table[name][table.label == label].to_numpy() for label in labels]
         places = np.arange(len(labels)) + shift
-        boxes = ax.boxplot(
-            values, positions=places, widths=0.32, showfliers=False, patch_artist=True, manage_ticks=False,
-            medianprops={"color": INK, "lw": 1.6}, whiskerprops={"color": LINE}, capprops={"color": LINE},
-        )  # fmt: skip
-        for box in boxes["boxes"]:
+        lines = {"medianprops": {"color": INK, "lw": 1.6}, "whiskerprops": {"color": LINE}, "capprops": {"color": LINE}}
+        options: dict[str, Any] = {
+            "widths": 0.32,
+            "showfliers": False,
+            "patch_artist": True,
+            "manage_ticks": False,
+            **lines,
+        }
+        for box in ax.boxplot(values, positions=places, **options)["boxes"]:
             box.set(facecolor=colour, alpha=0.45, edgecolor=colour)
         x = np.concatenate([place + _jitter(len(v)) for place, v in zip(places, values, strict=True)])
         ax.scatter(x, np.concatenate(values), s=7, color=colour, linewidth=0, label=words, zorder=3)
@@ -74,10 +91,8 @@ def distribution(ax: Axes, parts: list[pd.DataFrame]) -> Axes:
         share = (np.arange(len(table)) + 1) / len(table)
         name = f"variance {_size(table)}"
         ax.plot(np.sort(table.mse), share, color=colour, lw=2, drawstyle="steps-post", label=f"{name}, measured")
-        ax.plot(
-            np.sort(table.predicted_mse), share,
-            color=colour, lw=1.2, ls=(0, (3, 2)), drawstyle="steps-post", label=f"{name}, predicted",
-        )  # fmt: skip
+        dashed: dict[str, Any] = {"lw": 1.2, "ls": (0, (3, 2)), "drawstyle": "steps-post"}
+        ax.plot(np.sort(table.predicted_mse), share, color=colour, label=f"{name}, predicted", **dashed)
     ax.set(xscale="log", xlabel="MSE per pixel", ylabel="share of images with at most this", ylim=(0, 1.5))
     ax.set_yticks(np.linspace(0, 1, 6))
     ax.legend(fontsize="small", loc="upper left")
@@ -85,30 +100,26 @@ def distribution(ax: Axes, parts: list[pd.DataFrame]) -> Axes:
 
 
 def measured_against_predicted(ax: Axes, parts: list[pd.DataFrame], cut: float) -> Axes:
-    """RMSE per pixel on both axes, a dot an image; hollow: the attack did not converge."""
+    """RMSE per pixel on both axes, one dot per image; hollow: the attack did not converge."""
     for table in parts:
         colour, marker = PARTS[table.part.iloc[0]]
-        for settled in (True, False):
-            rows = table[table.converged.astype(bool) == settled]
-            if rows.empty:
-                continue
-            name = f"variance {_size(table)}" + ("" if settled else ", not converged")
-            ax.scatter(
-                rows.predicted_rmse, rows.rmse, s=24, marker=marker, facecolor=colour if settled else "none",
-                edgecolor="white" if settled else colour, linewidth=0.5 if settled else 1.1, label=name, zorder=3,
-            )  # fmt: skip
+        filled: dict[str, Any] = {"facecolor": colour, "edgecolor": "white", "linewidth": 0.5}
+        hollow: dict[str, Any] = {"facecolor": "none", "edgecolor": colour, "linewidth": 1.1}
+        for converged, words, look in ((True, "", filled), (False, ", not converged", hollow)):
+            rows = table[table.converged.astype(bool) == converged]
+            if len(rows):
+                label = f"variance {_size(table)}{words}"
+                ax.scatter(rows.predicted_rmse, rows.rmse, s=24, marker=marker, label=label, zorder=3, **look)
     ax.set(xscale="log", yscale="log", xlabel="predicted RMSE per pixel, I²F", ylabel="measured RMSE per pixel")
     diagonal(ax)
-    ax.axvline(cut, color=LINE, lw=1, ls=":", zorder=1)
-    ax.annotate("cut", (cut, 0), (3, 4), xycoords=("data", "axes fraction"), textcoords="offset points",
-                fontsize="small", color=INK)  # fmt: skip
+    mark_cut(ax, cut, foot=True)
     readable_ticks(ax)
     ax.legend(fontsize="small")
     return ax
 
 
 def equalised(ax: Axes, same: pd.DataFrame, equal: pd.DataFrame) -> Axes:
-    """The same images under one variance for all and under each its own: a line an image."""
+    """The same images under one variance for all and under one of their own: one line per image."""
     both = same.merge(equal, on="image", suffixes=("", " equal"))
     ax.plot([0, 1], both[["mse", "mse equal"]].to_numpy().T, color="#cccccc", lw=0.8, zorder=1)
     for place, name, part in ((0, "mse", "same"), (1, "mse equal", "equal")):
@@ -123,7 +134,7 @@ def equalised(ax: Axes, same: pd.DataFrame, equal: pd.DataFrame) -> Axes:
 
 
 def recoveries(table: pd.DataFrame, truth: np.ndarray, found: np.ndarray) -> Figure:
-    """Private images and what came back, the least protected first, a pair of lines a part.
+    """Private images and what was recovered, the least protected first, one pair of lines per part.
 
     table: rows as `extremes` gives them, of one part after the other. truth, found: (rows, C, H, W), in their order.
     """

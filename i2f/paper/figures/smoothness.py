@@ -7,13 +7,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from i2f.paper.figures.style import readable_ticks, style
+from i2f.paper.figures.style import BLUE, GREEN, PINK, VERMILION, marks, readable_ticks, style
 
 ACTIVATIONS = {  # name -> label, colour, marker
-    "sigmoid": ("sigmoid", "#009E73", "s"),
-    "softplus": ("softplus", "#0072B2", "o"),
-    "gelu": ("GELU", "#CC79A7", "D"),
-    "relu": ("ReLU", "#D55E00", "X"),
+    "sigmoid": ("sigmoid", GREEN, "s"),
+    "softplus": ("softplus", BLUE, "o"),
+    "gelu": ("GELU", PINK, "D"),
+    "relu": ("ReLU", VERMILION, "X"),
 }
 FLOOR = 1e-16  # what an RMSE is raised to, to have a place on a logarithmic axis
 
@@ -39,7 +39,7 @@ def overview(table: pd.DataFrame) -> Figure:
 
 
 def _against_depth(ax: Axes, table: pd.DataFrame, column: str, label: str) -> Axes:
-    """A mark an image (hollow: the attack did not converge), a line through an activation's medians."""
+    """One mark per image (hollow: the attack did not converge), a line through an activation's medians."""
     for number, (name, (words, colour, marker)) in enumerate(ACTIVATIONS.items()):
         rows = table[(table.activation == name) & ~table.failed.astype(bool)]
         if not len(rows):
@@ -47,9 +47,7 @@ def _against_depth(ax: Axes, table: pd.DataFrame, column: str, label: str) -> Ax
         shift = 1.04 ** (number - 1.5)  # side by side, not one upon the other
         median = rows.groupby("depth")[column].median()
         ax.plot(median.index * shift, median, color=colour, lw=1.4, label=words)
-        face = [colour if settled else "white" for settled in rows.converged]
-        ax.scatter(rows.depth * shift, rows[column], s=26, marker=marker, facecolor=face, edgecolor=colour,
-                   linewidth=0.9, zorder=3)  # fmt: skip
+        marks(ax, rows.depth * shift, rows[column], rows.converged, colour, marker)
     ax.set(xscale="log", yscale="log", xlabel="depth, convolutions", ylabel=label)
     readable_ticks(ax)
     depths = sorted(table.depth.unique())

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,6 +25,8 @@ __all__ = [
     "VERMILION",
     "diagonal",
     "displayable",
+    "mark_cut",
+    "marks",
     "pictures",
     "readable_ticks",
     "save",
@@ -92,6 +95,15 @@ def mark_cut(ax: Axes, cut: float, foot: bool = False, left: bool = False) -> No
         fontsize="small",
         color=INK,
     )
+
+
+def marks(
+    ax: Axes, x: Any, y: Any, converged: Any, colour: Any, marker: str, hollow: str = "white", **look: Any
+) -> None:
+    """One mark per attack, filled with its colour where it converged, else with `hollow`. look: of `scatter`."""
+    face = [colour if yes else hollow for yes in converged]
+    look = {"s": 26, "linewidth": 0.9, "zorder": 3, **look}
+    ax.scatter(x, y, marker=marker, facecolor=face, edgecolor=colour, **look)
 
 
 def pictures(rows: Sequence[tuple[str, Sequence[np.ndarray], Sequence[str]]]) -> Figure:

@@ -10,18 +10,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from i2f.paper.figures.style import INK, LINE, diagonal, style
+from i2f.paper.figures.style import BLUE, GREEN, INK, LINE, PINK, VERMILION, diagonal, mark_cut, marks, style
 
 SPECTRUM = {  # column -> label, colour
-    "lambda_max": ("largest", "#0072B2"),
-    "lambda_median": ("median", "#009E73"),
-    "lambda_min": ("smallest", "#D55E00"),
+    "lambda_max": ("largest", BLUE),
+    "lambda_median": ("median", GREEN),
+    "lambda_min": ("smallest", VERMILION),
 }
 STARTS = {  # start -> label, marker, colour
-    "random": ("random start", "o", "#0072B2"),
-    "near": ("start near the truth", "^", "#CC79A7"),
+    "random": ("random start", "o", BLUE),
+    "near": ("start near the truth", "^", PINK),
 }
-FLOOR = 1e-20  # MSE below it are the machine's
+FLOOR = 1e-20  # an MSE below this is rounding
 
 
 def published(run: Path) -> dict[str, Figure]:
@@ -33,8 +33,8 @@ def published(run: Path) -> dict[str, Figure]:
 def overview(table: pd.DataFrame, progress: pd.DataFrame, cut: float) -> Figure:
     """Six panels: accuracy, gradients, spectra; expected error under two kinds of noise, attacks without, attacks with.
 
-    table: the experiment's, as `problems.csv` holds it. progress: a row a checkpoint, as `train` returns it. cut: the
-    predicted RMSE that bounds the linear regime.
+    table: the experiment's, as `problems.csv` holds it. progress: one row per checkpoint, as `train` returns it. cut:
+    the predicted RMSE that bounds the linear regime.
     """
     style()
     figure, axes = plt.subplots(2, 3, figsize=(12.5, 7.2), layout="constrained")
@@ -49,10 +49,11 @@ def overview(table: pd.DataFrame, progress: pd.DataFrame, cut: float) -> Figure:
 
 def learning(ax: Axes, progress: pd.DataFrame) -> Axes:
     """Accuracy by epoch."""
-    for name, label, colour, line in (
-        ("train", "training digits", "#0072B2", "-"), ("test", "held-out digits", "#D55E00", (0, (4, 3)))
-    ):  # fmt: skip
-        ax.plot(progress.epoch, progress[f"{name}_accuracy"], color=colour, ls=line, marker="o", ms=4, label=label)
+    ax.plot(progress.epoch, progress.train_accuracy, color=BLUE, marker="o", ms=4, label="training digits")
+    dashes = (0, (4, 3))
+    ax.plot(
+        progress.epoch, progress.test_accuracy, color=VERMILION, ls=dashes, marker="o", ms=4, label="held-out digits"
+    )
     ax.set(ylim=(0, 1.05), xlabel="epoch", ylabel="accuracy", xticks=progress.epoch)
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.legend(fontsize="small", loc="lower right")
@@ -80,7 +81,7 @@ def spectra(ax: Axes, table: pd.DataFrame) -> Axes:
 
 def risk(ax: Axes, table: pd.DataFrame) -> Axes:
     """Expected RMSE by epoch for the smallest noise of each kind: thin an image, thick their median."""
-    for kind, colour in (("fixed", "#0072B2"), ("relative", "#CC79A7")):
+    for kind, colour in (("fixed", BLUE), ("relative", PINK)):
         rows = table[table.noise == kind]
         size = rows["size"].min()
         label = f"fixed size, σ² = {size:g}" if kind == "fixed" else f"‖δ‖ = {size:g} ‖g‖"
@@ -104,12 +105,10 @@ def without_noise(ax: Axes, table: pd.DataFrame) -> Axes:
     """The attack's MSE by epoch where nothing was added to the gradient; hollow: not converged."""
     rows = table[(table.noise == "none") & np.isfinite(table.mse)]
     shift = 0.012 * max(table.epoch.max(), 1)  # so that the two starts do not cover each other
-    for (start, converged), some in rows.groupby(["start", "converged"]):
+    for start, some in rows.groupby("start"):
         _, marker, colour = STARTS[start]
-        ax.scatter(
-            some.epoch + (shift if start == "near" else -shift), some.mse.clip(FLOOR),
-            s=34, marker=marker, facecolor=colour if converged else "none", edgecolor=colour, linewidth=1.2, zorder=3,
-        )  # fmt: skip
+        x, y = some.epoch + (shift if start == "near" else -shift), some.mse.clip(FLOOR)
+        marks(ax, x, y, some.converged, colour, marker, hollow="none", s=34, linewidth=1.2)
     for label, marker, colour in STARTS.values():
         ax.scatter([], [], marker=marker, color=colour, s=30, label=label)
     ax.scatter([], [], facecolor="none", edgecolor=LINE, s=30, label="hollow: not converged")
@@ -124,21 +123,16 @@ def measured_against_predicted(ax: Axes, table: pd.DataFrame, cut: float) -> Axe
     noisy = table[(table.noise != "none") & np.isfinite(table.rmse)]
     epochs = sorted(table.epoch.unique())
     colours = dict(zip(epochs, sns.color_palette("viridis", len(epochs)), strict=True))
-    for (epoch, start, converged), rows in noisy.groupby(["epoch", "start", "converged"]):
-        ax.scatter(
-            rows.predicted_rmse, rows.rmse,
-            s=30, marker=STARTS[start][1], facecolor=colours[epoch] if converged else "none", edgecolor=colours[epoch],
-            linewidth=1.2, zorder=3,
-        )  # fmt: skip
+    for (epoch, start), rows in noisy.groupby(["epoch", "start"]):
+        x, y, colour, marker = rows.predicted_rmse, rows.rmse, colours[epoch], STARTS[start][1]
+        marks(ax, x, y, rows.converged, colour, marker, hollow="none", s=30, linewidth=1.2)
     for epoch in epochs:
         ax.scatter([], [], color=colours[epoch], s=26, label=f"epoch {epoch}")
     for label, marker, _ in STARTS.values():
         ax.scatter([], [], color=LINE, marker=marker, s=26, label=label)
     ax.set(xscale="log", yscale="log", xlabel="predicted RMSE per pixel", ylabel="measured RMSE per pixel")
     diagonal(ax)
-    ax.axvline(cut, color=LINE, lw=1, ls=":", zorder=1)
-    ax.annotate("cut", (cut, 0), (3, 4), xycoords=("data", "axes fraction"), textcoords="offset points",
-                fontsize="small", color=INK)  # fmt: skip
+    mark_cut(ax, cut, foot=True)
     ax.legend(fontsize="x-small", loc="best")
     ax.set_title("Attacks with noise")
     return ax
