@@ -12,7 +12,7 @@ from conftest import TINY, build_tiny
 from i2f import defense, devices, perturb, spectrum, trace
 from i2f.audit import audit
 from i2f.core.influence import expected_square
-from i2f.paper import penalty
+from i2f.paper import penalty, pipeline
 
 HERE = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -184,6 +184,17 @@ def test_a_choice_holds_for_the_process(monkeypatch):
     with pytest.raises(ValueError, match="device='nowhere'"):
         devices.use("nowhere")
     assert devices.chosen() == "cuda"
+
+
+def test_a_notebooks_device_goes_before_the_environments(monkeypatch):
+    monkeypatch.setattr(devices, "_chosen", "cpu")
+    monkeypatch.setenv("I2F_DEVICE", "nowhere")
+    assert pipeline.settings("auto").device == devices.chosen() == "auto"
+    with pytest.raises(ValueError, match="device='nowhere'"):
+        pipeline.settings()
+    monkeypatch.delenv("I2F_DEVICE")
+    assert pipeline.settings().device == ""
+    assert devices.chosen() == "auto"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -15,8 +15,14 @@ from i2f.paper.sweep import Settings
 mpl.use("Agg")
 CONFIG = {"dataset": "mnist", "group": 2, "steps": 50, "start_seed": 0}
 THRESHOLDS = {
-    "exact": 1e-6, "share": 0.99, "batch": 2, "hidden": 2.0, "averaging": 0.5, "accuracy": 0.05, "cut": 0.05,
-}  # fmt: skip
+    "exact": 1e-6,
+    "share": 0.99,
+    "batch": 2,
+    "hidden": 2.0,
+    "averaging": 0.5,
+    "accuracy": 0.05,
+    "cut": 0.05,
+}
 VARIANCE = 1e-8
 
 
@@ -87,8 +93,10 @@ def test_attacks_land_where_predicted(tables):
     assert none.mse.max() <= 1e-12
     noisy = table[table.part != batch_size.NONE]
     assert noisy.rmse.to_numpy() == pytest.approx(noisy.predicted_rmse.to_numpy(), rel=0.05)
-    alone, pair = (table[(table.batch == b) & (table.part == p)].set_index("image").expected_rmse
-                   for b, p in ((1, batch_size.FIXED), (2, batch_size.SCALED)))  # fmt: skip
+    alone, pair = (
+        table[(table.batch == b) & (table.part == p)].set_index("image").expected_rmse
+        for b, p in ((1, batch_size.FIXED), (2, batch_size.SCALED))
+    )
     assert (pair >= alone).all()  # mixing never helps the attacker
 
 
@@ -118,11 +126,23 @@ def fake(mixing=1.5, mse=1e-20, error=0.01, rank=1568, sets=4) -> pd.DataFrame:
                 expected = 0.001 * (1 if batch == 1 else mixing * (1 if scaled else 2))
                 rmse = mse**0.5 if part == batch_size.NONE else expected * (1 + error)
                 rows.append(
-                    {"part": part, "batch": batch, "image": image, "set": image // 2, "attacked": True,
-                     "d_x": 784 * batch, "rank": rank if batch == 2 else 784, "lambda_min": 0.1,
-                     "expected_rmse": expected, "predicted_rmse": expected, "mse": rmse**2, "rmse": rmse,
-                     "converged": image > 0, "failed": False}
-                )  # fmt: skip
+                    {
+                        "part": part,
+                        "batch": batch,
+                        "image": image,
+                        "set": image // 2,
+                        "attacked": True,
+                        "d_x": 784 * batch,
+                        "rank": rank if batch == 2 else 784,
+                        "lambda_min": 0.1,
+                        "expected_rmse": expected,
+                        "predicted_rmse": expected,
+                        "mse": rmse**2,
+                        "rmse": rmse,
+                        "converged": image > 0,
+                        "failed": False,
+                    }
+                )
     return pd.DataFrame(rows)
 
 

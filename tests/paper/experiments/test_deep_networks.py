@@ -78,20 +78,34 @@ def made_up():
     images = np.arange(10)
     return pd.DataFrame(
         {
-            "dataset": "cifar10", "network": "vit", "image": images, "d_x": 3072, "d_theta": 10**6, "products": 13,
-            "lambda_max": 2.0, "second": 0.5, "bound_rmse": 1e-3 * (1 + images), "prior_rmse": 0.245,
-            "damped_rmse": 0.02 * (1 + images) * rng.uniform(0.99, 1.01, 10), "solve_products": 80,
-            "bayes_value": 0.2, "trace_products": 200, "converged": True, "failed": False, "reason": "",
+            "dataset": "cifar10",
+            "network": "vit",
+            "image": images,
+            "d_x": 3072,
+            "d_theta": 10**6,
+            "products": 13,
+            "lambda_max": 2.0,
+            "second": 0.5,
+            "bound_rmse": 1e-3 * (1 + images),
+            "prior_rmse": 0.245,
+            "damped_rmse": 0.02 * (1 + images) * rng.uniform(0.99, 1.01, 10),
+            "solve_products": 80,
+            "bayes_value": 0.2,
+            "trace_products": 200,
+            "converged": True,
+            "failed": False,
+            "reason": "",
         }
-    )  # fmt: skip
+    )
 
 
 def test_claims():
     found = {c.id: c for c in deep.judge({"problems": made_up()}, THRESHOLDS)}
     assert {name: c.verdict for name, c in found.items()} == {
-        "deep_networks-products": "holds", "deep_networks-images-cifar10-vit": "holds",
+        "deep_networks-products": "holds",
+        "deep_networks-images-cifar10-vit": "holds",
         "deep_networks-tight-cifar10-vit": "fails",
-    }  # fmt: skip
+    }
     assert found["deep_networks-tight-cifar10-vit"].value == pytest.approx(20, rel=0.02)
     shuffled = made_up().assign(damped_rmse=[3, 1, 4, 1.5, 9, 2, 6, 5, 3.5, 0.8])
     assert {c.id: c.verdict for c in deep.judge({"problems": shuffled}, THRESHOLDS | {"products": 12})}[
@@ -113,8 +127,15 @@ def test_claims_without_solves():
 
 
 def test_photos_are_judged_by_their_order():
-    table = pd.DataFrame({"image": range(20), "bound_rmse": np.arange(1, 21.0), "rmse": np.arange(21.0, 1, -1),
-                          "steps allowed": 60, "relative_residual": 0.3})  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "image": range(20),
+            "bound_rmse": np.arange(1, 21.0),
+            "rmse": np.arange(21.0, 1, -1),
+            "steps allowed": 60,
+            "relative_residual": 0.3,
+        }
+    )
     (claim,) = deep.judge_photos(table, THRESHOLDS)
     assert claim.verdict == "fails"
     assert claim.value == pytest.approx(-1)

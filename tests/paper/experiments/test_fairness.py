@@ -31,10 +31,21 @@ def fake(width: float, by_class: float, noise: float, equal: float, images: int 
             stray = rng.standard_normal() * (equal if part == "equal" else noise)
             predicted, mse = size * t[image], size * t[image] * np.exp(stray)
             rows.append(
-                {"part": part, "image": image, "label": image % 10, "variance": size, "expected_mse": predicted,
-                 "predicted_mse": predicted, "predicted_rmse": predicted**0.5, "answered": False, "mse": mse,
-                 "rmse": mse**0.5, "converged": image % 3 > 0, "failed": False}
-            )  # fmt: skip
+                {
+                    "part": part,
+                    "image": image,
+                    "label": image % 10,
+                    "variance": size,
+                    "expected_mse": predicted,
+                    "predicted_mse": predicted,
+                    "predicted_rmse": predicted**0.5,
+                    "answered": False,
+                    "mse": mse,
+                    "rmse": mse**0.5,
+                    "converged": image % 3 > 0,
+                    "failed": False,
+                }
+            )
     return pd.DataFrame(rows)
 
 

@@ -68,12 +68,25 @@ def fake(expected: dict[str, float], measured: dict[str, float], seeds: int = 6)
                     own = 1 + 0.01 * seed
                     predicted, mse = own * expected[init] * size, own * measured[init] * size
                     rows.append(
-                        {"init": init, "weight_seed": seed, "attacker": attacker, "image": 0, "size": size,
-                         "noise_seed": 0, "expected_mse": predicted, "predicted_rmse": predicted**0.5,
-                         "mean_inverse_sigma": own * expected[init] ** 0.5, "mse": mse, "rmse": mse**0.5,
-                         "mse_clamped": min(mse, 1.0), "lambda_max": 1.0, "lambda_min": 1e-3,
-                         "converged": seed < seeds, "failed": False}
-                    )  # fmt: skip
+                        {
+                            "init": init,
+                            "weight_seed": seed,
+                            "attacker": attacker,
+                            "image": 0,
+                            "size": size,
+                            "noise_seed": 0,
+                            "expected_mse": predicted,
+                            "predicted_rmse": predicted**0.5,
+                            "mean_inverse_sigma": own * expected[init] ** 0.5,
+                            "mse": mse,
+                            "rmse": mse**0.5,
+                            "mse_clamped": min(mse, 1.0),
+                            "lambda_max": 1.0,
+                            "lambda_min": 1e-3,
+                            "converged": seed < seeds,
+                            "failed": False,
+                        }
+                    )
     return pd.DataFrame(rows)
 
 
@@ -106,8 +119,9 @@ def test_a_ranking_that_only_small_noise_shows_holds_only_there():
 
 
 def test_a_tie_and_an_unknown_error_are_no_lead():
-    seeds = pd.DataFrame({"weight_seed": range(4), "normal": [2.0, 2, 2, 2], "uniform": [1.0, 1, np.nan, 3],
-                          "xavier": [3.0, 1, 3, 3]})  # fmt: skip
+    seeds = pd.DataFrame(
+        {"weight_seed": range(4), "normal": [2.0, 2, 2, 2], "uniform": [1.0, 1, np.nan, 3], "xavier": [3.0, 1, 3, 3]}
+    )
     assert initialization.leader_share(seeds) == 0.25
 
 

@@ -67,11 +67,21 @@ def test_a_kink_stops_the_search(table):
 def made_up(**replaced):
     tasks = problems([2, 4, 8], [8, 16], ["softplus", "relu"], 5)
     rows = [
-        {**t, "mse": 1e-20 if t["activation"] == "softplus" else 0.1, "rmse": 1e-10, "relative_residual": 1e-12,
-         "steps": 5, "condition": 1e4, "rank": 784, "converged": True, "failed": False, "reason": "",
-         "expected_rmse": 3.0 ** np.log2(t["depth"]) * (1 + t["image"])}
+        {
+            **t,
+            "mse": 1e-20 if t["activation"] == "softplus" else 0.1,
+            "rmse": 1e-10,
+            "relative_residual": 1e-12,
+            "steps": 5,
+            "condition": 1e4,
+            "rank": 784,
+            "converged": True,
+            "failed": False,
+            "reason": "",
+            "expected_rmse": 3.0 ** np.log2(t["depth"]) * (1 + t["image"]),
+        }
         for t in tasks
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows).assign(**replaced)
 
 
@@ -84,8 +94,12 @@ def verdicts(table):
 def test_claims():
     found = verdicts(made_up())
     assert {name: c.verdict for name, c in found.items()} == {
-        "smooth-softplus": "holds", "kinks": "fails", "rank": "holds", "narrow": "holds", "depth": "holds",
-    }  # fmt: skip
+        "smooth-softplus": "holds",
+        "kinks": "fails",
+        "rank": "holds",
+        "narrow": "holds",
+        "depth": "holds",
+    }
     assert found["depth"].value == pytest.approx(3.0)
 
 

@@ -66,8 +66,11 @@ def test_problems_are_every_checkpoint_image_and_noise():
     assert len(tasks) == 2 * 3 * 4 * 2
     assert {p["start"] for p in tasks} == {"random", "near"}
     assert {(p["noise"], p["size"]) for p in tasks} == {
-        ("none", 0.0), ("fixed", 1e-7), ("fixed", 1e-5), ("relative", 1e-3)
-    }  # fmt: skip
+        ("none", 0.0),
+        ("fixed", 1e-7),
+        ("fixed", 1e-5),
+        ("relative", 1e-3),
+    }
 
 
 def test_columns_mean_what_they_say(trained, table):
@@ -132,11 +135,22 @@ def fake(growth: float, factor: float = 1.0, recovered: float = 1e-12) -> pd.Dat
         none = p["noise"] == "none"
         rmse = recovered**0.5 if none else factor * predicted
         rows.append(
-            {**p, "loss": 1.0, "gradient_norm": 1.0, "lambda_max": 1.0, "lambda_median": 0.1, "lambda_min": 0.01,
-             "rmse": rmse, "mse": rmse**2, "predicted_rmse": np.nan if none else predicted,
-             "expected_rmse": np.nan if none else predicted, "bound_rmse": np.nan if none else 0.01 * predicted,
-             "converged": p["image"] != 1, "failed": False}
-        )  # fmt: skip
+            {
+                **p,
+                "loss": 1.0,
+                "gradient_norm": 1.0,
+                "lambda_max": 1.0,
+                "lambda_median": 0.1,
+                "lambda_min": 0.01,
+                "rmse": rmse,
+                "mse": rmse**2,
+                "predicted_rmse": np.nan if none else predicted,
+                "expected_rmse": np.nan if none else predicted,
+                "bound_rmse": np.nan if none else 0.01 * predicted,
+                "converged": p["image"] != 1,
+                "failed": False,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -177,7 +191,7 @@ def test_prediction_may_hold_only_in_the_linear_regime():
     assert prediction.condition == "the predicted RMSE is at most 0.05"
 
 
-def test_one_checkpoint_where_the_attack_from_a_random_start_is_lost_is_seen_and_told_from_the_control():
+def test_one_checkpoint_where_the_attack_from_a_random_start_is_lost_is_seen_and_separated_from_the_control():
     table = fake(2.0)
     lost = (table.epoch == 20) & (table.start == "random")
     table.loc[lost, ["rmse", "mse"]] = np.nan
