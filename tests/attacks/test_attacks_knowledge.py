@@ -149,9 +149,16 @@ def test_box_holds_at_every_iterate(mlp, backward, method):
     g = backward(model, x, y)
     seen = []
     found = i2f.invert(
-        model, g + perturb.gaussian(g, 1e-2, seed=0), y, x.shape, method=method, box=True, steps=15, start="normal",
+        model,
+        g + perturb.gaussian(g, 1e-2, seed=0),
+        y,
+        x.shape,
+        method=method,
+        box=True,
+        steps=15,
+        start="normal",
         callback=lambda at: seen.append(at.x),
-    )  # fmt: skip
+    )
     assert len(seen) > 2
     assert all(float(z.min()) >= 0 and float(z.max()) <= 1 for z in [*seen, found.x])
 

@@ -82,17 +82,29 @@ def at_scale(backward, c, dtype, attack):
     if attack == "whitened":
         options["covariance"] = options["covariance"] * torch.linspace(0.5, 2, len(sent), dtype=D)
     found = i2f.invert(
-        model.to(dtype), sent.to(dtype), options.pop("y", y), x.shape, loss=lambda o, t: c * F.cross_entropy(o, t),
+        model.to(dtype),
+        sent.to(dtype),
+        options.pop("y", y),
+        x.shape,
+        loss=lambda o, t: c * F.cross_entropy(o, t),
         **options,
-    )  # fmt: skip
+    )
     return found, mse(found, x)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize(
-    ("dtype", "c"), [(D, 1e-100), (D, 1e-30), (D, 1e-15), (D, 1e30), (torch.float32, 1e-15), (torch.float32, 1e-12),
-                     (torch.float32, 1e15)]
-)  # fmt: skip
+    ("dtype", "c"),
+    [
+        (D, 1e-100),
+        (D, 1e-30),
+        (D, 1e-15),
+        (D, 1e30),
+        (torch.float32, 1e-15),
+        (torch.float32, 1e-12),
+        (torch.float32, 1e15),
+    ],
+)
 def test_no_answer_depends_on_the_scale_of_the_loss(backward, monkeypatch, attack, dtype, c):
     if attack == "krylov":
         monkeypatch.setattr(steps.StepSolver, "fits", lambda problem: False)
@@ -129,9 +141,12 @@ def test_neighbours_of_other_scales(backward):
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [(0.0, "gradient is zero in every known"), (1e-40, "gradient has no entry above 1e-40"),
-     (1e39, "gradient has entries up to 1e.39")],
-)  # fmt: skip
+    [
+        (0.0, "gradient is zero in every known"),
+        (1e-40, "gradient has no entry above 1e-40"),
+        (1e39, "gradient has entries up to 1e.39"),
+    ],
+)
 def test_gradients_outside_the_range_of_the_dtype_are_refused(value, words):
     model, x, y = build_tiny("mlp")
     with pytest.raises(ValueError, match=words):
@@ -651,9 +666,10 @@ def test_a_loss_that_does_not_take_the_labels_says_why(mlp):
 
 @pytest.mark.parametrize("method", ["gauss-newton", "dgl", "dlg", "gs"])
 @pytest.mark.parametrize(
-    "context", [torch.inference_mode, torch.no_grad, partial(torch.autocast, "cpu", torch.bfloat16)],
+    "context",
+    [torch.inference_mode, torch.no_grad, partial(torch.autocast, "cpu", torch.bfloat16)],
     ids=["inference_mode", "no_grad", "autocast"],
-)  # fmt: skip
+)
 def test_a_callers_context_changes_no_answer(backward, method, context):
     model, x, y = build_tiny("mlp")
     model, x = model.float(), x.float()
@@ -750,9 +766,7 @@ def test_nothing_is_evaluated_outside_the_box(backward, options):
     sent = backward(model, x, y)
     sent = sent + 0.1 * noise(len(sent))
     RANGES.clear()
-    found = i2f.invert(
-        Watching(model), sent, shape=x.shape, box=True, steps=10, start="normal", **{"y": y} | options
-    )  # fmt: skip
+    found = i2f.invert(Watching(model), sent, shape=x.shape, box=True, steps=10, start="normal", **{"y": y} | options)
     assert len(RANGES) > 10
     assert min(float(low.detach()) for low, _ in RANGES) >= 0
     assert max(float(high.detach()) for _, high in RANGES) <= 1

@@ -112,9 +112,16 @@ def test_best_restart_by_its_own_objective(several, method):
     model, x, y, gradients = several
     last = {}
     found = i2f.invert(
-        model, gradients[0], y[0], x[0].shape, method=method, steps=2, restarts=4, start="normal",
+        model,
+        gradients[0],
+        y[0],
+        x[0].shape,
+        method=method,
+        steps=2,
+        restarts=4,
+        start="normal",
         callback=lambda at: last.setdefault(at.restart, []).append(at.loss),
-    )  # fmt: skip
+    )
     assert sorted(last) == [0, 1, 2, 3]
     lowest = min(last, key=lambda k: min(last[k]))
     if method != "dlg":  # between its outer steps L-BFGS may see better points than a callback does
@@ -127,9 +134,15 @@ def test_first_restart_is_the_attack_without_any(several):
     model, x, y, gradients = several
     starts = []
     i2f.invert(
-        model, gradients[0], y[0], x[0].shape, steps=1, seed=5, restarts=3,
+        model,
+        gradients[0],
+        y[0],
+        x[0].shape,
+        steps=1,
+        seed=5,
+        restarts=3,
         callback=lambda at: starts.append(at.x) if at.step == 0 else None,
-    )  # fmt: skip
+    )
     alone = []
     i2f.invert(model, gradients[0], y[0], x[0].shape, steps=1, seed=5, callback=lambda at: alone.append(at.x))
     assert torch.equal(starts[0], alone[0])
@@ -177,9 +190,16 @@ def test_any_torch_optimizer(several):
     for optimizer, lr in [(torch.optim.SGD, 3.0), (torch.optim.RMSprop, 0.05), (torch.optim.LBFGS, 1.0)]:
         losses = []
         found = i2f.invert(
-            model, gradients[0], y[0], x[0].shape, method="dgl", optimizer=optimizer, lr=lr, steps=20,
+            model,
+            gradients[0],
+            y[0],
+            x[0].shape,
+            method="dgl",
+            optimizer=optimizer,
+            lr=lr,
+            steps=20,
             callback=lambda at, losses=losses: losses.append(at.loss),
-        )  # fmt: skip
+        )
         assert found.loss < 0.5 * losses[0]
 
 
@@ -188,9 +208,17 @@ def test_gs_projects_signs_and_lowers_its_rate(several):
     model, x, y, gradients = several
     path = []
     i2f.invert(
-        model, gradients[0], y[0], x[0].shape, method="gs", optimizer=torch.optim.SGD, lr=1e-3, steps=16, box=False,
+        model,
+        gradients[0],
+        y[0],
+        x[0].shape,
+        method="gs",
+        optimizer=torch.optim.SGD,
+        lr=1e-3,
+        steps=16,
+        box=False,
         callback=lambda at: path.append(at.x),
-    )  # fmt: skip
+    )
     moves = [float((b - a).abs().max()) for a, b in pairwise(path)]
     assert moves == pytest.approx([1e-3] * 6 + [1e-4] * 4 + [1e-5] * 4 + [1e-6] * 2, rel=1e-6)
 
@@ -250,8 +278,6 @@ def test_non_smooth_network_never_ends_worse_than_it_began(backward):
         stem = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
         model = nn.Sequential(*stem, BasicBlock(4, 4), nn.Flatten(), nn.Linear(64, 5)).double().eval()
     x, y, losses = torch.rand(1, 1, 8, 8, dtype=torch.float64), torch.tensor([1]), []
-    found = i2f.invert(
-        model, backward(model, x, y), y, x.shape, steps=15, callback=lambda at: losses.append(at.loss)
-    )  # fmt: skip
+    found = i2f.invert(model, backward(model, x, y), y, x.shape, steps=15, callback=lambda at: losses.append(at.loss))
     assert found.loss == min(losses) < losses[0]
     assert found.relative_residual <= 1e-10 or found.reason.startswith(("stalled", "stationary", "used its 15 steps"))
