@@ -1,6 +1,7 @@
 """Networks, images and independent gradients that the tests share."""
 
 import copy
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -193,3 +194,44 @@ def twin(backward):
         return torch.stack(rows)
 
     return dense
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    """N(0, 1) from a generator of its own."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@pytest.fixture
+def guard():
+    """A loop without an end becomes a failure."""
+
+    def stop(*_):
+        raise TimeoutError("the attack did not end")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, previous)
+
+
+class Trace:
+    """A callback that keeps every iterate."""
+
+    def __init__(self):
+        self.steps, self.images, self.losses, self.evaluations = [], [], [], []
+
+    def __call__(self, iterate):
+        self.steps.append(iterate.step)
+        self.images.append(iterate.x)
+        self.losses.append(iterate.loss)
+        self.evaluations.append(iterate.evaluations)
+
+
+@pytest.fixture
+def several(mlp, backward):
+    """Five problems that share a model: (model, images (5, 1, 12), labels (5, 1), gradients (5, d_θ))."""
+    model, _, _ = mlp
+    x = torch.rand(5, 1, 12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    y = torch.tensor([[0], [3], [1], [4], [3]])
+    return model, x, y, torch.stack([backward(model, a, b) for a, b in zip(x, y, strict=True)])

@@ -1,14 +1,12 @@
 """Attacks find the image, or say how far they came; I²F meets a real inversion."""
 
-import hashlib
-import signal
-
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import i2f
+from conftest import Trace
 from i2f import metrics, perturb
 from i2f.attacks.descent import _cosine
 from i2f.attacks.match import Match
@@ -17,23 +15,6 @@ from i2f.attacks.prior import Prior
 from i2f.attacks.problem import Problem
 from i2f.core.examination import check
 from i2f.core.gradient import GradientMap
-
-
-def squared(residual):
-    return float(residual @ residual)
-
-
-class Trace:
-    """A callback that keeps what it was told about every iterate."""
-
-    def __init__(self):
-        self.steps, self.images, self.losses, self.evaluations = [], [], [], []
-
-    def __call__(self, iterate):
-        self.steps.append(iterate.step)
-        self.images.append(iterate.x)
-        self.losses.append(iterate.loss)
-        self.evaluations.append(iterate.evaluations)
 
 
 @pytest.mark.parametrize("i", range(3))
@@ -98,101 +79,6 @@ def test_objective_never_increases(tiny, backward):
     assert trace.losses[-1] == found.loss
 
 
-@pytest.mark.parametrize("method", ["gauss-newton", "dgl", "dlg", "gs"])
-class TestEveryMethod:
-    """What holds for a reconstruction whatever made it; the tiny MLP, with a noisy gradient."""
-
-    @pytest.fixture
-    def attack(self, mlp, backward, method):
-        """Runs the attack; `target` is what was sent."""
-        model, x, y = mlp
-        clean = backward(model, x, y)
-
-        def run(**options):
-            return i2f.invert(model, run.target, y, x.shape, method=method, **{"steps": 5, **options})
-
-        run.target = clean + perturb.gaussian(clean, 1e-3, seed=0)
-        return run
-
-    def test_loss_and_residual_are_true(self, attack, mlp, backward, method):
-        model, x, y = mlp
-        found = attack()
-        gradient = backward(model, found.x, y)
-        residual = gradient - attack.target
-        loss = squared(residual)
-        if method == "gs":
-            loss = 1 - float(gradient @ attack.target / (gradient.norm() * attack.target.norm()))
-        assert found.x.shape == x.shape
-        assert found.loss == pytest.approx(loss, rel=1e-9)
-        assert found.relative_residual == pytest.approx(float(residual.norm() / attack.target.norm()), rel=1e-9)
-
-    def test_lowers_the_objective(self, attack, method):
-        trace = Trace()
-        found = attack(callback=trace, start="gray")
-        assert found.loss <= min(trace.losses) < trace.losses[0]
-        if method != "dlg":  # L-BFGS also keeps what it sees between its outer steps
-            assert found.loss == min(trace.losses)
-
-    def test_callback_follows_the_attack(self, attack):
-        trace = Trace()
-        found = attack(callback=trace)
-        assert trace.steps == list(range(found.steps + 1))
-        assert trace.evaluations == sorted(set(trace.evaluations))
-        assert found.evaluations >= trace.evaluations[-1] > found.steps
-
-    def test_seed_decides_the_start(self, attack):
-        first, again, other = Trace(), Trace(), Trace()
-        found, repeated = attack(seed=1, callback=first), attack(seed=1, callback=again)
-        attack(seed=2, callback=other)
-        assert torch.equal(found.x, repeated.x)
-        assert torch.equal(first.images[0], again.images[0])
-        assert not torch.equal(first.images[0], other.images[0])
-
-    def test_out_of_steps(self, attack):
-        found = attack(steps=1)
-        assert found.steps == 1
-        assert not found.converged
-        assert "used its 1 step" in found.reason
-
-    def test_starts_where_it_is_told(self, attack):
-        trace, start = Trace(), torch.full((1, 12), 0.25, dtype=torch.float64)
-        attack(start=start, callback=trace, steps=1)
-        assert torch.equal(trace.images[0], start)
-        assert torch.equal(start, torch.full_like(start, 0.25))
-
-    def test_started_at_the_truth(self, attack, mlp, backward):
-        model, x, y = mlp
-        attack.target = backward(model, x, y)
-        found = attack(start=x)
-        assert torch.equal(found.x, x)
-        assert found.steps == 0
-        assert found.converged
-
-    def test_arguments_are_left_alone(self, attack):
-        before = attack.target.clone()
-        attack()
-        assert torch.equal(attack.target, before)
-
-
-STREAM = int.from_bytes(hashlib.sha256(b"start:4").digest()[:8], "little") >> 1  # of the starts with seed 4
-NOISE = torch.randn(1, 12, generator=torch.Generator().manual_seed(STREAM), dtype=torch.float64)
-
-
-@pytest.mark.parametrize(
-    ("start", "expected"),
-    [("gray", 0.5 + 0.1 * NOISE), ("normal", NOISE), ("uniform", torch.distributions.Normal(0, 1).cdf(NOISE))],
-)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_starts(mlp, start, expected, dtype):
-    """One draw for every precision."""
-    model, x, y = mlp
-    trace, model = Trace(), model.to(dtype)
-    gradient = i2f.GradientJacobian(model, x, y).gradient
-    i2f.invert(model, gradient, y, x.shape, start=start, seed=4, steps=1, callback=trace)
-    assert trace.images[0].dtype == dtype
-    torch.testing.assert_close(trace.images[0], expected.to(dtype), rtol=0, atol=4 * torch.finfo(dtype).eps)
-
-
 def test_dgl_keeps_its_best_iterate(mlp, backward):
     """With a step too long Adam overshoots: its last iterate is not its best."""
     model, x, y = mlp
@@ -200,7 +86,7 @@ def test_dgl_keeps_its_best_iterate(mlp, backward):
     target = backward(model, x, y)
     found = i2f.invert(model, target, y, x.shape, method="dgl", steps=60, lr=0.5, seed=3, callback=trace)
     assert found.loss == min(trace.losses) < 0.5 * trace.losses[-1]
-    assert squared(backward(model, found.x, y) - target) == pytest.approx(found.loss, rel=1e-9)
+    assert float((backward(model, found.x, y) - target).square().sum()) == pytest.approx(found.loss, rel=1e-9)
 
 
 def test_callback_that_is_an_empty_list_is_called(mlp, backward):
@@ -230,7 +116,7 @@ def test_tags_loss(mlp, backward, masked):
     found = i2f.invert(model, target, y, x.shape, method="dgl", l1=0.01, mask=mask, steps=5, callback=trace)
     for loss, image in zip(trace.losses, trace.images, strict=True):
         residual = (backward(model, image, y) - target)[mask]
-        assert loss == pytest.approx(squared(residual) + 0.01 * float(residual.abs().sum()))
+        assert loss == pytest.approx(float(residual @ residual) + 0.01 * float(residual.abs().sum()))
     assert found.loss == min(trace.losses)
     with pytest.raises(ValueError, match="l1"):
         i2f.invert(model, target, y, x.shape, method="dgl", l1=-1.0)
@@ -277,20 +163,6 @@ def test_kinks_never_make_it_worse(tiny, seed):
     trace = Trace()
     found = i2f.invert(model, target, y, x.shape, seed=seed, callback=trace)
     assert found.loss < trace.losses[0]
-
-
-@pytest.fixture
-def guard():
-    """An endless loop becomes a failure."""
-
-    def stop(*_):
-        raise TimeoutError("the attack did not end")
-
-    previous = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(20)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, previous)
 
 
 @pytest.mark.parametrize("tiny", ["relu"], indirect=True)

@@ -16,15 +16,6 @@ from i2f.core.gradient import GradientMap
 METHOD_NAMES = [m for m in METHODS if m != "idlg"]
 
 
-@pytest.fixture
-def several(mlp, backward):
-    """Five problems that share a model: (model, images (5, 1, 12), labels (5, 1), gradients (5, d_θ))."""
-    model, _, _ = mlp
-    x = torch.rand(5, 1, 12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    y = torch.tensor([[0], [3], [1], [4], [3]])
-    return model, x, y, torch.stack([backward(model, a, b) for a, b in zip(x, y, strict=True)])
-
-
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_alone_and_in_company_agree(several, method):
     model, x, y, gradients = several
@@ -105,84 +96,6 @@ def test_explosion_is_a_failure_with_the_best_iterate(several):
     best = min(seen, key=lambda at: at.loss)
     assert torch.equal(found.x, best.x)
     assert found.loss == best.loss
-
-
-@pytest.mark.parametrize("method", METHOD_NAMES)
-def test_best_restart_by_its_own_objective(several, method):
-    model, x, y, gradients = several
-    last = {}
-    found = i2f.invert(
-        model,
-        gradients[0],
-        y[0],
-        x[0].shape,
-        method=method,
-        steps=2,
-        restarts=4,
-        start="normal",
-        callback=lambda at: last.setdefault(at.restart, []).append(at.loss),
-    )
-    assert sorted(last) == [0, 1, 2, 3]
-    lowest = min(last, key=lambda k: min(last[k]))
-    if method != "dlg":  # between its outer steps L-BFGS may see better points than a callback does
-        assert found.loss == pytest.approx(min(map(min, last.values())))
-        assert found.restart == lowest
-    assert len({losses[0] for losses in last.values()}) == 4
-
-
-def test_first_restart_is_the_attack_without_any(several):
-    model, x, y, gradients = several
-    starts = []
-    i2f.invert(
-        model,
-        gradients[0],
-        y[0],
-        x[0].shape,
-        steps=1,
-        seed=5,
-        restarts=3,
-        callback=lambda at: starts.append(at.x) if at.step == 0 else None,
-    )
-    alone = []
-    i2f.invert(model, gradients[0], y[0], x[0].shape, steps=1, seed=5, callback=lambda at: alone.append(at.x))
-    assert torch.equal(starts[0], alone[0])
-    assert len(starts) == 3
-
-
-def test_no_restart_after_a_match(several):
-    model, x, y, gradients = several
-    restarts = set()
-    i2f.invert(model, gradients[0], y[0], x[0].shape, restarts=5, callback=lambda at: restarts.add(at.restart))
-    assert restarts == {0}
-
-
-@pytest.mark.parametrize("method", METHOD_NAMES)
-def test_interrupt_returns_the_best_so_far(several, method):
-    model, x, y, gradients = several
-    seen = []
-
-    def interrupt(at):
-        seen.append(at)
-        if at.step == 2:
-            raise KeyboardInterrupt
-
-    found = i2f.invert(model, gradients[0], y[0], x[0].shape, method=method, callback=interrupt, steps=50)
-    assert found.reason.startswith("interrupted after 2 steps")
-    assert not found.converged
-    assert found.loss <= min(at.loss for at in seen)
-
-
-@pytest.mark.parametrize("method", METHOD_NAMES)
-def test_interrupt_leaves_a_row_for_every_problem(several, method):
-    model, x, y, gradients = several
-
-    def interrupt(at):
-        if at.step == 1:
-            raise KeyboardInterrupt
-
-    found = i2f.invert_many(model, gradients, y, x[0].shape, method=method, callback=interrupt, steps=50)
-    assert len(found) == 5
-    assert all("interrupted" in f.reason and not f.converged for f in found)
 
 
 def test_any_torch_optimizer(several):
