@@ -39,9 +39,10 @@ def clamped_square(truth: Tensor, deviation: Tensor) -> Tensor:
     """
     s = deviation.clamp_min(1e-300)
     a, b = -truth / s, (1 - truth) / s
-    inside: Tensor = torch.special.ndtr(b) - torch.special.ndtr(a) - _weighted(b) + _weighted(a)
+    inside = torch.special.ndtr(b) - torch.special.ndtr(a) - _weighted(b) + _weighted(a)
     low, high = truth.square() * torch.special.ndtr(a), (1 - truth).square() * torch.special.ndtr(-b)
-    return s.square() * inside + low + high
+    square: Tensor = s.square() * inside + low + high
+    return square
 
 
 def _weighted(t: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from i2f.attacks.prior import TAU
 from i2f.audit import exact as from_spectrum
 from i2f.audit import products
 from i2f.audit.defense import Defense, parse
-from i2f.audit.operators import Operators, in_units
+from i2f.audit.operators import Operators, in_units, precision
 from i2f.audit.result import Audit
 from i2f.audit.sample import Sample
 from i2f.audit.shared import Question
@@ -24,6 +24,8 @@ from i2f.core.gradient import Loss
 from i2f.core.metrics import UNIT, Range
 from i2f.core.progress import bar
 from i2f.core.targets import as_labels
+
+METHODS = {None: "auto", True: "dense", False: "matrix-free"}  # `exact` -> the method of GradientJacobian
 
 
 @ordinary()
@@ -42,20 +44,16 @@ def audit(
     attack_steps: int = 50,
     tau: float = TAU,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> Audit:
-    """What a gradient of `model` at `x` would give away under a defence.
-
-    To first order, isotropic noise of variance σ² leaves an attacker with N(x₀, C), C = σ²(J Jᵀ)⁻¹. `predicted` is
-    √(tr C/d_x); `boxed` the error of that estimate clamped to the range, in closed form per pixel; `prior` is
-    √(σ² tr((J Jᵀ + εI)⁻¹)/d_x) with ε = σ²/τ². See `Sample` for all of them.
+    """What a gradient of `model` at `x` would give away under a defence: a `Sample` for each input.
 
     Args:
         model: in evaluation mode. x: (n, ...). y: (n,), or what `loss` takes. loss: (output, y) -> scalar.
+        defense: "none", "gaussian:1e-3", "relative:0.1", "dp:1.0:0.5", "prune:0.9", "designed:0.1", …: `defense.KINDS`.
         range: (low, high), the smallest and largest value that an input can have: numbers, tensors that broadcast to an
             input, or one number per channel. None: [0, 1]. Errors are in units of high − low, and the attackers know
             the range; for inputs standardised by a mean m and deviation s it is ((0 − m)/s, (1 − m)/s).
-        defense: "none", "gaussian:1e-3", "relative:0.1", "dp:1.0:0.5", "prune:0.9", "designed:0.1", …: `defense.KINDS`.
         exact: True: the whole spectrum of J Jᵀ, d_x products per gradient. False: products alone, which give the bound
             and, for noise, the Bayes error. None: exact where J takes at most 2 GiB.
         together: one gradient of the mean loss over all n samples, with a J of n·d_x rows; otherwise each sample alone.
@@ -67,36 +65,33 @@ def audit(
     Computed in float64 where J fits in 2 GiB, whatever the model's precision; otherwise a reservation says so.
 
     Raises: ValueError for bad input, as `GradientJacobian` and `defense.parse`; for x outside the range; for a defence
-    that an audit cannot judge; for clipping of several samples behind one gradient, which clips each before the mean;
-    for J = 0. TypeError for a model, labels or a defence of another kind.
+    that an audit cannot judge; for J = 0. TypeError for a model, labels or a defence of another kind.
     """
-    if isinstance(x, np.ndarray):
-        x = torch.from_numpy(x)
-    y = as_labels(y, torch.float64)
-    checks.images_and_labels(x, y)
-    checks.at_least("tau", tau, 1e-6)
-    checks.at_least("target_psnr", target_psnr, 1e-6)
-    defended = _judgeable(defense, together and len(x) > 1)
-    units = metrics.units(UNIT if range is None else range, tuple(x.shape[1:]))
-    u, model = units.within("x", x), unwrapped(model)
-    given = next((p.dtype for p in model.parameters() if p.requires_grad), torch.float64)
-    question = Question(defended, target_psnr, tau, seed, attack_steps if attack else None, given)
-    method = "auto" if exact is None else "dense" if exact else "matrix-free"
-    operators = Operators(in_units(model, units), loss, method)
+    x, y = _batch(x, y)
+    units, model = metrics.units(UNIT if range is None else range, tuple(x.shape[1:])), unwrapped(model)
+    u, steps = units.within("x", x), attack_steps if attack else None
+    question = Question(_judgeable(defense, together and len(x) > 1), target_psnr, tau, seed, steps, precision(model))
+    operators = Operators(in_units(model, units), loss, METHODS[exact])
     samples: list[Sample] = []
-    dense, d_theta = bool(exact), 0
     with bar(total=len(x), description="audit", shown=progress) as shown:
         for group in _groups(len(x), together):
             J = operators.at(u[group], y[group])
-            dense, d_theta = J.is_dense, J.shape[1]
-            samples += (from_spectrum if dense else products).samples(J, question, group)
+            samples += (from_spectrum if J.is_dense else products).samples(J, question, group)
             shown.update(len(group))
     ends = (units.low.tolist(), (units.low + units.span).tolist())
-    return Audit(samples, str(defended), target_psnr, together, dense, d_theta, ends)
+    return Audit(samples, str(question.defense), target_psnr, together, J.is_dense, J.shape[1], ends)
+
+
+def _batch(x: Tensor | np.ndarray, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs and labels as tensors of one length."""
+    x, y = torch.from_numpy(x) if isinstance(x, np.ndarray) else x, as_labels(y, torch.float64)
+    checks.images_and_labels(x, y)
+    return x, y
 
 
 def _judgeable(defense: str | Defense, several: bool) -> Defense:
-    """The defence, if an audit can judge it. several: more than one sample behind a gradient."""
+    """The defence, if an audit can judge it. several: whether more than one sample is behind a gradient, in which
+    case clipping would have to be done to each sample's own gradient."""
     found = parse(defense) if isinstance(defense, str) else defense
     if not isinstance(found, Defense):
         raise TypeError(f"defense is {type(defense).__name__}; give its text, such as 'gaussian:1e-3', or a Defense")

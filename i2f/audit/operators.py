@@ -24,6 +24,11 @@ def in_units(model: nn.Module, units: Units) -> nn.Module:
     return nn.Sequential(first.to(like.device, dtype), model)
 
 
+def precision(model: nn.Module) -> torch.dtype:
+    """The dtype of the model's trainable parameters."""
+    return next((p.dtype for p in model.parameters() if p.requires_grad), torch.float64)
+
+
 class Operators:
     """J of one group of samples after another, in float64 where that fits and the model computes in it."""
 

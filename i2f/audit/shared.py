@@ -13,7 +13,7 @@ from i2f.attacks import invert
 from i2f.audit.defense import Defense
 from i2f.audit.labels import as_classes, read_off
 from i2f.audit.sample import rms
-from i2f.core import metrics
+from i2f.core import checks, metrics
 from i2f.core.jacobian import GradientJacobian
 from i2f.core.linearization import graph_nodes
 
@@ -25,8 +25,11 @@ KINKS = re.compile(  # in the names of the autograd nodes of operations whose de
 
 @dataclass(frozen=True)
 class Question:
-    """What an audit asks of every sample. attack_steps: None where no attack is run. weights: the precision of the
-    model as it was given."""
+    """What an audit asks of every sample.
+
+    target_psnr: in dB. tau: τ, in units of the range. attack_steps: None where no attack is run. weights: the precision
+    of the model as it was given.
+    """
 
     defense: Defense
     target_psnr: float
@@ -34,6 +37,10 @@ class Question:
     seed: int
     attack_steps: int | None
     weights: torch.dtype
+
+    def __post_init__(self) -> None:
+        checks.at_least("tau", self.tau, 1e-6)
+        checks.at_least("target_psnr", self.target_psnr, 1e-6)
 
     @property
     def target_mse(self) -> float:

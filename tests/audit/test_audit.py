@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,6 +14,9 @@ import i2f
 from i2f import cli
 from i2f.audit import audit, clamped_square, variance_for
 from i2f.audit import figure as draw
+from i2f.audit.command import GATE
+from i2f.audit.defense import KINDS
+from i2f.audit.inputs import samples
 
 
 @pytest.fixture(scope="module")
@@ -200,9 +205,7 @@ LENET = "    return i2f.models.build('lenet', 'mnist', init='uniform', seed=1, n
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Where one stands: a factory of one's own beside the data."""
-    import sys
-
+    """The current folder, with a factory and data."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "nets", raising=False)
     write_factory(tmp_path, LENET)
@@ -220,7 +223,7 @@ def test_the_command_is_a_gate(folder, capsys):
     assert (folder / "out.html").read_text().startswith("<!doctype html>")
     first = json.loads((folder / "out.json").read_text())["samples"][0]
     assert first["index"] == 0
-    assert cli.main([*command, "--min-rmse", "0.1"]) == cli.GATE
+    assert cli.main([*command, "--min-rmse", "0.1"]) == GATE
     assert "2 of 2 samples are judged below an RMSE of 0.1" in capsys.readouterr().err
 
 
@@ -286,11 +289,11 @@ def test_a_factory_that_fails_shows_its_own_traceback_once(folder, capsys, body,
     assert error.rstrip().splitlines()[-1].startswith("i2f: model='nets:make'")
 
 
-def test_a_count_alone_starts_at_the_first(capsys):
-    x, y, name = cli._samples("mnist:2")
+def test_a_count_alone_starts_at_the_first():
+    x, y, name = samples("mnist:2", i2f.data.load)
     assert (len(x), y.tolist(), name) == (2, i2f.data.load("mnist", n=2)[1].tolist(), "mnist")
-    assert len(cli._samples("mnist")[0]) == 8
-    assert cli._samples("mnist:1:5")[1].tolist() == i2f.data.load("mnist", n=1, offset=5)[1].tolist()
+    assert len(samples("mnist", i2f.data.load)[0]) == 8
+    assert samples("mnist:1:5", i2f.data.load)[1].tolist() == i2f.data.load("mnist", n=1, offset=5)[1].tolist()
 
 
 def test_a_gate_that_opens_beyond_the_first_order_says_so(folder, capsys):
@@ -305,7 +308,18 @@ def test_help_says_what_the_exit_status_means(capsys):
     assert stop.value.code == 0
     said = capsys.readouterr().out
     assert "3 where --min-rmse is not met" in said
-    assert "gaussian:VARIANCE" in said
+    for name, kind in KINDS.items():
+        assert bool(re.search(rf"[\s,]{name}[:,]", said[said.index("Defences:") :])) == (not kind.refusal)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["audit", "--help"], ["data", "--help"]])
+def test_help_does_not_wait_for_pytorch(words):
+    code = (
+        f"import sys\nfrom i2f import cli\ntry:\n    cli.main({words})\nfinally:\n    assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: i2f")
 
 
 class Functional(nn.Module):

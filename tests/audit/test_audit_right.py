@@ -15,6 +15,7 @@ import i2f
 from conftest import build_tiny
 from i2f import cli, metrics
 from i2f.audit import audit
+from i2f.audit.command import GATE
 from i2f.paper.models import Normalize
 
 D = torch.float64
@@ -144,7 +145,7 @@ def folder(tmp_path, monkeypatch):
     sys.modules.pop("nets", None)
 
 
-@pytest.mark.parametrize(("least", "status"), [("0.02", 0), ("0.3", cli.GATE)])
+@pytest.mark.parametrize(("least", "status"), [("0.02", 0), ("0.3", GATE)])
 def test_the_gate_is_the_same_for_bytes(folder, capsys, least, status):
     command = ["audit", "--defense", "gaussian:1e-4", "--min-rmse", least, "--json", "out.json", "--model"]
     judged = []
