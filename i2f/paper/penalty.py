@@ -39,9 +39,13 @@ def sensitivity(model: nn.Module, x: Tensor, y: Tensor, w: Tensor, loss: Loss = 
 
 @ordinary()
 def bound(
-    model: nn.Module, x: Tensor, y: Tensor, power_steps: int = 3, loss: Loss = F.cross_entropy,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    power_steps: int = 3,
+    loss: Loss = F.cross_entropy,
     generator: torch.Generator | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """log λ_max(J Jᵀ) from below, differentiable in θ: minimising it raises I_lb = ‖Jδ‖/λ_max for noise of one size.
     Where J = 0 it is −∞, with derivative zero.
 
@@ -62,22 +66,29 @@ def bound(
 
 @ordinary()
 def bayes(
-    model: nn.Module, x: Tensor, y: Tensor, damping: float, cg_steps: int = 20, loss: Loss = F.cross_entropy,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    damping: float,
+    cg_steps: int = 20,
+    loss: Loss = F.cross_entropy,
     generator: torch.Generator | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """−log tr((J Jᵀ + εI)⁻¹), one draw: a term whose gradient by θ is that of the logarithm, w held fixed. Minimising
     it raises the Bayes error at ε = σ²/τ² > 0. Cost: some 2·cg_steps + 4 gradients.
 
-    Raises: as `bound`; ValueError for ε that is not positive, or out of range of x's dtype beside λ.
+    Raises: as `bound`; ValueError for ε that is not positive, or λ/ε out of range of x's dtype.
     """
     _check(model, x, y, loss)
     damping = float(checks.at_least("damping", damping, 1e-300))
     unit = linalg.power_of_two(damping**0.5)  # J/unit, in which ε is of order one
     z = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1
-    w = linalg.solve_cg(
-        lambda v: _gram(model, x, y, v.view_as(x), loss, unit).reshape(-1), z.reshape(-1), damping / unit**2, 1e-3,
-        cg_steps,
-    ).u.view_as(x)  # fmt: skip
+
+
+    def gram(v: Tensor) -> Tensor:
+        return _gram(model, x, y, v.view_as(x), loss, unit).reshape(-1)
+
+    w = linalg.solve_cg(gram, z.reshape(-1), damping / unit**2, 1e-3, cg_steps).u.view_as(x)
     trace = linalg.dot(z.reshape(-1), w.reshape(-1))
     if not trace > 0:
         raise ValueError(f"damping={damping:g} is out of range: λ/ε leaves {x.dtype}")
@@ -95,8 +106,10 @@ def _check(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> None:
     if watch.drew:
         raise ValueError(checks.DRAWS)
     if watch.needs.stopped or watch.needs.escaping - {BELOW}:  # PyTorch's own losses clamp a variance so
-        raise ValueError("model or loss takes values out of the graph (detach, no_grad, item, an autograd.Function of "
-                         "its own): a penalty needs derivatives through all of it")  # fmt: skip
+        raise ValueError(
+            "model or loss takes values out of the graph (detach, no_grad, item, an autograd.Function of its own): a "
+            "penalty needs derivatives through all of it"
+        )
 
 
 def _rmatvec(model: nn.Module, x: Tensor, y: Tensor, w: Tensor, loss: Loss, graph: bool = True) -> list[Tensor]:

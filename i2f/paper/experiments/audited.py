@@ -42,7 +42,7 @@ def _solve(chunk: list[Problem]) -> list[Row]:
     rows = []
     for p in chunk:
         x, y = (t.to(devices.current()) for t in data.load(p["dataset"], n=1, offset=p["image"]))
-        model = shared.network(*(shared.value(p, name) for name in shared.NETWORK))
+        model = shared.network(p)
         variance = p["asked"]
         if p["part"] == SUGGESTED:
             (first,) = audit(model, x, y, target_psnr=p["asked"])

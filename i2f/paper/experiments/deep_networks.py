@@ -116,8 +116,7 @@ def _jacobian(problem: Problem) -> GradientJacobian:
     """J in float32, which is what such networks run in, and enough for a bound to 1%."""
     device = devices.current()
     x, y = data.load(problem["dataset"], n=1, offset=problem["image"])
-    network = [shared.value(problem, name) for name in shared.NETWORK]
-    model = copy.deepcopy(shared.network(*network)).float()  # the cached one stays as it is
+    model = copy.deepcopy(shared.network(problem)).float()  # the cached one stays as it is
     return GradientJacobian(model, x.to(device), y.to(device), method="matrix-free")
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from i2f.attacks import METHODS, Reconstruction, invert_many
 from i2f.audit.defense import KINDS, Defense
@@ -30,22 +30,28 @@ from i2f.paper import data, devices, models
 from i2f.paper.results import Config
 from i2f.paper.sweep import Problem, Row
 
-SETTING = {
-    "dataset": "mnist", "split": "test", "image": 0, "batch": 1, "root": None,
-    "model": "lenet", "init": "uniform", "weight_seed": 1, "normalize": False, "activation": None, "weights": None,
-}  # fmt: skip
+IMAGES: Problem = {"dataset": "mnist", "split": "test", "image": 0, "batch": 1, "root": None}
+WEIGHTS: Problem = {"model": "lenet", "init": "uniform", "weight_seed": 1, "normalize": False}
+WEIGHTS |= {"activation": None, "weights": None}
+SETTING = IMAGES | WEIGHTS
 DEFAULTS = {**SETTING, "noise": "none", "size": 0.0, "noise_seed": 0, "method": "gauss-newton", "start_seed": 0}
-NETWORK = (
-    "dataset",
-    "model",
-    "init",
-    "weight_seed",
-    "normalize",
-    "activation",
-    "weights",
-)  # problems that agree in these share a model
-
-PERFECT = "gauss-newton: knows model and label, no prior, random start"  # the attacker of most claims, in words
+NETWORK = ("dataset", *WEIGHTS)  # problems that agree in these share a model,
+# and those that agree in these a call of `invert_many`
+CALL = (
+    *NETWORK,
+    "split",
+    "batch",
+    "root",
+    "method",
+    "steps",
+    "box",
+    "tv",
+    "mask",
+    "ridge",
+    "restarts",
+)  # and an attack
+ERRORS = ("mse", "mse_clamped", "rmse", "feature_mse")
+PERFECT = "gauss-newton: knows model and label, no prior, random start"
 FLOOR = 1e-20  # an MSE below this is rounding, and differs from machine to machine
 
 
@@ -55,6 +61,7 @@ def setting(config: Config) -> Problem:
 
 
 def value(problem: Problem, name: str) -> Any:
+    """The problem's own, or the default."""
     return problem.get(name, DEFAULTS[name])
 
 
@@ -64,26 +71,26 @@ def jacobian(problem: Problem) -> GradientJacobian:
 
 
 @lru_cache(maxsize=1)
-def _jacobian(
-    device: torch.device, dataset: str, split: str, image: int, batch: int, root: str | None,
-    *network_of: Any,
-) -> GradientJacobian:  # fmt: skip
+def _jacobian(device: torch.device, *setting: Any) -> GradientJacobian:
+    problem = dict(zip(SETTING, setting, strict=True))
+    dataset, split, image, batch, root = (problem[name] for name in IMAGES)
     x, y = data.load(dataset, n=batch, offset=image, split=split, root=root)
-    return GradientJacobian(network(dataset, *network_of), x.to(device), y.to(device))
+    return GradientJacobian(network(problem), x.to(device), y.to(device))
 
 
-def network(
-    dataset: str, model: str, init: str, weight_seed: int, normalize: bool, activation: str | None, weights: str | None
-) -> torch.nn.Module:  # fmt: skip
-    """The network, float64, on the current device; the last two are kept: copy what you change."""
-    return _network(devices.current(), model, dataset, init, weight_seed, normalize, activation, weights)
+def network(problem: Problem) -> nn.Module:
+    """The problem's network, float64, on the current device; the last two are kept: copy what you change.
+
+    Raises: ValueError for a device without float64.
+    """
+    return _network(devices.current(), *(value(problem, name) for name in NETWORK))
 
 
 @lru_cache(maxsize=2)
-def _network(device: torch.device, *named: Any) -> torch.nn.Module:
+def _network(device: torch.device, dataset: str, model: str, *others: Any) -> nn.Module:
     if device.type == "mps":
         raise ValueError("device='mps' has no float64, which the experiments work in: choose 'cpu' or 'cuda'")
-    return models.build(*named).double().to(device)
+    return models.build(model, dataset, *others).double().to(device)
 
 
 def perturbation(J: GradientJacobian, problem: Problem) -> Tensor:
@@ -94,7 +101,7 @@ def perturbation(J: GradientJacobian, problem: Problem) -> Tensor:
 
 
 def predict(problems: list[Problem], dampings: tuple[float, ...] = ()) -> list[Row]:
-    """What I²F says of each problem, per pixel, before any attack.
+    """What I²F predicts for each problem, per pixel, before any attack.
 
     predicted_rmse, predicted_mse: Eq. 4 at ε = 0; `predicted_rmse, ε = …` at each of `dampings`. bound_rmse: Eq. 5.
     expected_mse: σ² tr((J Jᵀ)⁻¹)/d_x for Gaussian noise (NaN for other noise). noise_norm: ‖δ‖. lambda_max,
@@ -128,8 +135,8 @@ def predict(problems: list[Problem], dampings: tuple[float, ...] = ()) -> list[R
 
 @lru_cache(maxsize=1)
 def pixels(dataset: str, root: str | None) -> tuple[Tensor, float]:
-    """What an attacker can know of images before seeing a gradient, from the training split, which is nobody's secret:
-    the mean image (1, C, H, W), and τ, the standard deviation around it: the root of the mean variance of a pixel."""
+    """What an attacker can know of images before seeing a gradient, from the train split, which is public: the mean
+    image (1, C, H, W), and τ, the standard deviation around it: the root of the mean variance of a pixel."""
     x = data.load(dataset, split="train", root=root)[0].double()
     return x.mean(0, keepdim=True), float(x.var(0).mean().sqrt())
 
@@ -151,10 +158,6 @@ def attack(problems: list[Problem], options: dict[str, Any] | None = None, keep:
     return rows
 
 
-# one call of `invert_many` has one of each
-CALL = (*NETWORK, "split", "batch", "root", "method", "steps", "box", "tv", "mask", "ridge", "restarts")
-
-
 def _attack_alike(problems: list[Problem], options: dict[str, Any], keep: bool) -> list[Row]:
     first = problems[0]
     method = value(first, "method")
@@ -163,7 +166,7 @@ def _attack_alike(problems: list[Problem], options: dict[str, Any], keep: bool) 
     deltas = [perturbation(J, p) for J, p in zip(jacobians, problems, strict=True)]
     gradients = torch.stack([J.gradient + delta for J, delta in zip(jacobians, deltas, strict=True)]).to(dtype)
     labels = None if method == "idlg" else torch.stack([J.map.y for J in jacobians])
-    own = {name: first[name] for name in ("steps", "box", "tv", "restarts") if name in first}
+    own: dict[str, Any] = {name: first[name] for name in ("steps", "box", "tv", "restarts") if name in first}
     if first.get("mask") == "zeros":
         own["mask"] = gradients != 0
     if first.get("ridge"):
@@ -175,26 +178,22 @@ def _attack_alike(problems: list[Problem], options: dict[str, Any], keep: bool) 
 
 
 def score(J: GradientJacobian, delta: Tensor, found: Reconstruction, keep: bool = False) -> Row:
-    """One reconstruction beside the truth at which J was taken; see `attack`."""
+    """One reconstruction compared with the truth, at which J was taken; see `attack`."""
     x = found.x.to(J.x)
     finite = bool(torch.isfinite(x).all())
-    energy = float(delta.square().sum())
-    scores = (
-        metrics.compare(x, J.x) if finite else dict.fromkeys(("mse", "mse_clamped", "rmse", "psnr", "ssim"), np.nan)
-    )
+    nothing = dict.fromkeys(("mse", "mse_clamped", "rmse", "psnr", "ssim"), np.nan)
+    scores = metrics.compare(x, J.x) if finite else nothing
     ordered = metrics.assign(x, J.x) if finite and len(x) > 1 else x
+    energy, total = float(delta.square().sum()), float((J.gradient + delta).square().sum())
+    labels = None if found.y is None else torch.equal(found.y.sort().values, J.map.y.sort().values)
     return {
         **scores,
         "feature_mse": float(metrics.feature_mse(J.map.model, ordered, J.x).mean()) if finite else np.nan,
-        "objective_ratio": found.relative_residual**2 * float((J.gradient + delta).square().sum()) / energy
-        if energy
-        else np.nan,
+        "objective_ratio": found.relative_residual**2 * total / energy if energy else np.nan,
         "relative_residual": found.relative_residual,
         "steps": found.steps,
         "evaluations": found.evaluations,
-        "label_found": bool(torch.equal(found.y.sort().values, J.map.y.sort().values))
-        if found.y is not None
-        else False,
+        "label_found": bool(labels),
         "converged": found.converged,
         "matched": found.matched,
         "failed": found.failed,
@@ -221,6 +220,3 @@ def relative_error(table: pd.DataFrame, predicted: str = "predicted_rmse") -> pd
 
 def _lost(table: pd.DataFrame) -> pd.Series:
     return table.failed.astype(bool) | table.rmse.isna()
-
-
-ERRORS = ("mse", "mse_clamped", "rmse", "feature_mse")
