@@ -7,7 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from i2f.audit.style import BLUE, style
+from i2f.audit.colours import BLUE
+from i2f.audit.style import style
 
 
 def spectra(values: Sequence[Sequence[float]]) -> Figure:

@@ -1,10 +1,9 @@
-"""The look of every figure, and its colours (Okabe and Ito's, safe for colour-blind readers)."""
+"""The look of every figure."""
 
 import matplotlib.pyplot as plt
 import seaborn as sns
 
-INK, LINE, GRID = "#333333", "#888888", "#e4e4e4"
-BLUE, VERMILION, GREEN, AMBER, PINK, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
+from i2f.audit.colours import GRID, INK, LINE
 
 
 def style() -> None:

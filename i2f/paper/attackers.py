@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-BLUE, ORANGE, GREEN, YELLOW, PINK, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
+from i2f.audit.colours import AMBER, BLUE, GREEN, PINK, SKY, VERMILION
+
+ORANGE, YELLOW = VERMILION, AMBER
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,12 @@ ATTACKERS = {  # by the name in tables
         "dgl: Adam, knows model and label, no prior, random start",
         {"method": "dgl", "box": False},
         "DGL, Adam",
-        colour=ORANGE,
+        colour=VERMILION,
         marker="X",
     ),
     "dlg": Attacker("dlg: knows the model alone", {"method": "dlg"}, "DLG, L-BFGS", "nothing else", GREEN, "s"),
     "idlg": Attacker(
-        "idlg: knows the model alone", {"method": "idlg"}, "iDLG, Adam", "nothing else", YELLOW, "D", (0, (4, 3))
+        "idlg: knows the model alone", {"method": "idlg"}, "iDLG, Adam", "nothing else", AMBER, "D", (0, (4, 3))
     ),
     "gs": Attacker(
         "gs: Adam on the cosine, knows model, label and pixel range, random start",
@@ -77,7 +79,7 @@ ATTACKERS = {  # by the name in tables
         {"method": "gauss-newton"},
         "MAP, ten times σ²/τ²",
         "label, mean of pixels",
-        YELLOW,
+        AMBER,
         "^",
     ),
     "MAP, ε = 1": Attacker(
@@ -93,7 +95,7 @@ ATTACKERS = {  # by the name in tables
         {"method": "dgl"},
         "Adam, stopped early",
         "label, mean of pixels",
-        ORANGE,
+        VERMILION,
         "X",
     ),
     "ignores": Attacker(
@@ -105,13 +107,15 @@ ATTACKERS = {  # by the name in tables
         "dgl: knows model and label, takes the zeros for true, no prior",
         {"method": "dgl", "mask": "none"},
         "ignores the mask, Adam",
-        colour=ORANGE,
+        colour=VERMILION,
         marker="X",
     ),
     "reads": Attacker(
         "gauss-newton: knows model and label, reads the mask from the zeros, no prior",
         {"method": "gauss-newton", "mask": "zeros"},
         "reads the mask",
+        colour=GREEN,
+        marker="s",
     ),
     "reading": Attacker(
         "tokens read off the first layers' gradients; needs no label",

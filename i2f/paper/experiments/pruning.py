@@ -97,7 +97,7 @@ def kept(J: GradientJacobian, delta: Tensor) -> Row:
     }
 
 
-def foretold(table: pd.DataFrame) -> pd.DataFrame:
+def predicted(table: pd.DataFrame) -> pd.DataFrame:
     """By ratio, before any attack, medians over images: the RMSE that I²F predicts for both Gauss–Newton attackers,
     the rank of the kept columns over that of J, and the last layer's share of them."""
     whole, mask = (table[table.attacker == name].groupby("size") for name in ("ignores", "reads"))

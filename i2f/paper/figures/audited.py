@@ -6,8 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from i2f.paper.attackers import BLUE
-from i2f.paper.figures.style import LINE, style
+from i2f.paper.figures.style import BLUE, LINE, style
 
 
 def published(run: Path) -> dict[str, Figure]:

@@ -6,12 +6,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from i2f.paper.attackers import BLUE, GREEN, ORANGE, PINK
 from i2f.paper.figures.frontier import accuracy_against_privacy
-from i2f.paper.figures.style import readable_ticks, style
+from i2f.paper.figures.style import BLUE, GREEN, PINK, VERMILION, readable_ticks, style
 
 KINDS = {  # name -> label, colour, marker
-    "isotropic": ("isotropic", ORANGE, "X"),
+    "isotropic": ("isotropic", VERMILION, "X"),
     "row-space": ("row space", PINK, "D"),
     "linear": ("∝ JᵀJ, drawn as √c Jᵀz", "#56B4E9", "v"),
     "designed": ("designed: a noisy input's", BLUE, "o"),

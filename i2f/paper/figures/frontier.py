@@ -5,15 +5,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from i2f.paper.attackers import BLUE, GREEN, ORANGE, PINK, YELLOW
-from i2f.paper.figures.style import INK, style
+from i2f.paper.figures.style import AMBER, BLUE, GREEN, INK, PINK, VERMILION, style
 
 METHODS = {  # name -> label, colour, marker
     "none": ("no defence", INK, "*"),
-    "isotropic": ("isotropic noise", ORANGE, "X"),
+    "isotropic": ("isotropic noise", VERMILION, "X"),
     "designed": ("designed noise", BLUE, "o"),
     "row-space": ("row-space noise", GREEN, "v"),
-    "dp": ("clipping and noise, local DP", YELLOW, "P"),
+    "dp": ("clipping and noise, local DP", AMBER, "P"),
     "prune": ("pruning", PINK, "D"),
 }
 

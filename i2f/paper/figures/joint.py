@@ -8,14 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from i2f.paper import claims
-from i2f.paper.attackers import BLUE, GREEN, ORANGE
-from i2f.paper.figures.style import INK, readable_ticks, style
+from i2f.paper.figures.style import BLUE, GREEN, INK, VERMILION, readable_ticks, style
 
 METHODS = {  # name -> label, colour, marker
     "plain": ("plain", INK, "o"),
     "bound": ("penalty on λ$_{max}$", BLUE, "s"),
     "bayes": ("penalty on the Bayes error", GREEN, "D"),
-    "dp": ("clipping and noise, local DP", ORANGE, "X"),
+    "dp": ("clipping and noise, local DP", VERMILION, "X"),
 }
 
 

@@ -7,19 +7,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from i2f.paper.attackers import ATTACKERS, BLUE, GREEN, ORANGE, PINK, SKY, YELLOW
-from i2f.paper.figures.style import INK, LINE, diagonal, style
+from i2f.paper.attackers import ATTACKERS
+from i2f.paper.figures.style import AMBER, BLUE, GREEN, INK, LINE, PINK, SKY, VERMILION, diagonal, style
 
 NETWORKS = {  # (network, task) -> label, colour, marker
     ("bert-tiny", "classification"): ("BERT-type, tiny", BLUE, "o"),
-    ("gpt2-tiny", "classification"): ("GPT-2-type, tiny", ORANGE, "s"),
+    ("gpt2-tiny", "classification"): ("GPT-2-type, tiny", VERMILION, "s"),
     ("gpt2-tiny", "causal"): ("the same, next token", PINK, "D"),
     ("minilm", "classification"): ("MiniLM", GREEN, "P"),
 }
-OTHERS = (YELLOW, SKY, "#F0E442")
+OTHERS = (AMBER, SKY, "#F0E442")
 READ, REFINED = "reading", "gauss-newton"
 SHOWN = {READ: ATTACKERS["reading"], REFINED: ATTACKERS["gauss-newton, texts"]}
-RIGHT, WRONG = BLUE, ORANGE
+RIGHT, WRONG = BLUE, VERMILION
 
 
 def published(run: Path) -> dict[str, Figure]:

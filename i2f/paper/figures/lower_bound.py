@@ -8,15 +8,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from i2f.paper.attackers import ATTACKERS, BLUE, GREEN, ORANGE, PINK, YELLOW
-from i2f.paper.figures.style import INK, LINE, diagonal, readable_ticks, style
+from i2f.paper.attackers import ATTACKERS
+from i2f.paper.figures.style import AMBER, BLUE, GREEN, INK, LINE, PINK, VERMILION, diagonal, readable_ticks, style
 
 NETWORKS = {  # (model, init) -> colour, marker
     ("lenet", "uniform"): (BLUE, "o"),
-    ("lenet", "normal"): (ORANGE, "s"),
+    ("lenet", "normal"): (VERMILION, "s"),
     ("lenet", "kaiming"): (GREEN, "^"),
     ("lenet", "xavier"): (PINK, "D"),
-    ("lenet", "default"): (YELLOW, "v"),
+    ("lenet", "default"): (AMBER, "v"),
 }
 OTHER = (INK, "X")  # one linear layer
 NAMES = {"lenet": "LeNet", "linear": "linear"}

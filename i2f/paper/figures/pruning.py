@@ -1,4 +1,4 @@
-"""Pruned gradients: who ignores the mask, who reads it, and what the kept entries know."""
+"""Pruned gradients: attackers who ignore the mask, one who reads it, and the rank of the kept entries."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from i2f.paper.figures.style import ATTACKERS, INK, LINE, diagonal, pictures, style
+from i2f.paper.attackers import ATTACKERS
+from i2f.paper.figures.style import INK, LINE, Image, diagonal, mark_cut, pictures, style
 
-WHO = {  # name in tables -> label, colour, marker
-    "ignores": ("ignores the mask", *ATTACKERS["gauss-newton"][2:4]),
-    "ignores, Adam": ("ignores the mask, Adam", *ATTACKERS["dgl"][2:4]),
-    "reads": ("reads the mask", "#009E73", "s"),
-}
-SETTLING = ("ignores", "reads")  # Adam never says that it has settled
+CONVERGING = ("ignores", "reads")  # Adam reports no convergence
 
 
 def published(run: Path) -> dict[str, Figure]:
@@ -37,24 +33,24 @@ def overview(table: pd.DataFrame, cut: float) -> Figure:
     style()
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11.5, 3.9), layout="constrained")
     error_against_ratio(left, table)
-    left.set_title("Who reads the mask?")
+    left.set_title("Does the attacker read the mask?")
     measured_against_predicted(middle, table[table.attacker != "reads"], cut)
     middle.set_title("Zeros taken for true: I²F")
     rank_against_ratio(right, table[table.attacker == "reads"])
-    right.set_title("What the kept entries know")
+    right.set_title("What the kept entries determine")
     return figure
 
 
 def error_against_ratio(ax: Axes, table: pd.DataFrame) -> Axes:
-    """RMSE per pixel against the ratio: a mark an attack, a line through an attacker's medians; hollow: not settled."""
+    """RMSE per pixel against the ratio: one mark per attack, a line through each attacker's medians; hollow: not
+    converged."""
     for name, rows in table.groupby("attacker", sort=False):
-        label, colour, _ = WHO[name]
         medians = rows.groupby("size").rmse.median()
-        ax.plot(medians.index, medians, color=colour, lw=1.5, label=label, zorder=2)
+        ax.plot(medians.index, medians, color=ATTACKERS[name].colour, lw=1.5, label=ATTACKERS[name].label, zorder=2)
         _marks(ax, rows, "size", name)
     ax.set(yscale="log", xlabel="share of the gradient pruned", ylabel="RMSE per pixel")
     ax.xaxis.set_major_formatter(PercentFormatter(1))
-    if ((table.attacker.isin(SETTLING)) & ~table.converged.astype(bool)).any():
+    if ((table.attacker.isin(CONVERGING)) & ~table.converged.astype(bool)).any():
         ax.scatter([], [], s=26, facecolor="white", edgecolor=INK, linewidth=1.2, label="not converged")
     ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(0.02, 0.36))
     return ax
@@ -66,24 +62,22 @@ def measured_against_predicted(ax: Axes, table: pd.DataFrame, cut: float) -> Axe
         _marks(ax, rows, "predicted_rmse", name)
     ax.set(xscale="log", yscale="log", xlabel="predicted RMSE per pixel", ylabel="measured RMSE per pixel")
     diagonal(ax)
-    ax.axvline(cut, color=LINE, lw=1, ls=":", zorder=1)
-    ax.annotate("cut", (cut, 0), (-3, 4), xycoords=("data", "axes fraction"), textcoords="offset points", ha="right",
-                fontsize="small", color=INK)  # fmt: skip
+    mark_cut(ax, cut, foot=True, left=True)
     ax.legend(fontsize="small", loc="upper left")
     return ax
 
 
 def rank_against_ratio(ax: Axes, table: pd.DataFrame) -> Axes:
-    """Rank of the kept columns, a mark an image; dotted: all of it."""
-    ax.plot(table["size"], table["rank"], "s", color=WHO["reads"][1], ms=5, zorder=3)
+    """Rank of the kept columns, one mark per image; dotted: that of J."""
+    ax.plot(table["size"], table["rank"], "s", color=ATTACKERS["reads"].colour, ms=5, zorder=3)
     ax.axhline(table["rank"].max(), color=LINE, lw=1, ls=":", zorder=1)
     ax.set(xlabel="share of the gradient pruned", ylabel="rank of the kept columns of J", ylim=(0, None))
     ax.xaxis.set_major_formatter(PercentFormatter(1))
     return ax
 
 
-def recoveries(table: pd.DataFrame, images: Sequence[np.ndarray]) -> Figure:
-    """What each attacker recovers of one image, a column a ratio, clamped to [0, 1].
+def recoveries(table: pd.DataFrame, images: Sequence[Image]) -> Figure:
+    """What each attacker recovers of one image, one column per ratio, clamped to [0, 1].
 
     `table` holds that image's rows, in the order of `images`, whose first is the truth.
     """
@@ -92,7 +86,7 @@ def recoveries(table: pd.DataFrame, images: Sequence[np.ndarray]) -> Figure:
     for name in dict.fromkeys(table.attacker):
         mine = np.flatnonzero(table.attacker == name)
         captions = [f"{table['size'].iloc[i]:.0%} pruned\nRMSE {_short(table.rmse.iloc[i])}" for i in mine]
-        label = WHO[name][0].replace(" the", "\nthe").replace(", ", ",\n")
+        label = ATTACKERS[name].label.replace(" the", "\nthe").replace(", ", ",\n")
         rows.append((label, [truth, *(found[i] for i in mine)], ["private image\n", *captions]))
     return pictures(rows)
 
@@ -102,12 +96,10 @@ def _short(value: float) -> str:
 
 
 def _marks(ax: Axes, rows: pd.DataFrame, x: str, name: str) -> None:
-    label, colour, marker = WHO[name]
-    settled = rows.converged.astype(bool) | (name not in SETTLING)
-    for some, face, edge in ((settled, colour, "white"), (~settled, "white", colour)):
+    look = ATTACKERS[name]
+    converged = rows.converged.astype(bool) | (name not in CONVERGING)
+    for some, face, edge, width in ((converged, look.colour, "white", 0.5), (~converged, "white", look.colour, 1.2)):
         if some.any():
-            ax.scatter(
-                rows[x][some], rows.rmse[some], s=26, marker=marker, facecolor=face, edgecolor=edge,
-                linewidth=0.5 if face == colour else 1.2, zorder=3,
-                label=(label if face == colour else f"{label}, not converged") if x != "size" else None,
-            )  # fmt: skip
+            label = look.label if face == look.colour else f"{look.label}, not converged"
+            marks = ax.scatter(rows[x][some], rows.rmse[some], s=26, marker=look.marker, zorder=3)
+            marks.set(facecolor=face, edgecolor=edge, linewidth=width, label=None if x == "size" else label)

@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from i2f.paper.attackers import BLUE, GREEN, ORANGE, PINK, YELLOW
-from i2f.paper.figures.style import LINE, readable_ticks, style
+from i2f.paper.figures.style import AMBER, BLUE, GREEN, LINE, PINK, VERMILION, readable_ticks, style
 from i2f.paper.statistics import rank_correlation
 
 NAMES = {
@@ -21,7 +20,7 @@ NAMES = {
     "expected": "E[I²] (Cramér–Rao)",
     "influence": "I²F",
 }
-COLOURS = (BLUE, ORANGE, GREEN, PINK, YELLOW)  # of networks
+COLOURS = (BLUE, VERMILION, GREEN, PINK, AMBER)  # of networks
 
 
 def published(run: Path) -> dict[str, Figure]:

@@ -1,4 +1,4 @@
-"""One style for every figure: legible on light and dark pages, colour-blind safe, the same bytes at every run."""
+"""What figures share: saving, axes, rows of images. The same drawing gives the same bytes at every run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import NDArray
 
-from i2f.audit.style import AMBER, BLUE, GREEN, INK, LINE, PINK, SKY, VERMILION, style
+from i2f.audit.colours import AMBER, BLUE, GREEN, INK, LINE, PINK, SKY, VERMILION
+from i2f.audit.style import style
 
 __all__ = [
     "AMBER",
@@ -40,18 +42,15 @@ ATTACKERS = {  # name in tables -> label, what it knows besides the model, colou
     "idlg": ("iDLG, Adam", "nothing else", AMBER, "D", (0, (4, 3))),
     "gs": ("GS, cosine", "label, pixel range", PINK, "P", "-"),
 }
-DATASETS = {
-    "mnist": "MNIST", "cifar10": "CIFAR-10", "fashion-mnist": "Fashion-MNIST", "cifar100": "CIFAR-100",
-}  # fmt: skip
-
-
-CLOUD = 250
+DATASETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "fashion-mnist": "Fashion-MNIST", "cifar100": "CIFAR-100"}
+Image = NDArray[Any]  # (C, H, W)
+CLOUD = 250  # points at once
 
 
 def save(figure: Figure, path: Path) -> None:
     """Write SVG or PNG by the path's ending; the same drawing gives the same bytes (no date, fixed salt). More than
-    `CLOUD` points at once become pixels in an SVG too, which would weigh megabytes."""
-    for points in (c for ax in figure.axes for c in ax.collections if len(c.get_offsets()) > CLOUD):
+    `CLOUD` points at once become pixels in an SVG too, which would take megabytes."""
+    for points in (c for ax in figure.axes for c in ax.collections if len(np.asarray(c.get_offsets())) > CLOUD):
         points.set_rasterized(True)
     metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     figure.savefig(path, bbox_inches="tight", dpi=150, metadata=metadata)
@@ -62,14 +61,13 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def readable_ticks(ax: Axes) -> None:
-    """Log axes that span little are labelled 1, 2, 5, …; wide ones by powers of ten alone."""
+    """Label log axes that span little with 1, 2, 5, …; wide ones with powers of ten alone."""
     for axis in (axis for axis in (ax.xaxis, ax.yaxis) if axis.get_scale() == "log"):
         low, high = axis.get_view_interval()
         axis.set_minor_formatter(NullFormatter())
         if high / low < 200:
-            axis.set_major_locator(
-                LogLocator(subs=(1.0, 2.0, 5.0) if high / low > 5 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
-            )
+            subs = (1.0, 2.0, 5.0) if high / low > 5 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+            axis.set_major_locator(LogLocator(subs=subs))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
@@ -106,7 +104,7 @@ def marks(
     ax.scatter(x, y, marker=marker, facecolor=face, edgecolor=colour, **look)
 
 
-def pictures(rows: Sequence[tuple[str, Sequence[np.ndarray], Sequence[str]]]) -> Figure:
+def pictures(rows: Sequence[tuple[str, Sequence[Image], Sequence[str]]]) -> Figure:
     """Rows of images: (name, images (C, H, W) in [0, 1], a caption under each)."""
     style()
     columns = max(len(images) for _, images, _ in rows)
@@ -125,6 +123,7 @@ def pictures(rows: Sequence[tuple[str, Sequence[np.ndarray], Sequence[str]]]) ->
     return figure
 
 
-def displayable(image: np.ndarray) -> np.ndarray:
+def displayable(image: Image) -> NDArray[Any]:
+    """As `imshow` takes it: (H, W) or (H, W, 3), clamped to [0, 1]."""
     image = np.clip(image, 0, 1)
     return image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)

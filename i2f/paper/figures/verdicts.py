@@ -1,4 +1,4 @@
-"""How the claims came out."""
+"""The verdicts of all claims."""
 
 from collections.abc import Sequence
 
@@ -7,16 +7,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from i2f.paper.claims import Claim
-from i2f.paper.figures.style import style
+from i2f.paper.figures.style import BLUE, GREEN, SKY, VERMILION, style
 
 COLOURS = {
-    "holds": "#0072B2", "holds except when": "#009E73", "holds only when": "#56B4E9", "inconclusive": "#BBBBBB",
-    "fails": "#D55E00",
-}  # fmt: skip
+    "holds": BLUE,
+    "holds except when": GREEN,
+    "holds only when": SKY,
+    "inconclusive": "#BBBBBB",
+    "fails": VERMILION,
+}
 
 
 def bars(found: Sequence[Claim]) -> Axes:
-    """A bar an experiment, a colour a verdict."""
+    """One bar per experiment, one colour per verdict."""
     style()
     experiment = [c.id.split("-")[0].replace("_", " ") for c in found]
     counts = pd.crosstab(pd.Categorical(experiment, list(dict.fromkeys(experiment))), [c.verdict for c in found])

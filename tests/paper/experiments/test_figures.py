@@ -85,11 +85,11 @@ def test_every_method_has_its_colour():
 
 
 def test_verdicts_are_counted_by_experiment():
-    words = {"statement": "s", "source": "p", "attacker": "a", "statistic": "m"}
+    entry = {"statement": "s", "source": "p", "attacker": "a", "statistic": "m", "unit": "image"}
     table = pd.DataFrame({"image": range(5), "value": 1.0})
     found = [
-        claims.judge(table, lambda t: float(t.value.mean()), "image", at_least=least, id=name, **words)
-        for name, least in (("one-a", 0.0), ("one-b", 0.0), ("two-a", 2.0))
+        claims.Judge({name: entry}, experiment, {})(name, table, lambda t: float(t.value.mean()), at_least=least)
+        for experiment, name, least in (("one", "a", 0.0), ("one", "b", 0.0), ("two", "a", 2.0))
     ]
     ax = verdicts.bars(found)
     drawn = {c.get_label(): [bar.get_width() for bar in c] for c in ax.containers}

@@ -70,7 +70,7 @@ def test_the_table_is_what_pseudo_inverses_say(small, mlp, twin):
     ranks = table[table.attacker == "reads"]["rank"]
     assert ranks.iloc[0] == 12
     assert ranks.iloc[-1] < 12
-    assert list(pruning.foretold(table).index) == [0.1, 0.5, 0.98]
+    assert list(pruning.predicted(table).index) == [0.1, 0.5, 0.98]
 
 
 def fake(growth: float, error: float, recovered: float, images: int = 5) -> pd.DataFrame:
@@ -154,7 +154,7 @@ def test_knowledge_is_the_share_of_the_error_that_the_mask_takes_away():
     assert pruning.knowledge(table).ignorance[0.9] == pytest.approx(1 - 0.09 / 0.36)
 
 
-def test_the_overview_draws_every_row_and_says_what_has_not_settled():
+def test_the_overview_draws_every_row_and_says_what_has_not_converged():
     table = fake(4, 0.01, 0.7, images=2)
     figure = draw.overview(table, 0.05)
     left, middle, right = figure.axes
