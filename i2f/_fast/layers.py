@@ -188,7 +188,7 @@ class Conv2d(Rule):
 
 
 class _RowByRow:
-    """out[i] = Σ blocks[k] a[j] over the links (i, j, k) of each i: one matrix product a row of the output."""
+    """out[i] = Σ blocks[k] a[j] over the links (i, j, k) of each i: one matrix product for each row of the output."""
 
     def __init__(self, blocks: Tensor, height: int, links: list[tuple[int, int, int]], work: Workspace):
         self.blocks, self.work = blocks, work

@@ -18,7 +18,7 @@ ESCAPES = (
     *(Tensor.backward, Tensor.register_hook, Tensor.new_tensor, DATA.__set__, torch.autograd.backward, torch.tensor),
     *(torch.fake_quantize_per_tensor_affine, torch.fake_quantize_per_channel_affine),
 )
-RANDOM = ("dropout", "bernoulli", "gumbel", "rrelu")  # in the names of functions whose answer is drawn
+RANDOM = ("dropout", "bernoulli", "gumbel", "rrelu")  # in the names of functions with random results
 BELOW = "detach or no_grad, unseen by Python"
 
 
@@ -43,7 +43,7 @@ class _Below(TorchDispatchMode):
 
 
 class Watch(TorchFunctionMode):
-    """Finds out what a forward pass needs; nothing is changed. drew: a function was called whose answer is random.
+    """Finds out what a forward pass needs; nothing is changed. drew: a function with a random result was called.
 
     Args: known: the parameters that a module and its loss have; one made on the way stops gradients unseen.
     """

@@ -98,7 +98,7 @@ def verified(path: Path, checksum: str) -> Path:
 
 
 def deterministic(model: nn.Module) -> None:
-    """No layer's answer depends on chance, or on the other images of the batch, while J is computed."""
+    """No layer's output depends on chance, or on the other images of the batch, while J is computed."""
     for path, module in model.named_modules():
         if not module.training:
             continue

@@ -178,7 +178,7 @@ class GradientJacobian:
         if self._dense is None:
             self._may_form("J", self.shape[0] * self.shape[1], self.dtype)
             J, v = dense_jacobian(self._scaled, self.x), _probe(self.x)
-            if not _alike(v @ J, self._at_x.rmatvec(v)):  # a layer is not what its class says
+            if not _alike(v @ J, self._at_x.rmatvec(v)):  # a layer that does not compute what its class does
                 J = torch.cat([self._in_chunks(self._at_x.rmatvec, e) for e in unit_vectors(self.x, MOST_AT_ONCE)])
             self._dense = times(self.unit, J)
             self.products += self.shape[0]

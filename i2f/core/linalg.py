@@ -35,7 +35,7 @@ def unit_of(v: Tensor) -> float:
 
 
 def wide(v: Tensor) -> Tensor:
-    """v in float64, in which the squares of float32's numbers are numbers; as it is on MPS, which lacks float64."""
+    """v in float64, where no square of a float32 number overflows; unchanged on MPS, which lacks float64."""
     return v if v.device.type == "mps" else v.double()
 
 
@@ -50,7 +50,7 @@ def dot(v: Tensor, w: Tensor) -> float:
 
 
 def solve_dense(A: Tensor, b: Tensor, damping: float = 0.0, rtol: float = 1e-13) -> Solution:
-    """Cholesky where A + εI is well posed; otherwise the pseudo-inverse's answer, with the rank in the reason.
+    """Cholesky where A + εI is well posed; otherwise the pseudo-inverse's answer, with the rank in `reason`.
 
     Args:
         A: (n, n), float64. b: (n,). rtol: eigenvalues below rtol·λ_max count as zero.
@@ -73,7 +73,7 @@ def solve_dense(A: Tensor, b: Tensor, damping: float = 0.0, rtol: float = 1e-13)
     kept = eigenvalues > rtol * eigenvalues[-1]
     rank, n = int(kept.sum()), len(b)
     u = vectors[:, kept] @ ((vectors[:, kept].T @ b) / eigenvalues[kept])
-    if rank == n:  # Cholesky was at its limit, the eigenvectors were not
+    if rank == n:  # too close to singular for Cholesky, not for eigenvectors
         return solution(u, True, "solved by eigendecomposition")
     blind = f"this is the pseudo-inverse's answer, blind to {n - rank} directions of input space"
     return solution(u, False, f"singular: rank {rank} of {n}; {blind}. A damping > 0 says how far those may move")

@@ -49,7 +49,7 @@ class Linearization:
 
     def check(self) -> None:
         """Raises: ValueError where no path leads from x to ∇_θ L, so that J = 0 at every x; RuntimeError where a path
-        ends at an operation that forbids a second derivative, which autograd would leave out in silence."""
+        ends at an operation that forbids a second derivative, which autograd would leave out without an error."""
         names = {node.name() for node in self._nodes()}
         if "torch::autograd::Error" in names:
             raise RuntimeError("an autograd.Function of the model is marked once_differentiable")

@@ -4,7 +4,7 @@ device, where tensors have shapes and no bytes.
 With both gradients' graphs kept (`linearization.Linearization`), k vectors at a time, in bytes:
 
     peak ≈ G + k·(A + P) + 4·P        G: all that both graphs hold        P: θ, d_θ numbers
-                                      A: what the graph of L holds, as much as one backward pass has in hand
+                                      A: what the graph of L holds, as much as one backward pass needs at once
 
 G and A grow with the images behind one gradient. Where they do not fit, groups of m of the n images take turns
 (`linearization.Recomputation`): peak ≈ max((G + A)·m/n, A) + 6·P, for three times the time; A, since the gradient of

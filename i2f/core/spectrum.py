@@ -56,7 +56,7 @@ def gram_product(J: GradientJacobian) -> Callable[[Tensor], Tensor]:
 
 @ordinary()
 def lambda_max(J: GradientJacobian, tol: float = 1e-3, max_steps: int = 300) -> LambdaMax:
-    """λ_max(J Jᵀ) by Lanczos in input space: two products a step, from a fixed random start.
+    """λ_max(J Jᵀ) by Lanczos in input space: two products per step, from a fixed random start.
 
     The rule: stop when r ≤ tol·θ, where θ is the largest Ritz value, which grows to λ_max from below, and
     r = ‖J Jᵀu − θu‖ the residual of its Ritz vector u. Then an eigenvalue lies within tol·θ of θ, and in practice θ

@@ -1,4 +1,4 @@
-"""Memory is foreseen: the estimate against what a process really takes, and what happens where it is too little."""
+"""Predicted memory against what a process takes, and what happens where it is too little."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 kind, n = sys.argv[1], int(sys.argv[2])
 x, y = (t[torch.arange(n) % 20] for t in i2f.data.load("cifar10"))
 gmap = GradientMap(i2f.models.build("resnet20", "cifar10", activation="gelu"), y)
-foreseen = footprint(gmap, x)
+predicted = footprint(gmap, x)
 small = Linearization(GradientMap(gmap.model, y[:1]), x[:1])
 small.matvec(torch.randn(gmap.size)), small.rmatvec(torch.randn(x[:1].numel()))
 del small
@@ -36,7 +36,7 @@ before = peak()
 at_x = Linearization(gmap, x) if kind == "kept" else Recomputation(gmap, x, n // 4)
 at_x.matvec(torch.randn(gmap.size)), at_x.rmatvec(torch.randn(x.numel()))
 after = peak()
-print(after - before, foreseen.kept() if kind == "kept" else foreseen.recomputed(1 / 4))
+print(after - before, predicted.kept() if kind == "kept" else predicted.recomputed(1 / 4))
 """
 
 
@@ -45,8 +45,8 @@ print(after - before, foreseen.kept() if kind == "kept" else foreseen.recomputed
 def test_the_estimate_is_what_a_process_takes(kind):
     """Within a factor of 1.6 either way, for 48 images, of which 12 take turns where graphs are not kept."""
     out = subprocess.run([sys.executable, "-c", MEASURED, kind, "48"], capture_output=True, text=True, check=True)
-    taken, foreseen = map(float, out.stdout.split())
-    assert foreseen / 1.6 <= taken <= 1.6 * foreseen
+    taken, predicted = map(float, out.stdout.split())
+    assert predicted / 1.6 <= taken <= 1.6 * predicted
 
 
 def test_the_count_is_that_of_the_graphs():
