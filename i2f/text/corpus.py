@@ -1,4 +1,4 @@
-"""Short texts, the same for everyone, and how much of a text came back."""
+"""Short texts, bundled, and scores of a recovered text."""
 
 import csv
 from collections.abc import Sequence
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from i2f.core import checks
+from i2f.text.extras import extra
 
 FOLDER = Path(__file__).resolve().parents[2] / "data"
 LABELS = ("entailment", "not_entailment")  # of RTE, in its order: labels 0 and 1
 FILE, CHECKSUM = "entailment.tsv", "3731af1e05bbe9ef78ac6d087d91f4836c6b2e1aa79691191f8f9d249e16cdfb"
+ROUGE = ("rouge1", "rouge2", "rougeL")
 GLUE = {"test": "dev.tsv", "train": "train.tsv"}  # GLUE's own test file has no labels
 
 
@@ -23,9 +25,9 @@ def load(
     """Pairs of sentences, and whether the first entails the second: 0 entailment, 1 not_entailment.
 
     Args:
-        n, offset: as in `data.load`. root: a folder with GLUE's RTE files (train.tsv, dev.tsv), or one that has them in
-            RTE/; None: the bundle, 64 pairs of at most 16 word pieces, written for this project, half of them entailed.
-        split: of GLUE: "train", or "test", for which its dev.tsv stands.
+        n, offset: as in `data.load`. split: of GLUE: "train", or "test", which is its dev.tsv.
+        root: a folder with GLUE's RTE files (train.tsv, dev.tsv), or with a folder RTE of them; None: the bundle, 64
+            pairs of at most 16 word pieces, written for this project, half of them entailed.
 
     Returns: n pairs; labels (n,) int64.
 
@@ -39,8 +41,8 @@ def load(
         raise ValueError(f"{path} has the columns {', '.join(rows[0])}; RTE's are index, sentence1, sentence2, label")
     n = len(rows) - offset if n is None else n
     if offset < 0 or n < 1 or offset + n > len(rows):
-        raise ValueError(f"n={n} texts from offset={offset} are not there: {path.name} has {len(rows)}"
-                         + ("" if root else "; GLUE's own are read with root="))  # fmt: skip
+        more = "" if root else "; GLUE's own are read with root="
+        raise ValueError(f"n={n} texts from offset={offset} are not there: {path.name} has {len(rows)}{more}")
     chosen = rows[offset : offset + n]
     labels = [LABELS.index(checks.one_of("label", row["label"], LABELS)) for row in chosen]
     pairs = [(row["sentence1"], row["sentence2"]) for row in chosen]
@@ -50,7 +52,7 @@ def load(
 
 
 def verify(folder: Path | None = None) -> None:
-    """The bundled texts are there and are what they were. Raises FileNotFoundError or OSError."""
+    """Compares the bundled texts with their checksum. Raises: FileNotFoundError or OSError."""
     checks.verified((folder or FOLDER) / FILE, CHECKSUM)
 
 
@@ -62,7 +64,10 @@ def _glue(root: Path, name: str) -> Path:
 
 
 def accuracy(found: Sequence[int], truth: Sequence[int], special: Sequence[int] = ()) -> float:
-    """The share of tokens found at their places; places that truly hold one of `special` do not count."""
+    """The share of tokens found at their places, without the places whose true token is one of `special`.
+
+    Raises: ValueError for different lengths, or where no place counts.
+    """
     if len(found) != len(truth):
         raise ValueError(f"found has {len(found)} tokens and truth {len(truth)}: both need the same length")
     places = [(f, t) for f, t in zip(found, truth, strict=True) if t not in set(special)]
@@ -75,7 +80,7 @@ def overlap(found: str, truth: str) -> dict[str, float]:
     """rouge1, rouge2, rougeL: F-measures of the shared words, word pairs and longest subsequence (Lin 2004), by
     `rouge-score`; bleu: of the sentence, smoothed exponentially, by `sacrebleu` (Post 2018). All in [0, 1].
 
-    Raises: ModuleNotFoundError without the extra `text`.
+    Raises: ValueError for an empty truth; ModuleNotFoundError without the extra `text`.
     """
     if not truth.strip():
         raise ValueError("truth is empty: there is nothing to find")
@@ -84,21 +89,6 @@ def overlap(found: str, truth: str) -> dict[str, float]:
     return {**{name: float(scores[name].fmeasure) for name in ROUGE}, "bleu": min(bleu, 1.0)}
 
 
-ROUGE = ("rouge1", "rouge2", "rougeL")
-
-
 @lru_cache(maxsize=1)
 def _rouge() -> Any:
     return extra("rouge_score.rouge_scorer").RougeScorer(list(ROUGE))
-
-
-def extra(module: str) -> Any:
-    """A module that the extra `text` brings."""
-    from importlib import import_module
-
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"texts need the package of {module}, which is not installed ({error}): pip install 'i2f[text]'"
-        ) from error

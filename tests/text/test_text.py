@@ -2,7 +2,8 @@
 
 import pytest
 
-from i2f import cli, data, text
+from i2f import cli, text
+from i2f.text import corpus
 
 
 def test_the_bundle_is_short_balanced_and_labelled():
@@ -35,7 +36,7 @@ def test_a_range_outside_the_set(n, offset):
 
 
 def test_an_altered_bundle_is_noticed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(data, "FOLDER", tmp_path)
+    monkeypatch.setattr(corpus, "FOLDER", tmp_path)
     with pytest.raises(FileNotFoundError, match="dvc pull"):
         text.verify()
     (tmp_path / text.FILE).write_text("index\tsentence1")
