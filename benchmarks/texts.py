@@ -19,10 +19,15 @@ from i2f.paper.experiments import language
 SEED, SEARCHING_STEPS, TAG_STEPS = 1, 40, 800
 STARTS, MATCHED = 5, 1e-6  # at most so many random starts, until the relative residual is this small
 PARTS = [  # network and task, attacker, texts
-    ("bert-tiny", texts.READING, 50), ("bert-tiny", texts.SEARCH, 50), ("bert-tiny", texts.TAG, 5),
-    ("gpt2-tiny", texts.READING, 50), ("gpt2-tiny", texts.SEARCH, 50), ("gpt2-tiny", texts.TAG, 5),
-    ("gpt2-tiny causal", texts.READING, 50), ("minilm", texts.READING, 20),
-]  # fmt: skip
+    ("bert-tiny", texts.READING, 50),
+    ("bert-tiny", texts.SEARCH, 50),
+    ("bert-tiny", texts.TAG, 5),
+    ("gpt2-tiny", texts.READING, 50),
+    ("gpt2-tiny", texts.SEARCH, 50),
+    ("gpt2-tiny", texts.TAG, 5),
+    ("gpt2-tiny causal", texts.READING, 50),
+    ("minilm", texts.READING, 20),
+]
 
 
 def attack(network: str, attacker: str, text: int) -> dict:
@@ -42,8 +47,10 @@ def attack(network: str, attacker: str, text: int) -> dict:
     seconds = time.perf_counter() - began
     counts = {"steps": taken, "evaluations": evaluations} if evaluations else {}
     row = best | counts | {"seconds": seconds, "starts": start + 1}
-    return {name: row.get(name) for name in
-            ("accuracy", "rougeL", "all_found", "rmse", "starts", "steps", "evaluations", "seconds")}  # fmt: skip
+    return {
+        name: row.get(name)
+        for name in ("accuracy", "rougeL", "all_found", "rmse", "starts", "steps", "evaluations", "seconds")
+    }
 
 
 def _one(task: tuple[str, str, int]) -> tuple[tuple[str, str, int], dict]:
@@ -61,12 +68,19 @@ def run(processes: int, resume: bool, parts: list[tuple[str, str, int]] = PARTS)
             partial.keep(task, row)
     rows = pd.DataFrame([{"network": n, "attacker": a, "text": t, **partial.found[n, a, t]} for n, a, t in tasks])
     groups = rows.groupby(["network", "attacker"], sort=False)
-    table = groups.agg(**{
-        "texts": ("text", "size"), "found whole": ("all_found", "sum"), "tokens": ("accuracy", "mean"),
-        "least of a text": ("accuracy", "min"), "ROUGE-L": ("rougeL", "mean"),
-        "starts": ("starts", "max"), "steps": ("steps", "median"),
-        "evaluations": ("evaluations", "median"), "seconds": ("seconds", "median"),
-    }).reset_index()  # fmt: skip
+    table = groups.agg(
+        **{
+            "texts": ("text", "size"),
+            "found whole": ("all_found", "sum"),
+            "tokens": ("accuracy", "mean"),
+            "least of a text": ("accuracy", "min"),
+            "ROUGE-L": ("rougeL", "mean"),
+            "starts": ("starts", "max"),
+            "steps": ("steps", "median"),
+            "evaluations": ("evaluations", "median"),
+            "seconds": ("seconds", "median"),
+        }
+    ).reset_index()
     table.to_csv(HERE / "texts.csv", index=False, float_format="%.4g")
     (HERE / "texts_machine.txt").write_text(machine(1))
     partial.path.unlink(missing_ok=True)

@@ -2,15 +2,15 @@
 
     python benchmarks/trainings.py [--only frontier joint row-space] [--resume]
 
-A table a part, written beside this file; notebooks 17 and 18 show and judge them:
+One table per part, next to this file; notebooks 17 and 18 show and judge them:
 
     frontier    trainings_frontier.csv            accuracy against privacy, every image's gradient defended by itself
-    joint       trainings_joint.csv               accuracy against what an attack leaves, penalties at every step
+    joint       trainings_joint.csv               accuracy against the error of an attack, penalties at every step
     row-space   trainings_frontier-row-space.csv  the frontier's row-space noise, which needs J of every image at every
-                                                  step: hours a training on a CPU, so only where it is asked for
+                                                  step: hours per training on a CPU, so only on request
 
 LeNet on the bundled digits, 800 to learn and 200 held out. `--device cuda` is for row-space; the other trainings are
-chains of short steps, and a core each serves them better.
+sequences of short steps, faster on one core each.
 """
 
 import argparse
@@ -27,49 +27,39 @@ from i2f.paper.experiments import frontier as defences
 from i2f.paper.experiments import joint
 
 SETTING = {"dataset": "mnist", "model": "lenet", "init": "uniform", "weight_seed": 1, "normalize": False}
-DIGITS, HELD_OUT, EPOCHS, BATCH, LR, SEEDS = 800, 200, 20, 20, 0.003, 3
+TRAINING = {"digits": 800, "held_out": 200, "epochs": 20, "batch_size": 20, "lr": 0.003}
+PENALTY = {"penalised": 1, "every": 1, "damping": 0.01}
+ATTACKS = {"images": 8, "attacked": 8, "variance": 1e-6, "steps": 12}  # after a penalised training
+SEEDS = 3
 REFERENCE = 8  # digits audited for the privacy of a training
-PENALISED, EVERY, DAMPING = 1, 1, 0.01
-IMAGES, VARIANCE, STEPS = 8, 1e-6, 12  # attacked after a penalised training
-DEFENCES = {"none": [0], "isotropic": [0.001, 0.003, 0.01, 0.03], "designed": [0.03, 0.1, 0.2, 0.4],
-            "dp": [0.0003, 0.001, 0.003, 0.01], "prune": [0.7, 0.9, 0.99]}  # fmt: skip
-PENALTIES = {"bayes": [0.01, 0.03, 0.1, 0.3], "bound": [0.03, 0.1, 0.3, 1], "dp": [0.0003, 0.001, 0.003],
-             "plain": [0]}  # fmt: skip
-
-
+DEFENCES = {
+    "none": [0],
+    "isotropic": [0.001, 0.003, 0.01, 0.03],
+    "designed": [0.03, 0.1, 0.2, 0.4],
+    "dp": [0.0003, 0.001, 0.003, 0.01],
+    "prune": [0.7, 0.9, 0.99],
+}
+PENALTIES = {
+    "bayes": [0.01, 0.03, 0.1, 0.3],
+    "bound": [0.03, 0.1, 0.3, 1],
+    "dp": [0.0003, 0.001, 0.003],
+    "plain": [0],
+}
 ROW_SPACE = {"row-space": [0.003, 0.01, 0.03]}
 PARTS = {"frontier": DEFENCES, "joint": PENALTIES, "row-space": ROW_SPACE}
 
 
-def training() -> dict[str, float]:
-    return {"digits": DIGITS, "held_out": HELD_OUT, "epochs": EPOCHS, "batch_size": BATCH, "lr": LR}
-
-
 def frontier(method: str, value: float, seed: int) -> list[dict]:
     """Seed −1: the audit, the same for every training."""
-    task = {**SETTING, **training(), "method": method, "value": value, "seed": seed, "reference": REFERENCE}
+    task = {**SETTING, **TRAINING, "method": method, "value": value, "seed": seed, "reference": REFERENCE}
     if seed < 0:
         return [{"privacy": defences.privacy(task)}]
     return [{"accuracy": defences.accuracy(task)}]
 
 
 def penalised(method: str, weight: float, seed: int) -> list[dict]:
-    row = joint.solve(
-        {
-            **SETTING,
-            **training(),
-            "method": method,
-            "weight": weight,
-            "seed": seed,
-            "penalised": PENALISED,
-            "every": EVERY,
-            "damping": DAMPING,
-            "images": IMAGES,
-            "attacked": IMAGES,
-            "variance": VARIANCE,
-            "steps": STEPS,
-        }
-    )
+    task = {**SETTING, **TRAINING, **PENALTY, **ATTACKS, "method": method, "weight": weight, "seed": seed}
+    row = joint.solve(task)
     return [{"accuracy": row["accuracy"], **attack} for attack in row["attacks"]]
 
 
@@ -83,15 +73,23 @@ def run(part: str, processes: int, resume: bool, device: str = "cpu") -> pd.Data
     work, name, first = (penalised, "weight", 0) if part == "joint" else (frontier, "value", -1)
     file = {"row-space": "trainings_frontier-row-space"}.get(part, f"trainings_{part}")
     partial = Partial(file, resume)
-    tasks = [(method, float(value), seed)
-             for method, values in PARTS[part].items() for value in values for seed in range(first, SEEDS)]  # fmt: skip
+    tasks = [
+        (method, float(value), seed)
+        for method, values in PARTS[part].items()
+        for value in values
+        for seed in range(first, SEEDS)
+    ]
     calls = [joblib.delayed(_alone)(work, device, task) for task in tasks if task not in partial.found]
     with joblib.parallel_config("loky", n_jobs=processes, inner_max_num_threads=1):
         found = joblib.Parallel(return_as="generator_unordered", batch_size=1)(calls)
         for task, rows in bar(found, total=len(calls), description=part):
             partial.keep(task, rows)
-    rows = [{"method": method, name: value, "seed": seed, **row}
-            for method, value, seed in tasks if seed >= 0 for row in partial.found[method, value, seed]]  # fmt: skip
+    rows = [
+        {"method": method, name: value, "seed": seed, **row}
+        for method, value, seed in tasks
+        if seed >= 0
+        for row in partial.found[method, value, seed]
+    ]
     if first < 0:
         rows = [{**row, "privacy": partial.found[row["method"], row["value"], first][0]["privacy"]} for row in rows]
     table = pd.DataFrame(rows)

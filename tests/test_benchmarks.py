@@ -311,8 +311,9 @@ def test_trainings_are_rows_and_go_on(script, monkeypatch, tmp_path):
 
 def test_a_training_of_each_part_runs(script, monkeypatch):
     trainings = script("trainings")
-    for name, value in {"DIGITS": 20, "HELD_OUT": 10, "EPOCHS": 1, "IMAGES": 1, "REFERENCE": 1, "STEPS": 2}.items():
-        monkeypatch.setattr(trainings, name, value)
+    monkeypatch.setattr(trainings, "REFERENCE", 1)
+    monkeypatch.setattr(trainings, "TRAINING", trainings.TRAINING | {"digits": 20, "held_out": 10, "epochs": 1})
+    monkeypatch.setattr(trainings, "ATTACKS", trainings.ATTACKS | {"images": 1, "attacked": 1, "steps": 2})
     assert trainings.frontier("designed", 0.1, -1)[0]["privacy"] == pytest.approx(0.075, abs=0.02)
     assert 0 <= trainings.frontier("designed", 0.1, 0)[0]["accuracy"] <= 1
     (row,) = trainings.penalised("plain", 0.0, 0)

@@ -179,8 +179,11 @@ def test_parameters_that_the_loss_never_meets(mlp):
     def terms(model):
         w = torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x)
         draw = torch.Generator().manual_seed(0)
-        return (penalty.sensitivity(model, x, y, w), penalty.bound(model, x, y, generator=draw),
-                penalty.bayes(model, x, y, 0.1, generator=draw))  # fmt: skip
+        return (
+            penalty.sensitivity(model, x, y, w),
+            penalty.bound(model, x, y, generator=draw),
+            penalty.bayes(model, x, y, 0.1, generator=draw),
+        )
 
     for plain, wide in zip(terms(model), terms(wider), strict=True):
         assert float(wide.detach()) == pytest.approx(float(plain.detach()), rel=1e-12)
@@ -238,9 +241,13 @@ def _separate(model, x, y):
 
 @pytest.mark.parametrize(
     ("spoil", "said"),
-    [(_noisy, "training mode"), (_stopped, "out of the graph"), (_unreduced, "loss returned shape"),
-     (_separate, "is zero")],
-)  # fmt: skip
+    [
+        (_noisy, "training mode"),
+        (_stopped, "out of the graph"),
+        (_unreduced, "loss returned shape"),
+        (_separate, "is zero"),
+    ],
+)
 def test_what_makes_no_jacobian_is_refused(mlp, spoil, said):
     model, x, y, options = spoil(*mlp)
     model.train()

@@ -1,4 +1,4 @@
-"""Figures: one style, a module an experiment, a function a figure. They know tables, never models.
+"""Figures: one style, one module per experiment, one function per figure. They know tables, never models.
 
 An experiment's module has `published(run)`: the figures that its results folder holds, drawn from a run's tables.
 """

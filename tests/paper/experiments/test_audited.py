@@ -26,7 +26,7 @@ def made_up(off=0.1):
     rows = [
         {**p, "predicted_rmse": 0.01, "psnr": 40.0, "label": True, "converged": True, "failed": False, "reason": ""}
         for p in audited.problems(CONFIG | {"images": 5})
-    ]  # fmt: skip
+    ]
     table = pd.DataFrame(rows)
     aim = table.psnr.where(table.part == "predicted", table.asked)
     return table.assign(attacked_psnr=aim + off)

@@ -124,11 +124,20 @@ def made_up(gain=20.0, told=0.1, bayes=1.5):
         ]
         sharpest = {"isotropic": 1e-7, "row-space": 1e-6, "averaged": 0.0}.get(task["kind"], gain * 1e-6)
         factor = told if task["told"] and task["kind"] == "linear" else 1.0
-        rows.append(task | {
-            "predicted_mse": predicted, "mse": predicted * factor**2, "sharpest": sharpest * (1 + task["image"] / 50),
-            "bayes": bayes if task["kind"] == "averaged" else 1.0, "rmse": predicted**0.5 * factor,
-            "predicted_rmse": predicted**0.5, "converged": True, "failed": False, "reason": "",
-        })  # fmt: skip
+        rows.append(
+            task
+            | {
+                "predicted_mse": predicted,
+                "mse": predicted * factor**2,
+                "sharpest": sharpest * (1 + task["image"] / 50),
+                "bayes": bayes if task["kind"] == "averaged" else 1.0,
+                "rmse": predicted**0.5 * factor,
+                "predicted_rmse": predicted**0.5,
+                "converged": True,
+                "failed": False,
+                "reason": "",
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -137,8 +146,15 @@ def accuracies(better=0.2):
     for seed in range(4):
         for value in (0.1, 0.2, 0.3):
             for method, plus in (("isotropic", 0.0), ("designed", better)):
-                rows.append({"method": method, "value": value, "seed": seed, "privacy": value,
-                             "accuracy": 0.7 - value + plus + seed / 1000})  # fmt: skip
+                rows.append(
+                    {
+                        "method": method,
+                        "value": value,
+                        "seed": seed,
+                        "privacy": value,
+                        "accuracy": 0.7 - value + plus + seed / 1000,
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -162,8 +178,11 @@ def test_claims_can_fail():
 
 def test_an_image_drawn_twice_counts_twice_in_the_prediction():
     """Errors are off by 0.1, 0.2 and 0.6: of the sample 1, 3, 3 the median is 0.6, and would be 0.35 if merged."""
-    rows = [{"image": image, "kind": "linear", "level": 0.1, "predicted_mse": 1.0, "mse": 1 + off, "draw": draw}
-            for image, off in enumerate((0.1, 0.2, 0.6)) for draw in (0, 1)]  # fmt: skip
+    rows = [
+        {"image": image, "kind": "linear", "level": 0.1, "predicted_mse": 1.0, "mse": 1 + off, "draw": draw}
+        for image, off in enumerate((0.1, 0.2, 0.6))
+        for draw in (0, 1)
+    ]
     found = []
     statistics.bootstrap(
         lambda t: found.append(designed_noise._off(t)) or 0.0, pd.DataFrame(rows), "image", 10, least=3
@@ -189,10 +208,15 @@ def test_equal_seeds_share_no_draw():
     def z(kind):
         return (vectors.T @ J.matvec(designed_noise.noise(kind, 1e-9).delta(J, 0))) / values
 
-    draws = torch.stack([
-        started[0].flatten(), vectors @ z("designed"), z("linear"), vectors @ z("linear"),
-        designed_noise.noise("isotropic", 1.0).delta(J, 0)[:784],
-    ])  # fmt: skip
+    draws = torch.stack(
+        [
+            started[0].flatten(),
+            vectors @ z("designed"),
+            z("linear"),
+            vectors @ z("linear"),
+            designed_noise.noise("isotropic", 1.0).delta(J, 0)[:784],
+        ]
+    )
     assert float((torch.corrcoef(draws) - torch.eye(len(draws))).abs().max()) < 5 / 784**0.5
     expected = torch.randn(784, generator=streams.generator("row-space", 0), dtype=torch.float64)
     assert float(torch.corrcoef(torch.stack([z("linear"), expected]))[0, 1]) == pytest.approx(1)
@@ -234,6 +258,7 @@ def test_the_figure_has_every_kind(table):
 
 
 def test_trainings_of_one_noise_alone_are_not_compared():
-    alone = pd.DataFrame({"method": ["none", "designed"], "value": [0.0, 0.1], "seed": 0, "privacy": [0.0, 0.1],
-                          "accuracy": [0.9, 0.8]})  # fmt: skip
+    alone = pd.DataFrame(
+        {"method": ["none", "designed"], "value": [0.0, 0.1], "seed": 0, "privacy": [0.0, 0.1], "accuracy": [0.9, 0.8]}
+    )
     assert frontier.judge({"frontier": alone}, THRESHOLDS, "mnist") == []

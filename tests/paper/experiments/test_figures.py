@@ -20,10 +20,19 @@ def table() -> pd.DataFrame:
             for method in ("gauss-newton", "dgl"):
                 predicted = c**2 / (784 * value)
                 rows.append(
-                    {"part": part, "image": 0, "index": index, "eigenvalue": value, "norm": c, "method": method,
-                     "predicted_mse": predicted, "predicted_rmse": predicted**0.5, "mse": 1.1 * predicted,
-                     "converged": index < 99}
-                )  # fmt: skip
+                    {
+                        "part": part,
+                        "image": 0,
+                        "index": index,
+                        "eigenvalue": value,
+                        "norm": c,
+                        "method": method,
+                        "predicted_mse": predicted,
+                        "predicted_rmse": predicted**0.5,
+                        "mse": 1.1 * predicted,
+                        "converged": index < 99,
+                    }
+                )
     return pd.DataFrame(rows)
 
 

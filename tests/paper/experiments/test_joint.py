@@ -32,8 +32,13 @@ def test_a_penalised_network_shows_less(table):
     found = verdicts(table).values()
     assert all("converged" in claim.note for claim in found if "RMSE" in claim.statistic)
     assert list(joint.summary(table).columns) == [
-        "accuracy", "gradient", "lambda_max", "expected", "measured", "clamped",
-    ]  # fmt: skip
+        "accuracy",
+        "gradient",
+        "lambda_max",
+        "expected",
+        "measured",
+        "clamped",
+    ]
 
 
 def test_images_beyond_those_attacked_are_judged_by_their_spectra_alone(table):
@@ -69,12 +74,21 @@ def made_up(gain=2.0, cost=0.01):
     for task in problems({"plain": [0], "bound": [0.1, 0.3], "bayes": [0.1]}, seeds=4):
         strong = task["method"] != "plain"
         for image in range(5):
-            rows.append(task | {
-                "accuracy": 0.9 - cost * strong + task["seed"] / 1000, "image": image, "gradient_norm": 1.0,
-                "lambda_max": 1.0, "expected_rmse": 0.1 * (gain if strong else 1.0), "rmse": 0.1,
-                "converged": True, "failed": False,
-                "mse_clamped": (0.05 * (gain if strong else 1.0) * (1 + image / 10)) ** 2, "reason": "",
-            })  # fmt: skip
+            rows.append(
+                task
+                | {
+                    "accuracy": 0.9 - cost * strong + task["seed"] / 1000,
+                    "image": image,
+                    "gradient_norm": 1.0,
+                    "lambda_max": 1.0,
+                    "expected_rmse": 0.1 * (gain if strong else 1.0),
+                    "rmse": 0.1,
+                    "converged": True,
+                    "failed": False,
+                    "mse_clamped": (0.05 * (gain if strong else 1.0) * (1 + image / 10)) ** 2,
+                    "reason": "",
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -107,9 +121,13 @@ def test_a_penalty_that_keeps_a_network_from_learning_has_no_verdict():
     table = made_up()
     found = verdicts(table.assign(accuracy=table.accuracy.where(table.method != "bound", 0.1)))
     assert {name: c.verdict for name, c in found.items()} == {
-        "bound": "inconclusive", "bound-relative": "inconclusive", "bound-accuracy": "fails",
-        "bayes": "holds", "bayes-relative": "holds", "bayes-accuracy": "holds",
-    }  # fmt: skip
+        "bound": "inconclusive",
+        "bound-relative": "inconclusive",
+        "bound-accuracy": "fails",
+        "bayes": "holds",
+        "bayes-relative": "holds",
+        "bayes-accuracy": "holds",
+    }
     assert "penalised network has learnt too little" in found["bound"].note
 
 

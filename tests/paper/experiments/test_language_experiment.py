@@ -85,11 +85,24 @@ def made_up(count=5, **replaced):
     for task in problems({"bert-tiny": count}, levels):
         size = task["relative"] * (1 + task["text"] / 10)
         left = 1 - min(size, 1)
-        rows.append(task | {
-            "predicted_rmse": 0.01 * size, "rmse": 0.0101 * size, "bound_norm": size, "spread": 0.1, "rougeL": left,
-            "accuracy": left, "feature_mse": size**2, "all_found": size == 0, "named": 1.0, "named_wrongly": 0,
-            "converged": True, "failed": False, "reason": "",
-        })  # fmt: skip
+        rows.append(
+            task
+            | {
+                "predicted_rmse": 0.01 * size,
+                "rmse": 0.0101 * size,
+                "bound_norm": size,
+                "spread": 0.1,
+                "rougeL": left,
+                "accuracy": left,
+                "feature_mse": size**2,
+                "all_found": size == 0,
+                "named": 1.0,
+                "named_wrongly": 0,
+                "converged": True,
+                "failed": False,
+                "reason": "",
+            }
+        )
     return pd.DataFrame(rows).assign(**replaced)
 
 

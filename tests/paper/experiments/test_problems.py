@@ -83,9 +83,13 @@ def test_a_ridge_pulls_towards_the_mean_of_the_training_images():
 def test_an_attack_that_failed_recovered_nothing():
     """Whether it ended without an image or with a best one; a prediction that is missing stays missing."""
     table = pd.DataFrame(
-        {"rmse": [0.11, np.nan, 0.1, 0.1], "mse": [0.0121, np.nan, 0.01, 0.01], "failed": [False, True, True, False],
-         "predicted_rmse": [0.1, 0.1, 0.1, np.nan]}
-    )  # fmt: skip
+        {
+            "rmse": [0.11, np.nan, 0.1, 0.1],
+            "mse": [0.0121, np.nan, 0.01, 0.01],
+            "failed": [False, True, True, False],
+            "predicted_rmse": [0.1, 0.1, 0.1, np.nan],
+        }
+    )
     assert list(shared.relative_error(table)) == pytest.approx([0.1, np.inf, np.inf, np.nan], nan_ok=True)
     raised = table.assign(predicted_rmse=[0.1, np.nan, np.inf, 0.1])
     assert list(shared.relative_error(raised)) == pytest.approx([0.1, np.inf, np.inf, 0.0], abs=1e-12)

@@ -28,8 +28,10 @@ def test_every_attacker_gets_every_gradient():
     tasks = pruning.problems(CONFIG | {"images": 2, "ratios": [0.1, 0.9], "steps": {"gauss-newton": 7, "dgl": 9}})
     assert len(tasks) == 3 * 2 * 2
     assert {(t["method"], t["mask"], t["steps"]) for t in tasks} == {
-        ("gauss-newton", "none", 7), ("gauss-newton", "zeros", 7), ("dgl", "none", 9)
-    }  # fmt: skip
+        ("gauss-newton", "none", 7),
+        ("gauss-newton", "zeros", 7),
+        ("dgl", "none", 9),
+    }
     assert {(t["image"], t["size"]) for t in tasks} == {(0, 0.1), (0, 0.9), (1, 0.1), (1, 0.9)}
     assert all(t["noise"] == "prune" for t in tasks)
 
@@ -82,13 +84,38 @@ def fake(growth: float, error: float, recovered: float, images: int = 5) -> pd.D
             predicted = 0.04 * size**4
             for attacker in ("ignores", "ignores, Adam"):
                 rmse = 0.04 * size**growth * (1 + error) if growth != 4 else predicted * (1 + error)
-                rows.append({"attacker": attacker, "image": image, "size": size, "predicted_rmse": predicted,
-                             "bound_rmse": predicted / 100, "rmse": rmse, "mse": rmse**2, "mse_clamped": rmse**2,
-                             "rank": 784, "last_layer": np.nan, "converged": size < 0.9, "failed": False})  # fmt: skip
+                rows.append(
+                    {
+                        "attacker": attacker,
+                        "image": image,
+                        "size": size,
+                        "predicted_rmse": predicted,
+                        "bound_rmse": predicted / 100,
+                        "rmse": rmse,
+                        "mse": rmse**2,
+                        "mse_clamped": rmse**2,
+                        "rank": 784,
+                        "last_layer": np.nan,
+                        "converged": size < 0.9,
+                        "failed": False,
+                    }
+                )
             full, rmse = size <= 0.7, 1e-10 if size <= recovered else 0.3
-            rows.append({"attacker": "reads", "image": image, "size": size, "predicted_rmse": 0.0 if full else 0.3,
-                         "rmse": rmse, "mse": rmse**2, "mse_clamped": rmse**2, "rank": 784 if full else 600,
-                         "last_layer": size, "converged": size < 0.9, "failed": False})  # fmt: skip
+            rows.append(
+                {
+                    "attacker": "reads",
+                    "image": image,
+                    "size": size,
+                    "predicted_rmse": 0.0 if full else 0.3,
+                    "rmse": rmse,
+                    "mse": rmse**2,
+                    "mse_clamped": rmse**2,
+                    "rank": 784 if full else 600,
+                    "last_layer": size,
+                    "converged": size < 0.9,
+                    "failed": False,
+                }
+            )
     return pd.DataFrame(rows)
 
 

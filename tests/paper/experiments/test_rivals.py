@@ -33,9 +33,13 @@ def table():
 def test_problems_have_a_network_in_words():
     tasks = rivals.problems(config({"mnist lenet uniform": 2, "mnist cnn2x16 kaiming softplus": 1}, [0.1, 0.2], 3))
     assert [(t["model"], t["activation"], t["image"], t["level"]) for t in tasks] == [
-        ("lenet", None, 0, 0.1), ("lenet", None, 0, 0.2), ("lenet", None, 1, 0.1), ("lenet", None, 1, 0.2),
-        ("cnn2x16", "softplus", 0, 0.1), ("cnn2x16", "softplus", 0, 0.2),
-    ]  # fmt: skip
+        ("lenet", None, 0, 0.1),
+        ("lenet", None, 0, 0.2),
+        ("lenet", None, 1, 0.1),
+        ("lenet", None, 1, 0.2),
+        ("cnn2x16", "softplus", 0, 0.1),
+        ("cnn2x16", "softplus", 0, 0.2),
+    ]
 
 
 def test_every_measure_by_its_formula(table):
@@ -76,8 +80,12 @@ def made_up():
         truth = (1 + task["image"]) * task["level"]
         row = dict.fromkeys(rivals.MEASURES, truth)
         row |= {"gradient_norm": task["level"] * generator.uniform(), "bound": task["level"] / (1 + task["image"])}
-        rows.append(task | row | {"rmse": truth, "failed": False, "converged": True, "reason": ""}
-                    | {f"{name} cost": 1 for name in rivals.MEASURES})  # fmt: skip
+        rows.append(
+            task
+            | row
+            | {"rmse": truth, "failed": False, "converged": True, "reason": ""}
+            | {f"{name} cost": 1 for name in rivals.MEASURES}
+        )
     return pd.DataFrame(rows)
 
 
