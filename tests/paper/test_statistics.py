@@ -52,7 +52,7 @@ def few_draws():
 def judge_leakage(mse=1e-12, label=True, missing=0):
     table = pd.DataFrame({"image": range(N), "mse": mse, "label_found": label}).astype({"label_found": object})
     table[["mse", "label_found"]] = table[["mse", "label_found"]].where(table.image >= missing)  # attacks that raised
-    return leakage.judge(table, "mnist", 1e-8, 0.99)
+    return leakage.judge({"survey": table}, {"exact": 1e-8, "share": 0.99}, "mnist")
 
 
 def judge_influence(errors=(0.0, 0.0, 0.0), place=SAME, power=1, levels=3):
@@ -139,7 +139,8 @@ def judge_eigenvectors(slope=-1.0, factor=1.0, paper=2.0, best=None):
                 rows.append({"part": part, "image": image, "norm": 1.0, "eigenvalue": value, "method": "gauss-newton",
                              "mse": mse, "rmse": mse**0.5, "predicted_mse": 1 / value, "predicted_rmse": value**-0.5,
                              **ENDED})  # fmt: skip
-    return eigenvectors.judge(pd.DataFrame(rows), "mnist", (-1.05, -0.95), 0.01, 100.0, 2.0)
+    thresholds = {"slope_low": -1.05, "slope_high": -0.95, "accuracy": 0.01, "inequality": 100.0, "excess": 2.0}
+    return eigenvectors.judge({"problems": pd.DataFrame(rows)}, thresholds, "mnist")
 
 
 def judge_pruning(errors=(1.0, 2.0), falling=0, miss=0.0, bound=1, recovered=(True, True), images=4):

@@ -1,7 +1,6 @@
 """Noise of one size along eigenvectors of J Jᵀ: δ = c·v_i, for which I²F predicts an MSE of c²/(d_x λ_i)."""
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,22 +8,43 @@ import torch
 from torch import Tensor
 
 from i2f.core import spectrum
-from i2f.paper import claims, sweep
+from i2f.paper import data, sweep
+from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
-from i2f.paper.sweep import Problem, Row
+from i2f.paper.results import Config, Results, Tables
+from i2f.paper.statistics import convergence, log_slope
+from i2f.paper.sweep import Problem, Row, Settings
+
+PUBLISHED = ("dataset", "part", "image", "index", "norm", "method")  # what the table says of a problem
+
+
+def problems(config: Config) -> list[Problem]:
+    """Gauss–Newton on every problem of the parts `law`, `paper` and `end`, and Adam on those of the first images (but
+    "end").
+
+    config: dataset, init, weight_seed, start_seed; images, levels, law_norm, cut (see `law`); paper_images,
+    paper_indices, paper_norm; end_images, end_norms; steps: method -> budget; adam_images.
+    """
+    setting = shared.setting(config) | {"start_seed": config["start_seed"]}
+    d_x = data.load(config["dataset"], 1)[0].numel()
+    parts = [
+        *law(config["images"], d_x, config["levels"], config["law_norm"], config["cut"]),
+        *paper(config["paper_images"], config["paper_indices"], config["paper_norm"]),
+        *end(config["end_images"], d_x, config["end_norms"]),
+    ]
+    adam = [p for p in parts if p["part"] != "end" and p["image"] < config["adam_images"]]
+    found = [{**p, "method": "gauss-newton"} for p in parts] + [{**p, "method": "dgl"} for p in adam]
+    return [{**setting, **p, "budget": config["steps"][p["method"]]} for p in found]
 
 
 def law(images: int, d_x: int, levels: int, norm: float, cut: float) -> list[Problem]:
     """`levels` directions of every image, spread evenly over log λ, whose predicted RMSE stays within `cut`.
 
-    Which ones these are, the spectrum tells, and so `direction` where the problem is solved: `share` of the way down
-    from λ_max to the smallest eigenvalue that is at least `floor`.
+    Which ones these are depends on the spectrum, and so `direction` finds them where the problem is solved: `share` of
+    the way down from λ_max to the smallest eigenvalue that is at least `floor`.
     """
-    floor = norm**2 / (d_x * cut**2)
-    return [
-        {"part": "law", "image": image, "share": float(share), "floor": floor, "norm": norm}
-        for image in range(images) for share in np.linspace(0, 1, levels)
-    ]  # fmt: skip
+    floor, shares = norm**2 / (d_x * cut**2), np.linspace(0, 1, levels).tolist()
+    return sweep.grid(part="law", image=range(images), share=shares, floor=floor, norm=norm)
 
 
 def direction(values: Tensor, share: float, floor: float) -> int:
@@ -38,48 +58,35 @@ def direction(values: Tensor, share: float, floor: float) -> int:
 
 
 def paper(images: int, indices: list[int], norm: float) -> list[Problem]:
-    """The paper's own: `norm` 5 along four of the first hundred directions."""
-    return [_problem("paper", image, index, norm) for image in range(images) for index in indices]
+    """The paper's own: `norm` 5 along four of the first hundred directions; `index` of λ descending."""
+    return sweep.grid(part="paper", image=range(images), index=list(indices), norm=norm)
 
 
 def end(images: int, d_x: int, norms: list[float]) -> list[Problem]:
     """Growing noise along the first, the middle and the last direction."""
-    directions = (0, d_x // 2, d_x - 1)
-    return [_problem("end", image, index, norm) for image in range(images) for index in directions for norm in norms]
+    return sweep.grid(part="end", image=range(images), index=[0, d_x // 2, d_x - 1], norm=list(norms))
 
 
-def _problem(part: str, image: int, index: int, norm: float) -> Problem:
-    """Which set ("law", "paper", "end"), which image, which eigenvector (λ descending), and c."""
-    return {"part": part, "image": image, "index": index, "norm": norm}
-
-
-def attack(
-    problems: list[Problem], setting: dict[str, Any], steps: dict[str, int], adam_images: int, seed: int,
-    jobs: int | None = None,
-) -> tuple[pd.DataFrame, np.ndarray]:  # fmt: skip
-    """Gauss–Newton on every problem, and Adam on those of the first images (but "end").
-
-    `setting`: data set and network, as in `experiments.problems`. Returns the table, a row an attack (see
-    `problems.score`) with the direction's `index` and `eigenvalue`, λ_max, λ_min and what Eq. 4 predicts; and the
-    images that the "paper" attacks on the first image recovered, the truth in front, in the table's order, in [0, 1].
-    """
-    tasks = [{**p, "method": "gauss-newton"} for p in problems]
-    tasks += [{**p, "method": "dgl"} for p in problems if p["part"] != "end" and p["image"] < adam_images]
-    solve = partial(_solve, setting, steps, seed)
-    table = sweep.run(solve, tasks, together=("image",), at_most=9, jobs=jobs, description="attacks")
+def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
+    """One row per attack (see `problems.score`) with the direction's `index` and `eigenvalue`, λ_max, λ_min and what
+    Eq. 4 predicts. pictures: the images that the "paper" attacks on the first image recovered, the truth in front, in
+    the table's order, in [0, 1]."""
+    table = sweep.run(_solve, problems, settings, ("image",), at_most=9, description="attacks")
     again = table.duplicated(["part", "image", "index", "norm", "method"]) & table["index"].notna()
-    table = table[~again].drop(columns=["share", "floor"], errors="ignore").reset_index(drop=True)
+    dropped = {name for p in problems for name in p} - {*PUBLISHED}
+    table = table[~again].drop(columns=list(dropped)).reset_index(drop=True)
     pictures = table.pop("picture").dropna()
-    truth = shared.jacobian({**setting, "image": 0}).x[0].cpu().numpy()
-    return table, np.stack([truth, *pictures])
+    truth = shared.jacobian({**problems[0], "image": 0}).x[0].cpu().numpy()
+    return Results({"problems": table}, {"pictures": np.stack([truth, *pictures])})
 
 
-def _solve(setting: dict[str, Any], steps: dict[str, int], seed: int, chunk: list[Problem]) -> list[Row]:
+def _solve(chunk: list[Problem]) -> list[Row]:
     """A chunk has one image."""
-    values = spectrum.decompose(shared.jacobian({**setting, "image": chunk[0]["image"]})).values
-    own = {**setting, "noise": "eigenvector", "start_seed": seed}
-    tasks = [{"index": direction(values, p["share"], p["floor"]) if p["part"] == "law" else p["index"],
-              **own, **p, "steps": steps[p["method"]]} for p in chunk]  # fmt: skip
+    values = spectrum.decompose(shared.jacobian(chunk[0])).values
+    tasks = []
+    for p in chunk:
+        index = direction(values, p["share"], p["floor"]) if p["part"] == "law" else p["index"]
+        tasks.append({**p, "index": index, "noise": "eigenvector", "steps": p["budget"]})
     rows = []
     for p, predicted, found in zip(tasks, shared.predict(tasks), shared.attack(tasks, keep=True), strict=True):
         picture = found.pop("picture")[0]
@@ -101,62 +108,27 @@ def rivals(table: pd.DataFrame) -> pd.DataFrame:
     return medians.rename(columns=columns | names).rename_axis(columns=[None, None])
 
 
-def judge(
-    table: pd.DataFrame,
-    dataset: str,
-    slope: tuple[float, float],
-    accuracy: float,
-    inequality: float,
-    excess: float,
-) -> list[claims.Claim]:
-    """The experiment's claims. The thresholds are the notebook's parameters."""
-    ours = table[table.method == "gauss-newton"].assign(ratio=table.mse / table.predicted_mse)
-    ended = {part: claims.settled(rows) for part, rows in ours.groupby("part")}
-    law = ours[ours.part == "law"]
+def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
+    """The experiment's claims, about Gauss–Newton."""
+    table = tables["problems"]
+    ours = table[table.method == "gauss-newton"]
+    ours = ours.assign(ratio=ours.mse / ours.predicted_mse)
+    law, converged = ours[ours.part == "law"], {part: convergence(rows) for part, rows in ours.groupby("part")}
     ours = shared.scored(ours)
     linear, published = ours[ours.part == "law"], ours[ours.part == "paper"]
-    size = f"c = {published.norm.iloc[0]:g}"
     spread = linear.groupby("image", as_index=False).mse.agg(lambda mse: mse.max() / mse.min())
-    common = {"source": "the eigenvector experiment", "attacker": shared.PERFECT}
-    small = f"c = {linear.norm.iloc[0]:g}, within the linear regime; {ended['law']}"
+    judged = Judge.of("eigenvectors", f"eigenvectors-{dataset}", thresholds)
+    small = {"norm": linear.norm.iloc[0], "converged": converged["law"]}
+    large = {"norm": published.norm.iloc[0], "converged": converged["paper"]}
     return [
-        claims.judge(
-            linear, lambda t: claims.log_slope(t, "eigenvalue", "mse"), "image", *slope, **common,
-            id=f"eigenvectors-{dataset}-slope",
-            statement="The squared error falls as 1/λ.",
-            statistic="log–log slope of MSE on λ", note=small,
-        ),
-        claims.judge(
-            law, lambda t: float(shared.relative_error(t).median()), "image", at_most=accuracy,
-            **common, id=f"eigenvectors-{dataset}-prediction",
-            statement="I²F predicts the error of the attack.",
-            statistic="median relative error of the predicted RMSE", note=small,
-        ),
-        claims.judge(
-            linear, lambda t: float(t.ratio.min()), "image", at_least=1.0, **common,
-            id=f"eigenvectors-{dataset}-bound-linear",
-            statement="The error is never below c²/(d_x λ): small noise.",
-            statistic="smallest measured / predicted MSE",
-            note=f"{small}: to first order an equality, so that second order decides on which side it falls",
-        ),
-        claims.judge(
-            published, lambda t: float(t.ratio.min()), "image", at_least=1.0, **common,
-            id=f"eigenvectors-{dataset}-bound-paper",
-            statement=f"The error is never below c²/(d_x λ): the paper's noise, {size}.",
-            statistic="smallest measured / predicted MSE",
-            note=f"four of the first hundred directions; {ended['paper']}",
-        ),
-        claims.judge(
-            spread, lambda t: float(t.mse.median()), "image", at_least=inequality, **common,
-            id=f"eigenvectors-{dataset}-inequality",
-            statement="Noise of one size protects unequally.",
-            statistic="worst / best MSE over directions, median over images", note=small,
-        ),
-        claims.judge(
-            linear, lambda t: float(t.ratio.median()), "image", at_least=excess, **common,
-            id=f"eigenvectors-{dataset}-excess",
-            statement="Errors stay above c²/(d_x λ) because the images are hard to recover.",
-            statistic="median measured / predicted MSE",
-            note=f"{small}; the paper's guess for CIFAR-10. The notebook shows the same problems under Adam",
-        ),
-    ]  # fmt: skip
+        judged("slope", linear, partial(log_slope, x="eigenvalue", y="mse"), **small),
+        judged("prediction", law, lambda t: float(shared.relative_error(t).median()), **small),
+        judged("bound-linear", linear, _least, **small),
+        judged("bound-paper", published, _least, **large),
+        judged("inequality", spread, lambda t: float(t.mse.median()), **small),
+        judged("excess", linear, lambda t: float(t.ratio.median()), **small),
+    ]
+
+
+def _least(table: pd.DataFrame) -> float:
+    return float(table.ratio.min())

@@ -1,21 +1,21 @@
 """What one gradient gives away: five attackers on it, what each knows, and how near each is at what cost."""
 
 import math
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from i2f.attacks import METHODS, Iterate, Reconstruction, invert
 from i2f.core import metrics
-from i2f.core.jacobian import GradientJacobian
-from i2f.paper import claims, sweep
+from i2f.paper import sweep
+from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
-from i2f.paper.sweep import Problem, Row
+from i2f.paper.results import Config, Results, Tables
+from i2f.paper.sweep import Problem, Row, Settings
 
 GOALS = (1e-2, 1e-4, 1e-6, 1e-10)  # MSE per pixel
 DENSITY = 1.05  # evaluations from one recorded iterate to the next, at least
@@ -25,13 +25,13 @@ class Trajectory:
     """A callback that scores, on the way, what the attacker would hand in: its best iterate by its own objective.
 
     `truth` is the scorer's and not the attack's. rows: (evaluations, mse, loss), thinned to even steps of log cost.
-    pictures: that iterate once so many evaluations were spent, an entry for each of `costs`.
+    pictures: that iterate once so many evaluations were spent, one for each of `costs`.
     """
 
     def __init__(self, truth: Tensor, costs: Sequence[int]):
         self.truth, self.costs = truth, costs
         self.rows: list[tuple[int, float, float]] = []
-        self.pictures: list[np.ndarray] = []
+        self.pictures: list[NDArray[np.float32]] = []
         self.best = (math.inf, torch.full_like(truth, math.nan))
 
     def __call__(self, at: Iterate) -> None:
@@ -58,42 +58,57 @@ class Trajectory:
         self.pictures.append(self.best[1][0].clamp(0, 1).cpu().numpy().astype(np.float32))
 
 
-def attack(
-    J: GradientJacobian, steps: dict[str, int], costs: Sequence[int], seed: int, jobs: int | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame, np.ndarray]:
-    """Every attacker of `attacks.METHODS` on the gradient at J's input, no noise. `steps`: the budget of each.
+def problems(config: Config) -> dict[str, list[Problem]]:
+    """ "summary": every attacker of `attacks.METHODS` on the gradient of one image, no noise. "survey": Gauss–Newton on
+    the first images, which is not told the labels.
 
-    dlg and idlg are not told the label. Returns
-        summary: a row an attacker: final and best error, the label found, and the evaluations until each of `GOALS`;
-        paths: (method, evaluations, mse, loss), for the iterate that the attacker holds best;
-        pictures: (attackers, costs, C, H, W), that iterate when so many evaluations were spent, clamped.
+    config: dataset, init, weight_seed, start_seed; image, survey_images; steps: method -> budget; costs, in gradient
+    evaluations, at which to look at what each attacker holds.
     """
-    solve = partial(_follow, J, steps, costs, seed)
+    setting = shared.setting(config) | {"start_seed": config["start_seed"]}
     longest_first = sorted(METHODS, key=lambda method: -METHODS[method].steps)  # none should start when others end
-    table = sweep.run(solve, sweep.grid(method=longest_first), jobs=jobs, whole=True, description="attackers")
+    own = [{"method": method, "budget": config["steps"][method]} for method in longest_first]
+    survey = sweep.grid(**setting | {"image": range(config["survey_images"])})
+    return {"summary": [{**setting, **method, "costs": list(config["costs"])} for method in own], "survey": survey}
+
+
+def run(problems: Mapping[str, list[Problem]], settings: Settings = sweep.DEFAULT) -> Results:
+    """summary: one row per attacker: final and best error, the label found, and the evaluations until each of `GOALS`.
+    paths: (method, evaluations, mse, loss), for the iterate that the attacker holds best. survey: (image, mse,
+    label_found, converged, failed).
+
+    pictures: truth, (C, H, W); costs; images, (attackers, costs, C, H, W): that iterate when so many evaluations were
+    spent, clamped. dlg and idlg are not told the label.
+    """
+    tasks = problems["summary"]
+    table = sweep.run(_follow, tasks, settings, whole=True, description="attackers")
+    table = table.drop(columns=["reason", *(name for name in tasks[0] if name != "method")])
     table = table.set_index("method").loc[list(METHODS)].reset_index()
     paths = pd.concat(list(table.pop("path")), ignore_index=True)
-    pictures = np.stack(list(table.pop("pictures")))
-    return table.drop(columns="reason"), paths, pictures
+    pictures = {
+        "truth": shared.jacobian(tasks[0]).x[0].cpu().numpy().astype(np.float32),
+        "images": np.stack(list(table.pop("pictures"))),
+        "costs": np.array(tasks[0]["costs"]),
+    }
+    survey = sweep.run(_survey, problems["survey"], settings, description="images")
+    tables = {"summary": table, "paths": paths, "survey": survey}
+    return Results(tables, {"pictures": pictures})
 
 
-def _follow(
-    J: GradientJacobian, steps: dict[str, int], costs: Sequence[int], seed: int, chunk: list[Problem]
-) -> list[Row]:
-    method = chunk[0]["method"]
+def _follow(chunk: list[Problem]) -> list[Row]:
+    (problem,) = chunk
+    J, method = shared.jacobian(problem), problem["method"]
     y = None if method in ("dlg", "idlg") else J.map.y
-    trajectory = Trajectory(J.x, costs)
-    found = invert(
-        J.map.model, J.gradient, y, J.x.shape, method=method, loss=J.map.loss, callback=trajectory, seed=seed,
-        steps=steps[method],
-    )  # fmt: skip
+    trajectory = Trajectory(J.x, problem["costs"])
+    own = {"method": method, "steps": problem["budget"], "seed": problem["start_seed"], "callback": trajectory}
+    found = invert(J.map.model, J.gradient, y, J.x.shape, **own)
     trajectory.finish(found)
     path = pd.DataFrame(trajectory.rows, columns=["evaluations", "mse", "loss"])
     path.insert(0, "method", method)
     scores = metrics.compare(found.x, J.x)
     row = {
         "label_given": y is not None,
-        "label_found": bool(torch.equal(found.y, J.map.y)),
+        "label_found": _read(found, J.map.y),
         "mse": max(scores["mse"], shared.FLOOR),
         "ssim": scores["ssim"],
         "relative_residual": max(found.relative_residual, shared.FLOOR**0.5),
@@ -108,15 +123,20 @@ def _follow(
     return [row]
 
 
+def _read(found: Reconstruction, y: Tensor) -> bool:
+    """Whether the attack ends with the true label."""
+    return found.y is not None and bool(torch.equal(found.y, y))
+
+
 def _first(path: pd.DataFrame, goal: float) -> float:
     reached = path[path.mse <= goal]
     return float(reached.evaluations.iloc[0]) if len(reached) else math.nan
 
 
 def readable(summary: pd.DataFrame) -> pd.DataFrame:
-    """The summary as a reader wants it: an attacker a column, errors to two digits, counts whole."""
+    """The summary as a reader wants it: one attacker per column, errors to two digits, counts whole."""
 
-    def text(value: Any) -> str:
+    def text(value: bool | float) -> str:
         if isinstance(value, (bool, np.bool_)):
             return "yes" if value else "no"
         if math.isnan(value):
@@ -127,41 +147,24 @@ def readable(summary: pd.DataFrame) -> pd.DataFrame:
     return shown.rename(index=lambda name: name.replace("_", " "))
 
 
-def survey(jacobians: Sequence[GradientJacobian], seed: int) -> pd.DataFrame:
-    """Gauss–Newton on several images, not told the labels: (image, mse, label_found, converged, failed)."""
-
-    table = sweep.run(partial(_survey, jacobians, seed), sweep.grid(image=range(len(jacobians))), description="images")
-    return table.drop(columns="reason")
-
-
-def _survey(jacobians: Sequence[GradientJacobian], seed: int, chunk: list[Problem]) -> list[Row]:
-    J = jacobians[chunk[0]["image"]]
-    found = invert(J.map.model, J.gradient, None, J.x.shape, loss=J.map.loss, seed=seed)
+def _survey(chunk: list[Problem]) -> list[Row]:
+    (problem,) = chunk
+    J = shared.jacobian(problem)
+    found = invert(J.map.model, J.gradient, None, J.x.shape, seed=problem["start_seed"])
     return [
         {
             "mse": max(float(metrics.mse(found.x, J.x)), shared.FLOOR),
-            "label_found": bool(torch.equal(found.y, J.map.y)),
+            "label_found": _read(found, J.map.y),
             "converged": found.converged,
             "failed": found.failed,
         }
     ]
 
 
-def judge(table: pd.DataFrame, dataset: str, exact: float, share: float) -> list[claims.Claim]:
-    """The experiment's claims, from `survey`'s table. The thresholds are the notebook's parameters."""
-    common = {"source": "section 3, the assumption G_r(∇L(x)) ≡ x", "attacker": "gauss-newton: knows the model alone"}
+def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
+    """The experiment's claims, from the survey: `exact` is an MSE that counts as recovered, `share` that of images."""
+    judged = Judge.of("leakage", f"leakage-{dataset}", thresholds)
     return [
-        claims.judge(
-            table, lambda t: float((t.mse <= exact).mean()), "image", at_least=share, **common,
-            id=f"leakage-{dataset}-image",
-            statement="The gradient of one image gives the image away.",
-            statistic=f"share of images recovered to an MSE of {exact:g}",
-            note="no noise, one image a gradient, random start",
-        ),
-        claims.judge(
-            table, lambda t: float(t.label_found.eq(True).mean()), "image", at_least=share, **common,
-            id=f"leakage-{dataset}-label",
-            statement="The gradient of one image gives its label away.",
-            statistic="share of labels read from the last layer's gradient",
-        ),
-    ]  # fmt: skip
+        judged("image", tables["survey"], lambda t: float((t.mse <= thresholds["exact"]).mean())),
+        judged("label", tables["survey"], lambda t: float(t.label_found.eq(True).mean())),
+    ]

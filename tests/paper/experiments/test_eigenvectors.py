@@ -7,9 +7,10 @@ import torch
 
 import i2f
 from i2f.paper.experiments import eigenvectors
+from i2f.paper.sweep import Settings
 
 SPECTRUM = torch.logspace(1, -6, 50, dtype=torch.float64)
-THRESHOLDS = {"slope": (-1.05, -0.95), "accuracy": 0.01, "inequality": 100.0, "excess": 2.0}
+THRESHOLDS = {"slope_low": -1.05, "slope_high": -0.95, "accuracy": 0.01, "inequality": 100.0, "excess": 2.0}
 
 
 def test_law_stays_within_the_cut():
@@ -33,10 +34,12 @@ def test_attack_gives_a_row_a_problem_and_the_pictures_of_the_papers_row(mlp, mo
     model, x, y = mlp
     jacobians = [i2f.GradientJacobian(model, x, y), i2f.GradientJacobian(model, x.flip(1), y)]
     monkeypatch.setattr(eigenvectors.shared, "jacobian", lambda p: jacobians[p["image"]])
-    problems = [*eigenvectors.paper(2, [0, 3], 1e-5), *eigenvectors.end(1, 12, [1e-6])]
-    problems += eigenvectors.law(1, 12, levels=30, norm=1e-6, cut=1.0)  # more levels than eigenvalues
-    budget = {"gauss-newton": 30, "dgl": 20}
-    table, pictures = eigenvectors.attack(problems, {}, budget, adam_images=1, seed=0, jobs=1)
+    monkeypatch.setattr(eigenvectors.data, "load", lambda dataset, n: (x[:n], y[:n]))
+    config = {"dataset": "mnist", "start_seed": 0, "steps": {"gauss-newton": 30, "dgl": 20}, "adam_images": 1}
+    config |= {"images": 1, "levels": 30, "law_norm": 1e-6, "cut": 1.0}  # more levels than eigenvalues
+    config |= {"paper_images": 2, "paper_indices": [0, 3], "paper_norm": 1e-5, "end_images": 1, "end_norms": [1e-6]}
+    found = eigenvectors.run(eigenvectors.problems(config), Settings(jobs=1, progress="off"))
+    table, pictures = found.tables["problems"], found.arrays["pictures"]
     laws = table[table.part == "law"]
     assert all(3 < len(rows) <= 12 and rows["index"].is_unique for _, rows in laws.groupby("method"))
     table = table[table.part != "law"]
@@ -77,7 +80,7 @@ def fake(exponent: float, factor: float) -> pd.DataFrame:
     ],
 )
 def test_verdicts_follow_the_table(exponent, factor, expected):
-    found = eigenvectors.judge(fake(exponent, factor), "mnist", **THRESHOLDS)
+    found = eigenvectors.judge({"problems": fake(exponent, factor)}, THRESHOLDS, "mnist")
     assert [c.verdict for c in found] == expected
     assert len({c.id for c in found}) == 6
 
@@ -86,11 +89,11 @@ def test_an_attack_that_failed_is_left_out_and_counted():
     table = fake(-1.0, 1.0001)
     table.loc[2, ["failed", "converged", "mse", "rmse"]] = [True, False, np.nan, np.nan]
     table.loc[1, ["failed", "converged", "mse"]] = [True, False, 1e-30]  # it ended with a best image
-    found = eigenvectors.judge(table, "mnist", **THRESHOLDS)
+    found = eigenvectors.judge({"problems": table}, THRESHOLDS, "mnist")
     assert [c.verdict for c in found] == ["holds", "holds", "holds", "holds", "holds", "fails"]
     assert "18 of 20 attacks converged, 2 failed" in found[0].note
     table.loc[(table.part == "law") & (table.image < 3), "failed"] = True  # it predicts nothing of three images in five
-    assert eigenvectors.judge(table, "mnist", **THRESHOLDS)[1].value == np.inf
+    assert eigenvectors.judge({"problems": table}, THRESHOLDS, "mnist")[1].value == np.inf
 
 
 def test_noise_that_leaves_every_direction_outside_the_cut_is_refused():

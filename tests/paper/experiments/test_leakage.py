@@ -9,18 +9,30 @@ import i2f
 from i2f.attacks import METHODS, Iterate
 from i2f.paper.experiments import leakage
 from i2f.paper.experiments import problems as shared
+from i2f.paper.sweep import Settings
 
 BUDGET = {"gauss-newton": 20, "dgl": 60, "dlg": 6, "idlg": 60, "gs": 60}
+CONFIG = {
+    "dataset": "mnist",
+    "image": 0,
+    "survey_images": 2,
+    "steps": BUDGET,
+    "costs": [1, 40, 10_000],
+    "start_seed": 0,
+}
+QUIET = Settings(jobs=1, progress="off")
 
 
 @pytest.fixture
-def jacobian():
+def jacobian(monkeypatch):
     torch.manual_seed(0)
     layers = torch.nn.Conv2d(1, 3, 3, padding=1), torch.nn.Sigmoid(), torch.nn.Flatten(), torch.nn.Linear(108, 4)
     model = torch.nn.Sequential(*layers).double().eval()
     for p in model.parameters():
         torch.nn.init.uniform_(p, -0.5, 0.5)
-    return i2f.GradientJacobian(model, torch.rand(1, 1, 6, 6, dtype=torch.float64), torch.tensor([2]))
+    J = i2f.GradientJacobian(model, torch.rand(1, 1, 6, 6, dtype=torch.float64), torch.tensor([2]))
+    monkeypatch.setattr(shared, "jacobian", lambda problem: J)
+    return J
 
 
 def at(evaluations, value, loss):
@@ -41,8 +53,11 @@ def test_trajectory_shows_what_the_attacker_would_hand_in():
     assert trajectory.rows[-1] == (10, pytest.approx(0.09), 0.5)
 
 
-def test_attack_gives_a_row_an_attacker(jacobian):
-    summary, paths, pictures = leakage.attack(jacobian, BUDGET, [1, 40, 10_000], seed=0, jobs=1)
+def test_every_attacker_has_a_row_and_every_image_is_surveyed(jacobian):
+    tables, arrays = leakage.run(leakage.problems(CONFIG), QUIET)
+    summary, paths, pictures = tables["summary"], tables["paths"], arrays["pictures"]["images"]
+    assert tables["survey"].mse.max() <= 1e-12
+    assert tables["survey"].label_found.all()  # though it is not told
     assert list(summary.method) == list(METHODS) == list(dict.fromkeys(paths.method))
     assert pictures.shape == (5, 3, 1, 6, 6)
     assert list(summary.label_given) == [True, True, False, False, True]
@@ -59,16 +74,13 @@ def test_attack_gives_a_row_an_attacker(jacobian):
     assert list(leakage.readable(summary).columns) == list(METHODS)
 
 
-def test_any_number_of_workers_gives_the_same(jacobian):
-    alone, together = (leakage.attack(jacobian, BUDGET, [5], seed=0, jobs=jobs) for jobs in (1, 2))
-    pd.testing.assert_frame_equal(alone[0], together[0])
-    pd.testing.assert_frame_equal(alone[1], together[1])
-
-
-def test_survey_attacks_every_image_without_its_label(jacobian):
-    table = leakage.survey([jacobian, jacobian], seed=0)
-    assert table.mse.max() <= 1e-12
-    assert table.label_found.all()
+@pytest.mark.slow
+def test_any_number_of_workers_gives_the_same():
+    budget = {"gauss-newton": 2, "dgl": 9, "dlg": 1, "idlg": 9, "gs": 9}
+    problems = leakage.problems(CONFIG | {"model": "linear", "init": "default", "steps": budget, "survey_images": 1})
+    alone, together = (leakage.run(problems, Settings(jobs=jobs, progress="off")).tables for jobs in (1, 2))
+    for name, table in alone.items():
+        pd.testing.assert_frame_equal(table, together[name])
 
 
 @pytest.mark.parametrize(
@@ -77,4 +89,4 @@ def test_survey_attacks_every_image_without_its_label(jacobian):
 )
 def test_verdicts_follow_the_table(mse, label, verdicts):
     table = pd.DataFrame({"image": range(5), "mse": mse, "label_found": label})
-    assert [c.verdict for c in leakage.judge(table, "mnist", 1e-8, 0.99)] == verdicts
+    assert [c.verdict for c in leakage.judge({"survey": table}, {"exact": 1e-8, "share": 0.99}, "mnist")] == verdicts
