@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -176,7 +176,7 @@ class _Case(NamedTuple):
     rows: pd.DataFrame
     measure: Statistic
     suffix: str = ""
-    words: Mapping[str, object] = {}
+    words: Mapping[str, Any] = {}
     regime: bool = False  # judged a second time within the linear regime
 
 

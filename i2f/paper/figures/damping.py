@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from i2f.paper.attackers import ATTACKERS, GREEN, Attacker
-from i2f.paper.figures.style import INK, LINE, diagonal, pictures, readable_ticks, style
+from i2f.paper.attackers import ATTACKERS, Attacker
+from i2f.paper.figures.style import GREEN, INK, LINE, diagonal, pictures, readable_ticks, style
 
 PAPER = (0.1, 1.0, 10.0)  # the paper's ε
 DASHED = (0, (4, 2))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,8 +10,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from i2f.paper.figures.style import ATTACKERS, INK, LINE, pictures, readable_ticks, style
+from i2f.paper.attackers import ATTACKERS
+from i2f.paper.figures.style import LINE, mark_cut, pictures, readable_ticks, style
 
 METHODS = ("gauss-newton", "dgl")
 
@@ -46,33 +49,28 @@ def overview(table: pd.DataFrame, cut: float) -> Figure:
     return figure
 
 
-def error_against_eigenvalue(ax: Axes, table: pd.DataFrame) -> Axes:
-    """MSE against λ for δ = c·v, both logarithmic, with the prediction c²/(d_x λ); hollow: not settled."""
+def error_against_eigenvalue(ax: Axes, table: pd.DataFrame) -> None:
+    """MSE against λ for δ = c·v, both logarithmic, with the prediction c²/(d_x λ); hollow: not converged."""
     line = table.sort_values("eigenvalue")
     ax.plot(line.eigenvalue, line.predicted_mse, color=LINE, lw=1.5, label="predicted, c²/(dₓλ)", zorder=1)
     for method in METHODS:
-        label, _, colour, marker, _ = ATTACKERS[method]
-        rows = table[table.method == method]
-        settled = rows.converged | (method == "dgl")  # Adam never says that it has settled
-        for some, face in ((settled, colour), (~settled, "white")):
-            if some.any():
-                name = label if face == colour else f"{label}, not converged"
-                ax.scatter(
-                    rows.eigenvalue[some], rows.mse[some],
-                    s=34, marker=marker, facecolor=face, edgecolor=colour if face == "white" else "white",
-                    linewidth=1.2 if face == "white" else 0.5, label=name, zorder=3,
-                )  # fmt: skip
+        who, rows = ATTACKERS[method], table[table.method == method]
+        arrived = rows.converged | (method == "dgl")  # Adam has no criterion of convergence
+        for some, hollow in ((rows[arrived], False), (rows[~arrived], True)):
+            if len(some):
+                face, edge = ("white", who.colour) if hollow else (who.colour, "white")
+                marks = ax.scatter(some.eigenvalue, some.mse, s=34, marker=who.marker, facecolor=face, edgecolor=edge)
+                label = f"{who.label}, not converged" if hollow else who.label
+                marks.set(linewidth=1.2 if hollow else 0.5, label=label, zorder=3)
     ax.set(xscale="log", yscale="log", xlabel="eigenvalue λ of J Jᵀ", ylabel="MSE per pixel")
     readable_ticks(ax)
     ax.legend(fontsize="small", loc="lower left")
-    return ax
 
 
-def end_of_law(ax: Axes, table: pd.DataFrame, cut: float) -> Axes:
-    """Measured over predicted MSE against the predicted RMSE, a line a direction; 1 is the law."""
+def end_of_law(ax: Axes, table: pd.DataFrame, cut: float) -> None:
+    """Measured over predicted MSE against the predicted RMSE, one line per direction; 1 is the law."""
     ax.axhspan(0.9, 1.1, color="#eeeeee", zorder=0)
     ax.axhline(1, color=LINE, lw=1.2, zorder=1)
-    ax.axvline(cut, color=LINE, lw=1, ls=":", zorder=1)
     directions = list(table.groupby(["image", "index"]))
     colours = dict(zip(sorted({key[1] for key, _ in directions}), sns.color_palette("viridis", 3), strict=False))
     named = set()
@@ -82,14 +80,12 @@ def end_of_law(ax: Axes, table: pd.DataFrame, cut: float) -> Axes:
         named.add(index)
         ax.plot(rows.predicted_rmse, rows.mse / rows.predicted_mse, "o-", ms=4, lw=1, color=colours[index], label=label)
     ax.set(xscale="log", yscale="log", xlabel="predicted RMSE per pixel", ylabel="measured / predicted MSE")
-    ax.annotate("cut", (cut, 1), (3, -4), xycoords=("data", "axes fraction"), textcoords="offset points", va="top",
-                fontsize="small", color=INK)  # fmt: skip
+    mark_cut(ax, cut)
     readable_ticks(ax)
     ax.legend(fontsize="small", loc="lower left")
-    return ax
 
 
-def recoveries(table: pd.DataFrame, images: Sequence[np.ndarray]) -> Figure:
+def recoveries(table: pd.DataFrame, images: Sequence[NDArray[Any]]) -> Figure:
     """The paper's row of recoveries: the truth, then what each attacker recovers, under λ and MSE.
 
     `table` holds the rows of part "paper" of one image, in the order of `images`, whose first is the truth.
@@ -99,5 +95,5 @@ def recoveries(table: pd.DataFrame, images: Sequence[np.ndarray]) -> Figure:
     for method in METHODS:
         mine = [i for i, name in enumerate(table.method) if name == method]
         captions = [f"λ = {table.eigenvalue.iloc[i]:.3g}\nMSE {table.mse.iloc[i]:.2g}" for i in mine]
-        rows.append((ATTACKERS[method][0], [truth, *(found[i] for i in mine)], ["private image\n", *captions]))
+        rows.append((ATTACKERS[method].label, [truth, *(found[i] for i in mine)], ["private image\n", *captions]))
     return pictures(rows)

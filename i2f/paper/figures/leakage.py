@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from i2f.paper.figures.style import ATTACKERS, LINE, displayable, style
+from i2f.paper.attackers import ATTACKERS
+from i2f.paper.figures.style import LINE, displayable, style
 
 
 def published(run: Path) -> dict[str, Figure]:
@@ -19,8 +22,8 @@ def published(run: Path) -> dict[str, Figure]:
     return {"overview.png": overview(paths, held["truth"], held["images"], held["costs"].tolist())}
 
 
-def overview(paths: pd.DataFrame, truth: np.ndarray, images: np.ndarray, costs: Sequence[int]) -> Figure:
-    """Five attackers on one gradient: error against cost, and what each holds in hands at the same cost.
+def overview(paths: pd.DataFrame, truth: NDArray[Any], images: NDArray[Any], costs: Sequence[int]) -> Figure:
+    """Five attackers on one gradient: error against cost, and what each holds at the same cost.
 
     paths: (method, evaluations, mse). truth: (C, H, W). images: (attackers, costs, C, H, W), attackers in the order of
     their first row in `paths`.
@@ -28,11 +31,11 @@ def overview(paths: pd.DataFrame, truth: np.ndarray, images: np.ndarray, costs: 
     style()
     methods = list(dict.fromkeys(paths.method))
     figure = plt.figure(figsize=(11.5, 5.0), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[1.18, 1])
+    left, right = figure.subfigures(1, 2, width_ratios=[1.18, 1], squeeze=False)[0]
     error_against_cost(left.subplots(), paths, costs)
     grid = right.subplots(len(methods), 1 + len(costs))
     for row, (method, line) in enumerate(zip(methods, grid, strict=True)):
-        label, _, colour, _, _ = ATTACKERS[method]
+        label, colour = ATTACKERS[method].label.replace(", ", ",\n").replace("–", "–\n"), ATTACKERS[method].colour
         for ax, image in zip(line, [truth, *images[row]], strict=True):
             ax.set(xticks=[], yticks=[])
             ax.imshow(displayable(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -40,9 +43,7 @@ def overview(paths: pd.DataFrame, truth: np.ndarray, images: np.ndarray, costs: 
             for side in ax.spines.values():
                 side.set(color=colour, linewidth=1.2)
         line[0].set_visible(row == 0)
-        line[1].set_ylabel(
-            label.replace(", ", ",\n").replace("–", "–\n"), fontsize="small", color=colour, fontweight="bold"
-        )
+        line[1].set_ylabel(label, fontsize="small", color=colour, fontweight="bold")
     grid[0, 0].set_title("private", fontsize="small", loc="center")
     for ax, cost in zip(grid[0, 1:], costs, strict=True):
         ax.set_title(f"{cost:,}", fontsize="small", loc="center")
@@ -50,19 +51,16 @@ def overview(paths: pd.DataFrame, truth: np.ndarray, images: np.ndarray, costs: 
     return figure
 
 
-def error_against_cost(ax: Axes, paths: pd.DataFrame, costs: Sequence[int] = ()) -> Axes:
+def error_against_cost(ax: Axes, paths: pd.DataFrame, costs: Sequence[int] = ()) -> None:
     """MSE of an attacker's best iterate against the gradient evaluations it has spent, both logarithmic."""
     for cost in costs:
         ax.axvline(cost, color=LINE, lw=0.8, ls=":", zorder=1)
     for method, path in paths.groupby("method", sort=False):
-        label, knows, colour, _, line = ATTACKERS[method]
-        ax.plot(
-            path.evaluations, path.mse,
-            color=colour, ls=line, lw=2, drawstyle="steps-post", label=f"{label} (knows {knows})", zorder=3,
-        )  # fmt: skip
-        ax.plot(path.evaluations.iloc[-1], path.mse.iloc[-1], "o", color=colour, ms=5, zorder=4)
+        who = ATTACKERS[method]
+        (steps,) = ax.plot(path.evaluations, path.mse, color=who.colour, ls=who.line, lw=2, zorder=3)
+        steps.set(drawstyle="steps-post", label=f"{who.label} (knows {who.told})")
+        ax.plot(path.evaluations.iloc[-1], path.mse.iloc[-1], "o", color=who.colour, ms=5, zorder=4)
     ax.set(xscale="log", yscale="log", xlabel="gradient evaluations", ylabel="MSE per pixel")
     ax.set_xlim(left=8)
     ax.set_title("How near, at what cost")
     ax.legend(fontsize="small", loc="lower left")
-    return ax
