@@ -34,8 +34,16 @@ def deep_table(products: pd.DataFrame, bound: pd.DataFrame) -> str:
         theirs = rows[rows.side != "input"]
         pair = products.set_index("network")["pair / gradient"].get(network, float("nan"))
         other = [theirs.products.iloc[0], theirs.seconds.iloc[0]] if len(theirs) else [float("nan")] * 2
-        cells = [network, f"{ours.d_x:,}", f"{ours.d_theta:,}", _number(pair), f"{ours.products:,}",
-                 _number(ours.seconds), _number(ours["peak, GB"]), *map(_number, other)]  # fmt: skip
+        cells = [
+            network,
+            f"{ours.d_x:,}",
+            f"{ours.d_theta:,}",
+            _number(pair),
+            f"{ours.products:,}",
+            _number(ours.seconds),
+            _number(ours["peak, GB"]),
+            *map(_number, other),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -50,10 +58,19 @@ def map_table(inversions: dict[str, pd.DataFrame]) -> str:
     table = pd.concat([t.assign(on=on) for on, t in inversions.items()])
     for (network, way, on), rows in table.groupby(["network", "way", "on"], sort=False):
         endings = rows.reason.str.split("[;:]").str[0].str.replace(r"used its \d+ steps", "out of steps", regex=True)
-        cells = [network, way, on, len(rows), f"{(rows.mse <= RECOVERED).sum()} of {len(rows)}",
-                 f"{rows.mse.median():.1e}", f"{rows.mse.max():.1e}", f"{rows.relative_residual.median():.1e}",
-                 _number(rows.steps.median()), _number(rows.evaluations.median(), 3),
-                 ", ".join(dict.fromkeys(endings))]  # fmt: skip
+        cells = [
+            network,
+            way,
+            on,
+            len(rows),
+            f"{(rows.mse <= RECOVERED).sum()} of {len(rows)}",
+            f"{rows.mse.median():.1e}",
+            f"{rows.mse.max():.1e}",
+            f"{rows.relative_residual.median():.1e}",
+            _number(rows.steps.median()),
+            _number(rows.evaluations.median(), 3),
+            ", ".join(dict.fromkeys(endings)),
+        ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
@@ -66,24 +83,42 @@ def influence_table(influence: pd.DataFrame, rate: pd.DataFrame) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in influence.to_dict("records"):
-        cells = [row["network"], *(_number(row[name]) for name in ("I_lb", "I_lb: s", "damped", "residual", "damped: s",
-                 "damped, dense", "exact")), "–" if pd.isna(row["rank"]) else f"{row['rank']:,.0f} of {row['d_x']:,}",
-                 _number(row["smallest / lambda_max"]), _number(row["exact: s"])]  # fmt: skip
+        cells = [
+            row["network"],
+            *(
+                _number(row[name])
+                for name in ("I_lb", "I_lb: s", "damped", "residual", "damped: s", "damped, dense", "exact")
+            ),
+            "–" if pd.isna(row["rank"]) else f"{row['rank']:,.0f} of {row['d_x']:,}",
+            _number(row["smallest / lambda_max"]),
+            _number(row["exact: s"]),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| attack | network | attacks | attacks a second | evaluations each | median MSE |",
-              "|---|---|---|---|---|---|"]  # fmt: skip
+    lines += [
+        "",
+        "| attack | network | attacks | attacks a second | evaluations each | median MSE |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rate.to_dict("records"):
         steps = f", {row['steps allowed']} steps" if row["method"] != "gauss-newton" else ""
-        cells = [f"`{row['method']}`{steps}, {row['dtype']}", row["network"], row["attacks"],
-                 _number(row["attacks / s"]), _number(row["evaluations"], 3), f"{row['median mse']:.0e}"]  # fmt: skip
+        cells = [
+            f"`{row['method']}`{steps}, {row['dtype']}",
+            row["network"],
+            row["attacks"],
+            _number(row["attacks / s"]),
+            _number(row["evaluations"], 3),
+            f"{row['median mse']:.0e}",
+        ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
 def texts_table(texts: pd.DataFrame) -> str:
     """A row a network and attacker: how many texts came back whole, and what it took."""
-    lines = ["| network | attacker | found whole | tokens | most starts | evaluations | seconds |",
-             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| network | attacker | found whole | tokens | most starts | evaluations | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in texts.to_dict("records"):
         found = f"{row['found whole']:.0f} of {row['texts']}"
         counts = [_number(row["starts"]), _number(row["evaluations"], 3), _number(row["seconds"])]
@@ -118,8 +153,10 @@ def million_table(folder: Path = HERE) -> str:
     ]
     for what, table, cores, seconds in rows:
         work = seconds * cores * MILLION
-        lines.append(f"| {what} | {table} | {cores} | {_number(seconds)} | {_number(work / DAY)} | "
-                     f"{_number(work / CORES / HOUR)} |")  # fmt: skip
+        lines.append(
+            f"| {what} | {table} | {cores} | {_number(seconds)} | {_number(work / DAY)} | "
+            f"{_number(work / CORES / HOUR)} |"
+        )
     return "\n".join(lines)
 
 

@@ -38,8 +38,10 @@ class AuditedClient(NumPyClient):
         if not found.passes(self.min_rmse):
             return parameters, 0, {"refused": True, "judged": least}
         gradients = torch.autograd.grad(F.cross_entropy(self.model(self.x), self.y), list(self.model.parameters()))
-        moved = [p.detach() - self.lr * (g + perturb.gaussian(g.flatten(), self.variance).view_as(g))
-                 for p, g in zip(self.model.parameters(), gradients, strict=True)]  # fmt: skip
+        moved = [
+            p.detach() - self.lr * (g + perturb.gaussian(g.flatten(), self.variance).view_as(g))
+            for p, g in zip(self.model.parameters(), gradients, strict=True)
+        ]
         return [p.numpy() for p in moved], len(self.x), {"refused": False, "judged": least}
 
 

@@ -25,9 +25,12 @@ def main(
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
     torch.manual_seed(0)
     model, optimizer, loader = PrivacyEngine(accountant="rdp").make_private(
-        module=network.train(), optimizer=optimizer, data_loader=DataLoader(TensorDataset(x, y), batch_size=10),
-        noise_multiplier=noise_multiplier, max_grad_norm=max_grad_norm,
-    )  # fmt: skip
+        module=network.train(),
+        optimizer=optimizer,
+        data_loader=DataLoader(TensorDataset(x, y), batch_size=10),
+        noise_multiplier=noise_multiplier,
+        max_grad_norm=max_grad_norm,
+    )
     for inputs, labels in loader:
         optimizer.zero_grad()
         F.cross_entropy(model(inputs), labels).backward()
@@ -38,8 +41,10 @@ def main(
     limits = ((0 - MEAN) / STD, (1 - MEAN) / STD)
     found = audit(trained, x[:looked_at].double(), y[:looked_at], defense, range=limits)
     for sample in found:
-        print(f"image {sample.index}: {defense} leaves an RMSE of {sample.judged:.3f} of the range of a pixel: "
-              f"{sample.verdict}")  # fmt: skip
+        print(
+            f"image {sample.index}: {defense} leaves an RMSE of {sample.judged:.3f} of the range of a pixel: "
+            f"{sample.verdict}"
+        )
     return [sample.judged for sample in found]
 
 

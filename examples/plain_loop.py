@@ -43,8 +43,10 @@ def main(steps: int = 3, batch: int = 1, lr: float = 0.01, target_psnr: float = 
         if gradient is None:
             print(f"step {step}: no noise is known to leave {target_psnr:g} dB; nothing is sent")
             continue
-        print(f"step {step}: noise of variance {variance:.2g}; the best attacker considered is left with an RMSE of "
-              f"{least:.3f} on the least protected image")  # fmt: skip
+        print(
+            f"step {step}: noise of variance {variance:.2g}; the best attacker considered is left with an RMSE of "
+            f"{least:.3f} on the least protected image"
+        )
         with torch.no_grad():  # the server's side
             first = 0
             for parameter in model.parameters():

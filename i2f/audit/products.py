@@ -58,7 +58,7 @@ def _found(shared: Shared) -> Found:
     J, question, target = shared.J, shared.question, shared.question.target_psnr
     bayes = Bayes(trace.BayesError(J, probes=3, tol=0.05, max_steps=LANCZOS, seed=question.seed), question.tau)
     bound = lower_bound(J, shared.seen, tol=1e-2)
-    prior, settled = _prior(shared, bayes)
+    prior, converged = _prior(shared, bayes)
     drawn, solved = _drawn(shared)
     variance, n = question.defense.variance(J), len(shared.indices)
     known = (variance, prior**2) if variance else None
@@ -71,7 +71,7 @@ def _found(shared: Shared) -> Found:
         "J Jᵀ was not formed: rank and I²F are not known, nor whether the first order holds": True,
         f"a mean over the {n} samples behind this gradient: a single one may be less protected": n > 1,
         "λ_max did not converge": not bound.converged,
-        "the quadrature of the Bayes error did not converge": not settled,
+        "the quadrature of the Bayes error did not converge": not converged,
         "the predicted reconstruction did not converge": not solved,
         f"the noise needed for {target:g} dB {doubt}": bool(doubt),
     }

@@ -333,12 +333,21 @@ class Functional(nn.Module):
         return self.last(self.activation(self.first(x)))
 
 
-@pytest.mark.parametrize(("activation", "kinked"), [
-    (lambda x: torch.maximum(x, 0 * x), True), (lambda x: torch.where(x > 0, x, 0.1 * x), True),
-    (lambda x: x.unflatten(1, (6, 2)).amax(2).repeat(1, 2), True),
-    (torch.relu, True), (torch.nn.functional.leaky_relu, True), (torch.abs, True), (torch.nn.functional.hardtanh, True),
-    (torch.nn.functional.gelu, False), (torch.tanh, False), (torch.nn.functional.softplus, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("activation", "kinked"),
+    [
+        (lambda x: torch.maximum(x, 0 * x), True),
+        (lambda x: torch.where(x > 0, x, 0.1 * x), True),
+        (lambda x: x.unflatten(1, (6, 2)).amax(2).repeat(1, 2), True),
+        (torch.relu, True),
+        (torch.nn.functional.leaky_relu, True),
+        (torch.abs, True),
+        (torch.nn.functional.hardtanh, True),
+        (torch.nn.functional.gelu, False),
+        (torch.tanh, False),
+        (torch.nn.functional.softplus, False),
+    ],
+)
 def test_a_kink_is_read_off_the_graph(activation, kinked):
     (sample,) = audit(Functional(activation).double(), torch.rand(1, 4, dtype=torch.float64), torch.tensor([1]))
     assert any("kinks" in words for words in sample.reservations) == kinked

@@ -501,8 +501,9 @@ def test_a_wrapped_network_with_a_range_and_under_inference_mode(mlp):
 # The scale of the loss
 
 
-@pytest.mark.parametrize(("dtype", "factor"), [(D, 1e-30), (D, 1e-15), (D, 1e15), (D, 1e30),
-                                               (torch.float32, 1e-15), (torch.float32, 1e15)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "factor"), [(D, 1e-30), (D, 1e-15), (D, 1e15), (D, 1e30), (torch.float32, 1e-15), (torch.float32, 1e15)]
+)
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("defense", ["none", "gaussian", "relative:0.1", "designed:0.1", "prune:0.5", "quantize:8"])
 def test_the_losss_scale_does_not_matter(mlp, dtype, factor, exact, defense):
@@ -511,9 +512,14 @@ def test_the_losss_scale_does_not_matter(mlp, dtype, factor, exact, defense):
     text = (lambda c: f"gaussian:{1e-4 * c * c!r}") if defense == "gaussian" else lambda c: defense
     (wanted,) = audit(model, x, y, text(1), exact=exact, seed=1)
     (found,) = audit(
-        same, x, y, text(factor), exact=exact, seed=1,
+        same,
+        x,
+        y,
+        text(factor),
+        exact=exact,
+        seed=1,
         loss=lambda out, y: factor * F.cross_entropy(out, y),
-    )  # fmt: skip
+    )
     rel = 1e-6 if dtype == D else 1e-3
     assert found.judged == pytest.approx(wanted.judged, rel=rel, abs=1e-9, nan_ok=True)
     assert found.bound == pytest.approx(wanted.bound, rel=max(rel, 1e-2 * (not exact)), abs=1e-12)
