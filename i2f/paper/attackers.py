@@ -5,8 +5,6 @@ from typing import Any
 
 from i2f.audit.colours import AMBER, BLUE, GREEN, PINK, SKY, VERMILION
 
-ORANGE, YELLOW = VERMILION, AMBER
-
 
 @dataclass(frozen=True)
 class Attacker:

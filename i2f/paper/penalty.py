@@ -84,7 +84,6 @@ def bayes(
     unit = linalg.power_of_two(damping**0.5)  # J/unit, in which ε is of order one
     z = torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1
 
-
     def gram(v: Tensor) -> Tensor:
         return _gram(model, x, y, v.view_as(x), loss, unit).reshape(-1)
 

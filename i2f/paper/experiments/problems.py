@@ -51,7 +51,6 @@ CALL = (
     "restarts",
 )  # and an attack
 ERRORS = ("mse", "mse_clamped", "rmse", "feature_mse")
-PERFECT = "gauss-newton: knows model and label, no prior, random start"
 FLOOR = 1e-20  # an MSE below this is rounding, and differs from machine to machine
 
 

@@ -3,16 +3,6 @@
 An experiment's module has `published(run)`: the figures that its results folder holds, drawn from a run's tables.
 """
 
-from i2f.paper.figures.style import (
-    ATTACKERS,
-    DATASETS,
-    INK,
-    LINE,
-    diagonal,
-    displayable,
-    pictures,
-    readable_ticks,
-    save,
-)
+from i2f.paper.figures.style import save
 
-__all__ = ["ATTACKERS", "DATASETS", "INK", "LINE", "diagonal", "displayable", "pictures", "readable_ticks", "save"]
+__all__ = ["save"]

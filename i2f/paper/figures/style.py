@@ -16,7 +16,6 @@ from i2f.audit.style import style
 
 __all__ = [
     "AMBER",
-    "ATTACKERS",
     "BLUE",
     "DATASETS",
     "GREEN",
@@ -35,13 +34,6 @@ __all__ = [
     "style",
 ]
 
-ATTACKERS = {  # name in tables -> label, what it knows besides the model, colour, marker, line
-    "gauss-newton": ("Gauss–Newton", "label", BLUE, "o", "-"),
-    "dgl": ("DGL, Adam", "label", VERMILION, "X", "-"),
-    "dlg": ("DLG, L-BFGS", "nothing else", GREEN, "s", "-"),
-    "idlg": ("iDLG, Adam", "nothing else", AMBER, "D", (0, (4, 3))),
-    "gs": ("GS, cosine", "label, pixel range", PINK, "P", "-"),
-}
 DATASETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "fashion-mnist": "Fashion-MNIST", "cifar100": "CIFAR-100"}
 Image = NDArray[Any]  # (C, H, W)
 CLOUD = 250  # points at once
