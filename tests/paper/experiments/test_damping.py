@@ -35,8 +35,9 @@ def test_every_attacker_gets_every_gradient_with_its_own_prior():
     tasks = found["problems"]
     assert len(tasks) == 2 * 2 * 6
     ridges = {t["attacker"]: t["ridge"] * spread for t in tasks if t["size"] == 1e-3}
-    assert ridges == pytest.approx({"no prior": 0, "MAP, 0.1ε": 1e-4, "MAP": 1e-3, "MAP, 10ε": 1e-2,
-                                    "MAP, ε = 1": spread, "Adam": 0})  # fmt: skip
+    assert ridges == pytest.approx(
+        {"no prior": 0, "MAP, 0.1ε": 1e-4, "MAP": 1e-3, "MAP, 10ε": 1e-2, "MAP, ε = 1": spread, "Adam": 0}
+    )
     assert {t["attacker"] for t in tasks if t["method"] == "dgl"} == {"Adam"}
     assert all(t["steps"] == STEPS[t["method"]] for t in tasks)
     assert set(ridges) <= set(ATTACKERS)
@@ -123,16 +124,37 @@ def fake(damped: float, pulled: float, measured: dict[str, float], images: int =
             for attacker, ridge in ridges.items():
                 rmse = measured[attacker] * scale
                 factors = (damped, pulled) if ridge else (1.0, 1.0)
-                rows.append({**common, "attacker": attacker, "method": "dgl" if attacker == "Adam" else "gauss-newton",
-                             "ridge": ridge, "rmse": rmse, "mse": rmse**2, "damped_rmse": factors[0] * rmse,
-                             "pulled_rmse": factors[1] * rmse, "expected_rmse": rmse, "converged": True,
-                             "failed": False})  # fmt: skip
+                rows.append(
+                    {
+                        **common,
+                        "attacker": attacker,
+                        "method": "dgl" if attacker == "Adam" else "gauss-newton",
+                        "ridge": ridge,
+                        "rmse": rmse,
+                        "mse": rmse**2,
+                        "damped_rmse": factors[0] * rmse,
+                        "pulled_rmse": factors[1] * rmse,
+                        "expected_rmse": rmse,
+                        "converged": True,
+                        "failed": False,
+                    }
+                )
                 for e in sorted({*GRID, bayes}):
                     miss = abs(np.log10((e + 1e-9) / 0.01)) / 5 if settles else 0.9
-                    lines.append({**common, "attacker": attacker, "epsilon": e, "rmse": rmse, "below": 0.5,
-                                  "damped_rmse": rmse / (1 + 100 * e) if settles else 1.5 / (rmse * (1 + e)),
-                                  "pulled_rmse": rmse, "expected_rmse": rmse, "damped_miss": 1.0,
-                                  "pulled_miss": miss})  # fmt: skip
+                    lines.append(
+                        {
+                            **common,
+                            "attacker": attacker,
+                            "epsilon": e,
+                            "rmse": rmse,
+                            "below": 0.5,
+                            "damped_rmse": rmse / (1 + 100 * e) if settles else 1.5 / (rmse * (1 + e)),
+                            "pulled_rmse": rmse,
+                            "expected_rmse": rmse,
+                            "damped_miss": 1.0,
+                            "pulled_miss": miss,
+                        }
+                    )
             predicted = {f"predicted_rmse, ε = {e:g}": scale if settles else 1 / scale for e in damping.PAPER}
             survey.append({**common, "predicted_rmse": scale, **predicted})
     return pd.DataFrame(rows), pd.DataFrame(lines), pd.DataFrame(survey)
@@ -154,11 +176,13 @@ def judge(tables) -> list[claims.Claim]:
     ("tables", "expected"),
     [
         (fake(0.5, 1.01, ERRORS), "holds fails holds holds holds fails holds holds holds"),
-        (fake(1.01, 0.5, {**ERRORS, "MAP": 0.06}, settles=False),
-         "holds holds fails holds fails fails fails fails fails"),
+        (
+            fake(1.01, 0.5, {**ERRORS, "MAP": 0.06}, settles=False),
+            "holds holds fails holds fails fails fails fails fails",
+        ),
     ],
     ids=["the pull counts", "it does not"],
-)  # fmt: skip
+)
 def test_verdicts_follow_the_table(tables, expected):
     found = judge(tables)
     assert [c.id for c in found] == [f"damping-mnist-{name}" for name in CLAIMS]

@@ -45,11 +45,17 @@ def test_an_attack_is_followed_until_it_arrives(table, digits):
 def fake(attack: int) -> pd.DataFrame:
     rows = [("I_lb", 21), ("I²F", 785), ("dgl", attack), ("gauss-newton", attack)]
     return pd.DataFrame(
-        {"dataset": "mnist", "network": "lenet uniform", "image": image, "method": method, "evaluations": cost,
-         "reached": True}
+        {
+            "dataset": "mnist",
+            "network": "lenet uniform",
+            "image": image,
+            "method": method,
+            "evaluations": cost,
+            "reached": True,
+        }
         for image in range(5)
         for method, cost in rows
-    )  # fmt: skip
+    )
 
 
 def judge(table: pd.DataFrame, **thresholds: float) -> list:
@@ -62,8 +68,12 @@ def judge(table: pd.DataFrame, **thresholds: float) -> list:
 def test_verdicts_follow_the_table(attack, expected):
     found = judge(fake(attack))
     assert [c.id.removeprefix("efficiency-mnist-") for c in found] == [
-        "products", "bound-dgl", "exact-dgl", "bound-gauss-newton", "exact-gauss-newton"
-    ]  # fmt: skip
+        "products",
+        "bound-dgl",
+        "exact-dgl",
+        "bound-gauss-newton",
+        "exact-gauss-newton",
+    ]
     assert [c.verdict for c in found] == expected
     assert found[1].value == pytest.approx(attack / 21)
     assert found[2].value == pytest.approx(attack / 785)

@@ -64,10 +64,20 @@ def fake(exponent: float, factor: float) -> pd.DataFrame:
                 predicted = norm**2 / (784 * value)
                 mse = factor * norm**2 / 784 * value**exponent
                 rows.append(
-                    {"part": part, "image": image, "norm": norm, "eigenvalue": value, "method": "gauss-newton",
-                     "mse": mse, "rmse": mse**0.5, "predicted_mse": predicted, "predicted_rmse": predicted**0.5,
-                     "converged": True, "failed": False}
-                )  # fmt: skip
+                    {
+                        "part": part,
+                        "image": image,
+                        "norm": norm,
+                        "eigenvalue": value,
+                        "method": "gauss-newton",
+                        "mse": mse,
+                        "rmse": mse**0.5,
+                        "predicted_mse": predicted,
+                        "predicted_rmse": predicted**0.5,
+                        "converged": True,
+                        "failed": False,
+                    }
+                )
     return pd.DataFrame(rows)
 
 

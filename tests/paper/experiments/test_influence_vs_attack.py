@@ -29,9 +29,15 @@ def few_draws(monkeypatch):
 def test_every_variance_for_the_first_images_and_one_level_for_the_others():
     problems = experiment.noisy(SETTING, {"lenet": 2, "linear": 1}, [1e-7, 1e-5], 1e-5, 4)
     assert [(p["model"], p["image"], p["size"]) for p in problems] == [
-        ("lenet", 0, 1e-7), ("lenet", 0, 1e-5), ("lenet", 1, 1e-7), ("lenet", 1, 1e-5),
-        ("lenet", 2, 1e-5), ("lenet", 3, 1e-5), ("linear", 0, 1e-7), ("linear", 0, 1e-5),
-    ]  # fmt: skip
+        ("lenet", 0, 1e-7),
+        ("lenet", 0, 1e-5),
+        ("lenet", 1, 1e-7),
+        ("lenet", 1, 1e-5),
+        ("lenet", 2, 1e-5),
+        ("lenet", 3, 1e-5),
+        ("linear", 0, 1e-7),
+        ("linear", 0, 1e-5),
+    ]
     assert all(p["noise_seed"] == p["image"] for p in problems)
     with pytest.raises(ValueError, match="level"):
         experiment.noisy(SETTING, {"lenet": 2}, [1e-7, 1e-5], 1e-6, 4)
@@ -92,13 +98,26 @@ def fake(law=lambda predicted: predicted, images: int = 8) -> pd.DataFrame:
                     predicted = 10 * variance**0.5 * (1 + image / images)
                     error = law(predicted)
                     rows.append(
-                        {"model": model, "attacker": attacker, "image": image, "variance": variance, "rmse": error,
-                         "box": ATTACKERS[attacker].options["box"], "predicted_rmse": predicted,
-                         "predicted_rmse, ε = 1": predicted / 2, "bound_rmse": predicted / 100,
-                         "relative_error": abs(error / predicted - 1), "rmse_clamped": error,
-                         "psnr": -20 * np.log10(error), "ssim": 1 / (1 + error), "dissimilarity": error / (1 + error),
-                         "feature_mse": error**2, "converged": True, "failed": False}
-                    )  # fmt: skip
+                        {
+                            "model": model,
+                            "attacker": attacker,
+                            "image": image,
+                            "variance": variance,
+                            "rmse": error,
+                            "box": ATTACKERS[attacker].options["box"],
+                            "predicted_rmse": predicted,
+                            "predicted_rmse, ε = 1": predicted / 2,
+                            "bound_rmse": predicted / 100,
+                            "relative_error": abs(error / predicted - 1),
+                            "rmse_clamped": error,
+                            "psnr": -20 * np.log10(error),
+                            "ssim": 1 / (1 + error),
+                            "dissimilarity": error / (1 + error),
+                            "feature_mse": error**2,
+                            "converged": True,
+                            "failed": False,
+                        }
+                    )
     return pd.DataFrame(rows)
 
 

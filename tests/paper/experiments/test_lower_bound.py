@@ -85,13 +85,28 @@ def fake(looseness: float, noise: float, error: float, gain: float, images: int 
                 exact = (1 + image) * size**0.5 * {"uniform": 1, "normal": 2, "xavier": 9}[init]
                 bound = exact / looseness * float(np.exp(noise * rng.standard_normal()))
                 rows.append(
-                    {"dataset": "mnist", "model": model, "init": init, "image": image, "size": size,
-                     "predicted_rmse": exact, "predicted_mse": exact**2, "bound_rmse": bound,
-                     "looseness": exact / bound, "expected_looseness": looseness, "directions": 100.0,
-                     "expected_mse": exact**2 * (1 + error), "expected_rmse": exact * (1 + error) ** 0.5,
-                     "upper_rmse": 100 * exact, CG: gain * bound, "rmse": exact, "converged": True, "failed": False,
-                     "attacked": k == 1 and init == "uniform" and image < 4}
-                )  # fmt: skip
+                    {
+                        "dataset": "mnist",
+                        "model": model,
+                        "init": init,
+                        "image": image,
+                        "size": size,
+                        "predicted_rmse": exact,
+                        "predicted_mse": exact**2,
+                        "bound_rmse": bound,
+                        "looseness": exact / bound,
+                        "expected_looseness": looseness,
+                        "directions": 100.0,
+                        "expected_mse": exact**2 * (1 + error),
+                        "expected_rmse": exact * (1 + error) ** 0.5,
+                        "upper_rmse": 100 * exact,
+                        CG: gain * bound,
+                        "rmse": exact,
+                        "converged": True,
+                        "failed": False,
+                        "attacked": k == 1 and init == "uniform" and image < 4,
+                    }
+                )
     return pd.DataFrame(rows)
 
 
