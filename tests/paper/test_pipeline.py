@@ -84,7 +84,7 @@ def test_tags_are_ones_that_nbval_knows(notebook):
 
 
 def test_stages_depend_on_the_rooms_they_use():
-    """The heavy stages name every room and module of the package that a table is computed by: all but those apart."""
+    """The heavy stages name every room and module that a table is computed by: all but those apart."""
     apart = set(
         ["__init__", "books", "command", "ledger", "pipeline", "publishing", "figures", "experiments"]
     )  # of no table
