@@ -85,9 +85,7 @@ def test_tags_are_ones_that_nbval_knows(notebook):
 
 def test_stages_depend_on_the_rooms_they_use():
     """The heavy stages name every room and module that a table is computed by: all but those apart."""
-    apart = set(
-        ["__init__", "books", "command", "ledger", "pipeline", "publishing", "figures", "experiments"]
-    )  # of no table
+    apart = {"__init__", "books", "command", "ledger", "pipeline", "publishing", "figures", "experiments"}
     paper = {p.stem for p in (ROOT / "i2f" / "paper").iterdir() if p.name != "__pycache__"} - apart
     rooms = {p.name for p in (ROOT / "i2f").iterdir() if p.is_dir() and p.name != "__pycache__"} - {"paper"}
     named = {d.removeprefix("${root}/i2f/") for d in STAGES["run"]["do"]["deps"] if d.startswith("${root}/i2f/")}
