@@ -85,9 +85,14 @@ def ratios(table: pd.DataFrame) -> pd.DataFrame:
         }
         way = next(s for s, _, mse in rival.path if mse <= 2 * rival.best_mse)
         rows.append(
-            {"dataset": dataset, "dgl mse": rival.mse, "dgl best mse": rival.best_mse,
-             "budget": rival.seconds / ours_to[rival.mse], "way": way / ours_to[rival.best_mse]}
-        )  # fmt: skip
+            {
+                "dataset": dataset,
+                "dgl mse": rival.mse,
+                "dgl best mse": rival.best_mse,
+                "budget": rival.seconds / ours_to[rival.mse],
+                "way": way / ours_to[rival.best_mse],
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -107,9 +112,19 @@ def _success(dataset: str, init: str, image: int, start: int) -> dict:
     J = problem(dataset, image, init)
     found = i2f.invert(J.map.model, J.gradient, J.map.y, J.x.shape, seed=start)
     mse = metrics.mse(found.x, J.x).item()
-    return {"dataset": dataset, "init": init, "image": image, "start": start, "mse": mse, "success": mse <= SUCCESS,
-            "steps": found.steps, "evaluations": found.evaluations, "converged": found.converged,
-            "failed": found.failed, "reason": found.reason}  # fmt: skip
+    return {
+        "dataset": dataset,
+        "init": init,
+        "image": image,
+        "start": start,
+        "mse": mse,
+        "success": mse <= SUCCESS,
+        "steps": found.steps,
+        "evaluations": found.evaluations,
+        "converged": found.converged,
+        "failed": found.failed,
+        "reason": found.reason,
+    }
 
 
 def success(
@@ -140,9 +155,18 @@ def _knowledge(case: str, image: int) -> dict:
     found = i2f.invert(J.map.model, shared, J.map.y, J.x.shape, mask=mask, box="box" in case, steps=steps)
     values = torch.linalg.eigvalsh(outer_gram(J.dense() if mask is None else J.dense()[:, mask]))
     rank = int((values > 1e-13 * values[-1]).sum())
-    return {"case": case, "image": image, "mse": metrics.mse(found.x, J.x).item(), "d_x": J.shape[0], "rank": rank,
-            "smallest_over_largest": float(values[0] / values[-1]), "relative_residual": found.relative_residual,
-            "steps": found.steps, "converged": found.converged, "reason": found.reason}  # fmt: skip
+    return {
+        "case": case,
+        "image": image,
+        "mse": metrics.mse(found.x, J.x).item(),
+        "d_x": J.shape[0],
+        "rank": rank,
+        "smallest_over_largest": float(values[0] / values[-1]),
+        "relative_residual": found.relative_residual,
+        "steps": found.steps,
+        "converged": found.converged,
+        "reason": found.reason,
+    }
 
 
 def knowledge(images: int = 10, resume: bool = False) -> pd.DataFrame:
@@ -159,9 +183,17 @@ def _batch(size: int, number: int) -> dict:
     found = i2f.invert(J.map.model, J.gradient, y, J.x.shape)
     errors = metrics.mse(metrics.assign(found.x, J.x), J.x)
     values = torch.linalg.eigvalsh(outer_gram(J.dense()))
-    return {"images": size, "batch": number, "worst_mse": float(errors.max()), "d_x": J.shape[0],
-            "rank": int((values > 1e-13 * values[-1]).sum()), "relative_residual": found.relative_residual,
-            "steps": found.steps, "evaluations": found.evaluations, "reason": found.reason}  # fmt: skip
+    return {
+        "images": size,
+        "batch": number,
+        "worst_mse": float(errors.max()),
+        "d_x": J.shape[0],
+        "rank": int((values > 1e-13 * values[-1]).sum()),
+        "relative_residual": found.relative_residual,
+        "steps": found.steps,
+        "evaluations": found.evaluations,
+        "reason": found.reason,
+    }
 
 
 def batches(four: int = 10, eight: int = 3, resume: bool = False) -> pd.DataFrame:
@@ -173,18 +205,32 @@ def _recognisable(method: str, dtype: torch.dtype, images: int, steps: int | Non
     jacobians = [problem("mnist", image, dtype=dtype) for image in range(images)]
     y = None if method == "dlg" else torch.stack([J.map.y for J in jacobians])
     found = i2f.invert_many(
-        jacobians[0].map.model, torch.stack([J.gradient for J in jacobians]), y, jacobians[0].x.shape,
-        method=method, seed=list(range(images)), steps=steps, progress=True,
-    )  # fmt: skip
+        jacobians[0].map.model,
+        torch.stack([J.gradient for J in jacobians]),
+        y,
+        jacobians[0].x.shape,
+        method=method,
+        seed=list(range(images)),
+        steps=steps,
+        progress=True,
+    )
     rows = []
     for image, (J, one) in enumerate(zip(jacobians, found, strict=True)):
         scores = metrics.compare(one.x, J.x)
         rows.append(
-            {"method": method, "image": image, "mse": scores["mse"], "ssim": scores["ssim"],
-             "met": scores["ssim"] >= 0.9, "label_found": bool(torch.equal(one.y, J.map.y)),
-             "relative_residual": one.relative_residual, "steps": one.steps, "failed": one.failed,
-             "reason": one.reason}
-        )  # fmt: skip
+            {
+                "method": method,
+                "image": image,
+                "mse": scores["mse"],
+                "ssim": scores["ssim"],
+                "met": scores["ssim"] >= 0.9,
+                "label_found": bool(torch.equal(one.y, J.map.y)),
+                "relative_residual": one.relative_residual,
+                "steps": one.steps,
+                "failed": one.failed,
+                "reason": one.reason,
+            }
+        )
     return rows
 
 
@@ -213,10 +259,16 @@ def together(problems: int = 32, steps: int = 100, repetitions: int = 3) -> pd.D
                 i2f.invert(model, gradients[k], y[k], shape, method="dgl", steps=steps, seed=k)
             seconds = middle - began, time.perf_counter() - middle
             rows.append(
-                {"dtype": str(dtype), "repetition": repetition, "problems": problems, "steps": steps,
-                 "together": problems * steps / seconds[0], "one after another": problems * steps / seconds[1],
-                 "ratio": seconds[1] / seconds[0]}
-            )  # fmt: skip
+                {
+                    "dtype": str(dtype),
+                    "repetition": repetition,
+                    "problems": problems,
+                    "steps": steps,
+                    "together": problems * steps / seconds[0],
+                    "one after another": problems * steps / seconds[1],
+                    "ratio": seconds[1] / seconds[0],
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -262,10 +314,17 @@ def step(images: int = 2) -> pd.DataFrame:
         x, steps = _dense_attack(J, start)
         seconds = (middle - began) / ours.steps, (time.perf_counter() - middle) / steps
         rows.append(
-            {"image": image, "seconds a step": seconds[0], "dense": seconds[1], "ratio": seconds[1] / seconds[0],
-             "steps": ours.steps, "dense steps": steps, "mse": metrics.mse(ours.x, J.x).item(),
-             "dense mse": metrics.mse(x, J.x).item()}
-        )  # fmt: skip
+            {
+                "image": image,
+                "seconds a step": seconds[0],
+                "dense": seconds[1],
+                "ratio": seconds[1] / seconds[0],
+                "steps": ours.steps,
+                "dense steps": steps,
+                "mse": metrics.mse(ours.x, J.x).item(),
+                "dense mse": metrics.mse(x, J.x).item(),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -290,11 +349,20 @@ def _kinks(network: str, image: int, steps: int) -> dict:
 
     found = i2f.invert(model, J.gradient, y, x.shape, steps=steps, callback=score)
     losses = [loss for loss, _ in trace]
-    return {"network": network, "image": image, "objective at start": losses[0], "objective": found.loss,
-            "never worse": losses == sorted(losses, reverse=True) and found.loss <= losses[0],
-            "mse at start": trace[0][1], "mse": metrics.mse(found.x, J.x).item(), "steps": found.steps,
-            "evaluations": found.evaluations, "converged": found.converged, "failed": found.failed,
-            "reason": found.reason}  # fmt: skip
+    return {
+        "network": network,
+        "image": image,
+        "objective at start": losses[0],
+        "objective": found.loss,
+        "never worse": losses == sorted(losses, reverse=True) and found.loss <= losses[0],
+        "mse at start": trace[0][1],
+        "mse": metrics.mse(found.x, J.x).item(),
+        "steps": found.steps,
+        "evaluations": found.evaluations,
+        "converged": found.converged,
+        "failed": found.failed,
+        "reason": found.reason,
+    }
 
 
 def kinks(lenets: int = 5, resnets: int = 2, resume: bool = False) -> pd.DataFrame:

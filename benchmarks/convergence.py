@@ -32,16 +32,29 @@ def recovery(dataset: str, images: int, starts: int) -> list[dict]:
             path: list[float] = []
             began = time.perf_counter()
             found = i2f.invert(
-                J.map.model, J.gradient, J.map.y, J.x.shape, seed=start,
+                J.map.model,
+                J.gradient,
+                J.map.y,
+                J.x.shape,
+                seed=start,
                 callback=lambda at, truth=J.x, path=path: path.append(metrics.mse(at.x, truth).item()),
-            )  # fmt: skip
+            )
             seconds = time.perf_counter() - began
             reached = next((step for step, value in enumerate(path) if value <= goal), None)
             rows.append(
-                {"dataset": dataset, "image": image, "start": start, "mse": path[-1], "steps_to_goal": reached,
-                 "met": reached is not None and reached <= within, "steps": found.steps,
-                 "evaluations": found.evaluations, "seconds": seconds, "reason": found.reason}
-            )  # fmt: skip
+                {
+                    "dataset": dataset,
+                    "image": image,
+                    "start": start,
+                    "mse": path[-1],
+                    "steps_to_goal": reached,
+                    "met": reached is not None and reached <= within,
+                    "steps": found.steps,
+                    "evaluations": found.evaluations,
+                    "seconds": seconds,
+                    "reason": found.reason,
+                }
+            )
     return rows
 
 
@@ -84,9 +97,12 @@ def main() -> None:
     table.to_csv(HERE / "recovery.csv", index=False, float_format="%.3g")
     print(machine(1).strip())
     summary = table.groupby("dataset").agg(
-        problems=("met", "size"), met=("met", "sum"), worst_mse=("mse", "max"), most_steps=("steps_to_goal", "max"),
+        problems=("met", "size"),
+        met=("met", "sum"),
+        worst_mse=("mse", "max"),
+        most_steps=("steps_to_goal", "max"),
         median_seconds=("seconds", "median"),
-    )  # fmt: skip
+    )
     print(summary.to_string())
     off = (predicted.ratio - 1).abs()
     print(f"prediction: measured / predicted RMSE off by at most {off.max():.2%}, median {off.median():.2%}")

@@ -84,10 +84,17 @@ def products(network: str) -> dict:
     delta, v = torch.randn_like(J.gradient), torch.randn_like(J.x).reshape(-1)
     J.matvec(delta), J.rmatvec(v)
     taken = _peak() - before
-    gradient, forward, back = (seconds(work) for work in (
-        lambda: J.map(J.x), lambda: J.matvec(delta), lambda: J.rmatvec(v)))  # fmt: skip
-    return {"gradient, s": gradient, "J v, s": forward, "Jᵀ v, s": back, "pair / gradient": (forward + back) / gradient,
-            "foreseen, GB": J.footprint.kept() / 1e9, "taken, GB": taken / 1e9}  # fmt: skip
+    gradient, forward, back = (
+        seconds(work) for work in (lambda: J.map(J.x), lambda: J.matvec(delta), lambda: J.rmatvec(v))
+    )
+    return {
+        "gradient, s": gradient,
+        "J v, s": forward,
+        "Jᵀ v, s": back,
+        "pair / gradient": (forward + back) / gradient,
+        "foreseen, GB": J.footprint.kept() / 1e9,
+        "taken, GB": taken / 1e9,
+    }
 
 
 def bound(network: str) -> dict:
@@ -96,9 +103,16 @@ def bound(network: str) -> dict:
     began = time.perf_counter()
     J = i2f.GradientJacobian(model, x, y, method="matrix-free")
     found = i2f.lower_bound(J, perturb.gaussian(J.gradient, 1e-5), tol=TOLERANCE)
-    return {"side": "input", "d_x": J.shape[0], "d_theta": J.shape[1], "lambda_max": found.lambda_max,
-            "bound, RMSE": found.rmse, "products": found.products, "seconds": time.perf_counter() - began,
-            "peak, GB": _peak() / 1e9}  # fmt: skip
+    return {
+        "side": "input",
+        "d_x": J.shape[0],
+        "d_theta": J.shape[1],
+        "lambda_max": found.lambda_max,
+        "bound, RMSE": found.rmse,
+        "products": found.products,
+        "seconds": time.perf_counter() - began,
+        "peak, GB": _peak() / 1e9,
+    }
 
 
 def arpack(network: str) -> dict:
@@ -115,8 +129,15 @@ def arpack(network: str) -> dict:
     start = np.random.default_rng(0).standard_normal(n).astype(np.float32)
     operator = LinearOperator((n, n), matvec=product, dtype=np.float32)
     (value,), _ = eigsh(operator, k=1, tol=TOLERANCE, v0=start)
-    return {"side": "parameters, ARPACK", "d_x": J.shape[0], "d_theta": n, "lambda_max": float(value),
-            "products": J.products, "seconds": time.perf_counter() - began, "peak, GB": _peak() / 1e9}  # fmt: skip
+    return {
+        "side": "parameters, ARPACK",
+        "d_x": J.shape[0],
+        "d_theta": n,
+        "lambda_max": float(value),
+        "products": J.products,
+        "seconds": time.perf_counter() - began,
+        "peak, GB": _peak() / 1e9,
+    }
 
 
 def _peak() -> float:
@@ -139,12 +160,23 @@ def influence(network: str) -> dict:
     delta = perturb.gaussian(J.gradient, variance, seed=0)
     began = time.perf_counter()
     bound = i2f.lower_bound(J, delta, tol=TOLERANCE)
-    row = {"d_x": J.shape[0], "d_theta": J.shape[1], "lambda_max": bound.lambda_max, "I_lb": bound.rmse,
-           "I_lb: products": bound.products, "I_lb: s": time.perf_counter() - began}  # fmt: skip
+    row = {
+        "d_x": J.shape[0],
+        "d_theta": J.shape[1],
+        "lambda_max": bound.lambda_max,
+        "I_lb": bound.rmse,
+        "I_lb: products": bound.products,
+        "I_lb: s": time.perf_counter() - began,
+    }
     began = time.perf_counter()
     damped = i2f.influence(J, delta, damping, rtol=1e-3, max_steps=400)
-    row |= {"damping / lambda_max": damping / bound.lambda_max, "damped": damped.rmse, "residual": damped.residual,
-            "damped: products": damped.products, "damped: s": time.perf_counter() - began}  # fmt: skip
+    row |= {
+        "damping / lambda_max": damping / bound.lambda_max,
+        "damped": damped.rmse,
+        "residual": damped.residual,
+        "damped: products": damped.products,
+        "damped: s": time.perf_counter() - began,
+    }
     if network not in SMALL:
         return row
     model, x = model.double(), x.double()
@@ -157,9 +189,14 @@ def influence(network: str) -> dict:
     b = J.matvec(delta.double())
     exact, same = (linalg.solve_dense(gram, b, eps, level) for eps in (0.0, damping))
     norms = [float(found.u.norm()) / J.shape[0] ** 0.5 for found in (exact, same)]
-    return row | {"exact": norms[0], "damped, dense": norms[1], "rank": int((values > level * values[0]).sum()),
-                  "smallest / lambda_max": float(values[-1] / values[0]), "exact: products": J.products,
-                  "exact: s": time.perf_counter() - began}  # fmt: skip
+    return row | {
+        "exact": norms[0],
+        "damped, dense": norms[1],
+        "rank": int((values > level * values[0]).sum()),
+        "smallest / lambda_max": float(values[-1] / values[0]),
+        "exact: products": J.products,
+        "exact: s": time.perf_counter() - began,
+    }
 
 
 def rate(network: str, method: str, attacks: int, steps: int) -> dict:
@@ -176,13 +213,19 @@ def rate(network: str, method: str, attacks: int, steps: int) -> dict:
     warm = 1 if method == "gauss-newton" else attacks
     i2f.invert_many(model, sent[:warm], y[:warm, None], (1, *x.shape[1:]), method=method, steps=2)
     began = time.perf_counter()
-    found = i2f.invert_many(model, sent, y[:, None], (1, *x.shape[1:]), method=method, steps=steps,
-                            seed=list(range(len(sent))))  # fmt: skip
+    found = i2f.invert_many(
+        model, sent, y[:, None], (1, *x.shape[1:]), method=method, steps=steps, seed=list(range(len(sent)))
+    )
     taken = time.perf_counter() - began
     errors = [float(metrics.mse(one.x, a[None])) for one, a in zip(found, x, strict=True)]
-    return {"dtype": str(x.dtype).removeprefix("torch."), "seconds": taken, "attacks / s": attacks / taken,
-            "evaluations": float(np.median([one.evaluations for one in found])),
-            "recovered": float(np.mean(np.array(errors) <= 1e-6)), "median mse": float(np.median(errors))}  # fmt: skip
+    return {
+        "dtype": str(x.dtype).removeprefix("torch."),
+        "seconds": taken,
+        "attacks / s": attacks / taken,
+        "evaluations": float(np.median([one.evaluations for one in found])),
+        "recovered": float(np.mean(np.array(errors) <= 1e-6)),
+        "median mse": float(np.median(errors)),
+    }
 
 
 def inversion(network: str, image: int, way: str, steps: int) -> dict:
@@ -212,14 +255,20 @@ def inversion(network: str, image: int, way: str, steps: int) -> dict:
         look(at)
         path.append((at.evaluations, float(metrics.mse(at.x, x))))
 
-    found = i2f.invert(model, sent, y, x.shape, steps=steps, start=start, tv=1e-6 if way == "tv" else 0.0,
-                       callback=score)  # fmt: skip
+    found = i2f.invert(
+        model, sent, y, x.shape, steps=steps, start=start, tv=1e-6 if way == "tv" else 0.0, callback=score
+    )
     reached = [cost for cost, mse in path if mse <= 1e-6]
-    return {"start mse": first[0], "mse": float(metrics.mse(found.x, x)),
-            "relative_residual": found.relative_residual, "steps": found.steps,
-            "evaluations": spent + found.evaluations,
-            "evaluations to 1e-6": spent + reached[0] if reached else None,
-            "seconds": time.perf_counter() - began, "reason": found.reason}  # fmt: skip
+    return {
+        "start mse": first[0],
+        "mse": float(metrics.mse(found.x, x)),
+        "relative_residual": found.relative_residual,
+        "steps": found.steps,
+        "evaluations": spent + found.evaluations,
+        "evaluations to 1e-6": spent + reached[0] if reached else None,
+        "seconds": time.perf_counter() - began,
+        "reason": found.reason,
+    }
 
 
 TASKS: dict[str, list[tuple]] = {
@@ -228,24 +277,27 @@ TASKS: dict[str, list[tuple]] = {
     "influence": [(network,) for network in NETWORKS],
     "rate": [("lenet", "gauss-newton", 10, 50), ("lenet", "dgl", 40, 500), ("resnet18 gelu", "gauss-newton", 1, 36)],
     "inversion": [
-        ("resnet18 gelu", 1, "plain", 36), ("resnet18 gelu", 0, "plain", 36), ("resnet18 gelu", 2, "plain", 36),
-        ("resnet18 softplus", 0, "plain", 24), ("vit", 0, "plain", 36), ("resnet20 gelu", 0, "plain", 36),
+        ("resnet18 gelu", 1, "plain", 36),
+        ("resnet18 gelu", 0, "plain", 36),
+        ("resnet18 gelu", 2, "plain", 36),
+        ("resnet18 softplus", 0, "plain", 24),
+        ("vit", 0, "plain", 36),
+        ("resnet20 gelu", 0, "plain", 36),
         *(("resnet18 relu", 0, way, 24) for way in ("plain", "homotopy", "adam first", "tv")),
     ],
     "photos": [(image, 60) for image in range(20)],
-}  # fmt: skip
+}
 ON_A_GPU: dict[str, list[tuple]] = {  # in the place of these, where there is more to spend
     "rate": [("lenet", "gauss-newton", 20, 50), ("lenet", "dgl", 200, 500), ("resnet18 gelu", "gauss-newton", 1, 36)],
     "inversion": [
         *(("resnet18 gelu", image, "plain", 60) for image in range(10)),
         *(("vit", image, "plain", 120) for image in range(2)),
-        *(("resnet18 relu", image, way, 60) for image in range(2)
-          for way in ("plain", "homotopy", "adam first", "tv")),
+        *(("resnet18 relu", image, way, 60) for image in range(2) for way in ("plain", "homotopy", "adam first", "tv")),
         *(("resnet20 gelu", image, "plain", 120) for image in range(2)),
         *(("resnet18 softplus", image, "plain", 60) for image in range(10)),
     ],
     "photos": [(image, 2000) for image in range(20)],
-}  # fmt: skip
+}
 
 
 def photos(image: int, steps: int) -> dict:
@@ -257,15 +309,28 @@ def photos(image: int, steps: int) -> dict:
     found = i2f.lower_bound(J, delta, tol=TOLERANCE)
     attack = i2f.invert(model, J.gradient + delta, y, x.shape, method="dgl", start="gray", lr=0.01, steps=steps)
     flat = float(metrics.rmse(torch.full_like(x, 0.5), x))
-    return {"label": int(y), "lambda_max": found.lambda_max, "bound_rmse": found.rmse, "products": found.products,
-            "rmse": float(metrics.rmse(attack.x, x)), "rmse of gray": flat,
-            "relative_residual": attack.relative_residual, "steps": attack.steps, "evaluations": attack.evaluations,
-            "gradient norm": float(J.gradient.norm())}  # fmt: skip
+    return {
+        "label": int(y),
+        "lambda_max": found.lambda_max,
+        "bound_rmse": found.rmse,
+        "products": found.products,
+        "rmse": float(metrics.rmse(attack.x, x)),
+        "rmse of gray": flat,
+        "relative_residual": attack.relative_residual,
+        "steps": attack.steps,
+        "evaluations": attack.evaluations,
+        "gradient norm": float(J.gradient.norm()),
+    }
 
 
-NAMES = {"products": ["network"], "bound": ["network"], "inversion": ["network", "image", "way", "steps allowed"],
-         "photos": ["image", "steps allowed"], "influence": ["network"],
-         "rate": ["network", "method", "attacks", "steps allowed"]}  # fmt: skip
+NAMES = {
+    "products": ["network"],
+    "bound": ["network"],
+    "inversion": ["network", "image", "way", "steps allowed"],
+    "photos": ["image", "steps allowed"],
+    "influence": ["network"],
+    "rate": ["network", "method", "attacks", "steps allowed"],
+}
 ALONE = ("products", "bound", "influence", "rate")  # timed one after another; on the CPU in a process each
 
 

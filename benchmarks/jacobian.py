@@ -62,13 +62,25 @@ def compare(dataset: str, dtype: torch.dtype, repetitions: int, chunks: tuple[in
     best, best_naive = (min(column) for column in zip(*turns, strict=True))
     work, naive_work = gflop(ours), gflop(naive)
     return {
-        "dataset": dataset, "dtype": str(dtype).removeprefix("torch."), "d_x": J.shape[0], "d_theta": J.shape[1],
-        "threads": torch.get_num_threads(), "seconds": best, "naive seconds": best_naive, "naive chunk": chunk,
-        "ratio": best_naive / best, "median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios),
-        "relative difference": difference, "GFLOP": work, "naive GFLOP": naive_work,
-        "GFLOP/s": work / best, "naive GFLOP/s": naive_work / best_naive,
+        "dataset": dataset,
+        "dtype": str(dtype).removeprefix("torch."),
+        "d_x": J.shape[0],
+        "d_theta": J.shape[1],
+        "threads": torch.get_num_threads(),
+        "seconds": best,
+        "naive seconds": best_naive,
+        "naive chunk": chunk,
+        "ratio": best_naive / best,
+        "median": statistics.median(ratios),
+        "lowest": min(ratios),
+        "highest": max(ratios),
+        "relative difference": difference,
+        "GFLOP": work,
+        "naive GFLOP": naive_work,
+        "GFLOP/s": work / best,
+        "naive GFLOP/s": naive_work / best_naive,
         "matmul GFLOP/s": 2e-9 * SQUARE**3 / best_square,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

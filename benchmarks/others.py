@@ -38,10 +38,22 @@ def _released(J: i2f.GradientJacobian, steps: int) -> Callable[[], torch.Tensor]
 
     mean, deviation = (torch.full((J.x.shape[1], 1, 1), v) for v in PIXELS)
     config = {
-        "signed": False, "boxed": False, "cost_fn": "l2", "lr": 0.1, "optim": "adam", "max_iterations": steps,
-        "total_variation": 0.0, "init": "randn", "lr_decay": False, "images_dir": ".", "figure_dir": ".",
-        "results_dir": ".", "log_dir": ".", "random_idx": 0, "state": "running",
-    }  # fmt: skip
+        "signed": False,
+        "boxed": False,
+        "cost_fn": "l2",
+        "lr": 0.1,
+        "optim": "adam",
+        "max_iterations": steps,
+        "total_variation": 0.0,
+        "init": "randn",
+        "lr_decay": False,
+        "images_dir": ".",
+        "figure_dir": ".",
+        "results_dir": ".",
+        "log_dir": ".",
+        "random_idx": 0,
+        "state": "running",
+    }
     attack = myreconstruction.GradientReconstructor(J.map.model, J.x.clone(), (mean, deviation), config, num_images=1)
     return lambda: attack.reconstruct(_parts(J), J.map.y, img_shape=J.x.shape[1:])[0]
 
@@ -83,11 +95,21 @@ def compare(name: str, clone: Path, steps: int, repetitions: int = 3) -> pd.Data
         theirs = _ask(name, clone.resolve(), steps, seed)
         second_order = _seconds_below(theirs["mse"], seed)
         rows.append(
-            {"implementation": name, "repetition": seed, "steps": steps, "seconds": theirs["seconds"],
-             "mse": theirs["mse"], "method": method, "our seconds": seconds, "our steps": found.steps,
-             "our mse": metrics.mse(found.x, J.x).item(), "ratio": theirs["seconds"] / seconds,
-             "gauss-newton seconds": second_order, "gauss-newton ratio": theirs["seconds"] / second_order}
-        )  # fmt: skip
+            {
+                "implementation": name,
+                "repetition": seed,
+                "steps": steps,
+                "seconds": theirs["seconds"],
+                "mse": theirs["mse"],
+                "method": method,
+                "our seconds": seconds,
+                "our steps": found.steps,
+                "our mse": metrics.mse(found.x, J.x).item(),
+                "ratio": theirs["seconds"] / seconds,
+                "gauss-newton seconds": second_order,
+                "gauss-newton ratio": theirs["seconds"] / second_order,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -110,8 +132,11 @@ def _ask(name: str, clone: Path, steps: int, seed: int) -> dict[str, float]:
         arguments = [name, str(clone), str(steps), str(seed), str(torch.get_num_threads()), str(answer)]
         done = subprocess.run(
             [sys.executable, str(Path(__file__).resolve()), *arguments],
-            cwd=folder, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
             last = (done.stderr.strip() or "no message").splitlines()[-1]
             raise SystemExit(f"--{name} {clone}: its attack does not run in this environment: {last}")

@@ -194,7 +194,7 @@ def test_exact_influence_by_blocks_is_influence(deep, monkeypatch):
     variance = (deep.RELATIVE * float(J.gradient.norm())) ** 2 / J.shape[1]
     delta = deep.perturb.gaussian(J.gradient.float(), variance, seed=0).double()
     assert row["exact"] == pytest.approx(deep.i2f.influence(J, delta).rmse, rel=1e-3)
-    damped = deep.i2f.influence(J, delta, variance / deep.SPREAD).rmse
+    damped = deep.i2f.influence(J, delta, variance / deep.PIXEL_VARIANCE).rmse
     assert row["damped, dense"] == pytest.approx(damped, rel=1e-3)
     assert row["damped"] == pytest.approx(damped, rel=0.05)
     assert row["I_lb"] < row["damped"] < row["exact"]
@@ -293,10 +293,17 @@ def test_trainings_are_rows_and_go_on(script, monkeypatch, tmp_path):
     monkeypatch.setitem(trainings.PARTS, "frontier", {"none": [0], "designed": [0.1, 0.2]})
     monkeypatch.setitem(trainings.PARTS, "joint", {"plain": [0]})
     for part, known, width in (
-        ("frontier", {(m, v, s): [{"privacy": v} if s < 0 else {"accuracy": 1 - v}]
-                      for m, v in (("none", 0.0), ("designed", 0.1), ("designed", 0.2)) for s in (-1, 0)}, 3),
+        (
+            "frontier",
+            {
+                (m, v, s): [{"privacy": v} if s < 0 else {"accuracy": 1 - v}]
+                for m, v in (("none", 0.0), ("designed", 0.1), ("designed", 0.2))
+                for s in (-1, 0)
+            },
+            3,
+        ),
         ("joint", {("plain", 0.0, 0): [{"accuracy": 0.9, "image": image} for image in range(2)]}, 2),
-    ):  # fmt: skip
+    ):
         partial = trainings.Partial(f"trainings_{part}", False)
         for task, rows in known.items():
             partial.keep(task, rows)

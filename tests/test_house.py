@@ -56,8 +56,17 @@ def functions(name: str):
 
 def test_the_root_holds_rooms_and_the_command_lines_entry():
     assert {path.name for path in ROOT.iterdir() if path.name != "__pycache__"} == {
-        "__init__.py", "cli.py", "py.typed", "_torch", "_fast", "core", "attacks", "audit", "text", "paper",
-    }  # fmt: skip
+        "__init__.py",
+        "cli.py",
+        "py.typed",
+        "_torch",
+        "_fast",
+        "core",
+        "attacks",
+        "audit",
+        "text",
+        "paper",
+    }
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name != "i2f"])

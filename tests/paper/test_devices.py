@@ -76,8 +76,11 @@ def test_attacks(on, method):
         assert found.converged
         assert error < 1e-12
     else:
-        assert error < 0.5 * float((i2f.invert(model, gradient, y, x.shape, method=method, steps=1, start="uniform",
-                                               seed=2).x - x).square().mean())  # fmt: skip
+        assert error < 0.5 * float(
+            (i2f.invert(model, gradient, y, x.shape, method=method, steps=1, start="uniform", seed=2).x - x)
+            .square()
+            .mean()
+        )
 
 
 def test_many_at_once_and_what_an_attacker_may_know(on):
@@ -88,8 +91,12 @@ def test_many_at_once_and_what_an_attacker_may_know(on):
     both = i2f.invert_many(model, sent, torch.stack([y, y]), x.shape, seed=[0, 1])
     assert float((both[0].x - x).abs().max()) < 1e-7
     assert 1e-7 < float((both[1].x - x).abs().max()) < 0.1
-    for known in ({"covariance": torch.full_like(sent[0], 1e-8)}, {"mask": torch.arange(len(sent[0])).to(y) != 3},
-                  {"box": True}, {"ridge": 1e-12}):  # fmt: skip
+    for known in (
+        {"covariance": torch.full_like(sent[0], 1e-8)},
+        {"mask": torch.arange(len(sent[0])).to(y) != 3},
+        {"box": True},
+        {"ridge": 1e-12},
+    ):
         found = i2f.invert(model, sent[0], y, x.shape, **known)
         assert float((found.x - x).abs().max()) < 1e-3, known
     unknown = i2f.invert(model, sent[0], None, x.shape)
@@ -105,8 +112,10 @@ def deep(on, network):
 @pytest.mark.parametrize("network", ["resnet20", "vit"])
 def test_deep_products_are_adjoint(on, network):
     model, x, y = deep(on, network)
-    for J, off in ((i2f.GradientJacobian(model, x, y, method="matrix-free"), 1e-3),
-                   (i2f.GradientJacobian(model.double(), x.double(), y, method="matrix-free"), 1e-9)):  # fmt: skip
+    for J, off in (
+        (i2f.GradientJacobian(model, x, y, method="matrix-free"), 1e-3),
+        (i2f.GradientJacobian(model.double(), x.double(), y, method="matrix-free"), 1e-9),
+    ):
         delta, v = torch.randn_like(J.gradient), torch.randn_like(J.x).reshape(-1)
         assert float(J.matvec(delta) @ v) == pytest.approx(float(delta @ J.rmatvec(v)), rel=off)
 
@@ -125,10 +134,13 @@ def test_penalties_and_designed_noise(on):
     model, x, y = on(*build_tiny("norms"))
     here = build_tiny("norms")
     w = torch.randn(i2f.GradientJacobian(*here).shape[0], dtype=torch.float64)
-    for found, right in zip(*(
-        torch.autograd.grad(penalty.sensitivity(m, a, b, w.view_as(a)), list(m.parameters()), allow_unused=True)
-        for m, a, b, w in (on(model, x, y, w), (*here, w))
-    ), strict=True):  # fmt: skip
+    for found, right in zip(
+        *(
+            torch.autograd.grad(penalty.sensitivity(m, a, b, w.view_as(a)), list(m.parameters()), allow_unused=True)
+            for m, a, b, w in (on(model, x, y, w), (*here, w))
+        ),
+        strict=True,
+    ):
         assert (found is None) == (right is None)
         if found is not None:
             torch.testing.assert_close(found.cpu(), right, rtol=1e-6, atol=1e-9)
@@ -153,8 +165,9 @@ def test_texts(on, network):
     from i2f import language
     from i2f.text.tokens import read_tokens
 
-    model, tokens, y = on(language.build(network, seed=1).double(), torch.tensor([[101, 1996, 3899, 2743, 102]]),
-                          torch.tensor([1]))  # fmt: skip
+    model, tokens, y = on(
+        language.build(network, seed=1).double(), torch.tensor([[101, 1996, 3899, 2743, 102]]), torch.tensor([1])
+    )
     J = i2f.GradientJacobian(model, model.embed(tokens), y, model.loss)
     assert read_tokens(model, J.gradient, 5).tokens.tolist() == tokens.tolist()
 

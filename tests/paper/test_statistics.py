@@ -63,10 +63,19 @@ def judge_influence(errors=(0.0, 0.0, 0.0), place=SAME, power=1, levels=3):
             for image in range(N):
                 for variance, error in [*zip((1e-7, 1e-5, 1e-3), errors, strict=True)][:levels]:
                     predicted, there = (10 * variance**0.5 * (1 + i / N) for i in (image, place(image)))
-                    rows.append({"model": model, "attacker": attacker, "image": image, "variance": variance,
-                                 "box": ATTACKERS[attacker].options["box"], "predicted_rmse": predicted,
-                                 "rmse": (1 + error) * there**power, "bound_rmse": predicted / 100,
-                                 **ENDED})  # fmt: skip
+                    rows.append(
+                        {
+                            "model": model,
+                            "attacker": attacker,
+                            "image": image,
+                            "variance": variance,
+                            "box": ATTACKERS[attacker].options["box"],
+                            "predicted_rmse": predicted,
+                            "rmse": (1 + error) * there**power,
+                            "bound_rmse": predicted / 100,
+                            **ENDED,
+                        }
+                    )
     table = pd.DataFrame(rows)
     deep = table[(table.model == "deep") & (table.attacker == "gauss-newton")]
     thresholds = {"level": 1e-5, "cut": 0.05, "accuracy": 0.01, "tolerance": 0.1, "order": 0.9, "power": 0.9}
@@ -74,20 +83,31 @@ def judge_influence(errors=(0.0, 0.0, 0.0), place=SAME, power=1, levels=3):
     return influence_vs_attack.judge(tables, thresholds | {"images_order": 0.5}, "mnist")
 
 
-def judge_lower_bound(
-    looseness=5.0, place=SAME, sizes=(1, 2, 3), inits=(1, 10, 100), trace=0.0, gain=3.0, attack=5.0
-):  # fmt: skip
+def judge_lower_bound(looseness=5.0, place=SAME, sizes=(1, 2, 3), inits=(1, 10, 100), trace=0.0, gain=3.0, attack=5.0):
     """The bound orders images, levels and initialisations as is given; I has them in their own order."""
     rows = []
     for model, init, own, kept in (*zip(["lenet"] * 3, "abc", (1, 10, 100), inits, strict=True), ("linear", "a", 1, 1)):
         for image in range(N):
             for size, seen in zip((1, 2, 3), sizes, strict=True):
                 exact, bound = own * (10 * size + image), kept * (10 * seen + place(image))
-                rows.append({"model": model, "init": init, "image": image, "size": size, "predicted_rmse": exact,
-                             "predicted_mse": exact**2, "bound_rmse": bound, "looseness": looseness,
-                             "expected_mse": exact**2 * (1 + trace), "expected_rmse": own * (10 * size + place(image)),
-                             "cg_rmse, 2 steps": gain * bound, "rmse": attack * bound, **ENDED,
-                             "attacked": model == "lenet" and init == "a"})  # fmt: skip
+                rows.append(
+                    {
+                        "model": model,
+                        "init": init,
+                        "image": image,
+                        "size": size,
+                        "predicted_rmse": exact,
+                        "predicted_mse": exact**2,
+                        "bound_rmse": bound,
+                        "looseness": looseness,
+                        "expected_mse": exact**2 * (1 + trace),
+                        "expected_rmse": own * (10 * size + place(image)),
+                        "cg_rmse, 2 steps": gain * bound,
+                        "rmse": attack * bound,
+                        **ENDED,
+                        "attacked": model == "lenet" and init == "a",
+                    }
+                )
     thresholds = {"tight": 10.0, "order": 0.8, "accuracy": 0.1, "gain": 2.0, "cg_steps": 2}
     return lower_bound.judge({"problems": pd.DataFrame(rows)}, thresholds, "mnist")
 
@@ -113,13 +133,32 @@ def judge_damping(free=0.0, damped=0.0, pulled=0.0, bayes=1.0, weight=0.5, paper
             for attacker, method in (("no prior", "gauss-newton"), ("MAP", "gauss-newton"), ("Adam", "dgl")):
                 mse = (1 + image) * (1 if attacker == "MAP" else 1 / weight)
                 off, other = free if attacker == "no prior" else damped, mse / (1 + image) * (1 + ranks(image))
-                table.append({**common, "attacker": attacker, "method": method, "mse": mse, "rmse": mse**0.5, **ENDED,
-                              "expected_rmse": (mse / bayes) ** 0.5, "damped_rmse": mse**0.5 / (1 + off),
-                              "pulled_rmse": mse**0.5 / (1 + pulled)})  # fmt: skip
+                table.append(
+                    {
+                        **common,
+                        "attacker": attacker,
+                        "method": method,
+                        "mse": mse,
+                        "rmse": mse**0.5,
+                        **ENDED,
+                        "expected_rmse": (mse / bayes) ** 0.5,
+                        "damped_rmse": mse**0.5 / (1 + off),
+                        "pulled_rmse": mse**0.5 / (1 + pulled),
+                    }
+                )
                 for e in (0.01, *damping.PAPER):
-                    curves.append({**common, "attacker": attacker, "epsilon": e, "rmse": mse**0.5, "below": 0.5,
-                                   "damped_rmse": other**0.5 / paper, "pulled_rmse": 1.0,
-                                   "pulled_miss": miss + (e != 0.01)})  # fmt: skip
+                    curves.append(
+                        {
+                            **common,
+                            "attacker": attacker,
+                            "epsilon": e,
+                            "rmse": mse**0.5,
+                            "below": 0.5,
+                            "damped_rmse": other**0.5 / paper,
+                            "pulled_rmse": 1.0,
+                            "pulled_miss": miss + (e != 0.01),
+                        }
+                    )
             names = [f"predicted_rmse, ε = {e:g}" for e in damping.PAPER]
             survey.append({**common, "predicted_rmse": 1 + image, **dict.fromkeys(names, 1 + order(image))})
     tables = {"problems": pd.DataFrame(table), "curves": pd.DataFrame(curves), "survey": pd.DataFrame(survey)}
@@ -136,9 +175,20 @@ def judge_eigenvectors(slope=-1.0, factor=1.0, paper=2.0, best=None):
             for value in (5.0, 0.5, 0.05, 0.005):
                 mse = paper / value if part == "paper" else factor * value**slope
                 mse = best if best and (part, image, value) == ("law", 0, 5.0) else mse
-                rows.append({"part": part, "image": image, "norm": 1.0, "eigenvalue": value, "method": "gauss-newton",
-                             "mse": mse, "rmse": mse**0.5, "predicted_mse": 1 / value, "predicted_rmse": value**-0.5,
-                             **ENDED})  # fmt: skip
+                rows.append(
+                    {
+                        "part": part,
+                        "image": image,
+                        "norm": 1.0,
+                        "eigenvalue": value,
+                        "method": "gauss-newton",
+                        "mse": mse,
+                        "rmse": mse**0.5,
+                        "predicted_mse": 1 / value,
+                        "predicted_rmse": value**-0.5,
+                        **ENDED,
+                    }
+                )
     thresholds = {"slope_low": -1.05, "slope_high": -0.95, "accuracy": 0.01, "inequality": 100.0, "excess": 2.0}
     return eigenvectors.judge({"problems": pd.DataFrame(rows)}, thresholds, "mnist")
 
@@ -151,8 +201,16 @@ def judge_pruning(errors=(1.0, 2.0), falling=0, miss=0.0, bound=1, recovered=(Tr
         found = [10.0**image * e for e in (errors[::-1] if image < falling else errors)]
         for size, rmse, read in zip((0.5, 0.7), found, recovered, strict=True):
             common = {"image": image, "size": size}
-            rows += [{**common, "attacker": attacker, "rmse": rmse, "predicted_rmse": rmse / (1 + miss),
-                      "bound_rmse": rmse**bound} for attacker in ("ignores", "ignores, Adam")]  # fmt: skip
+            rows += [
+                {
+                    **common,
+                    "attacker": attacker,
+                    "rmse": rmse,
+                    "predicted_rmse": rmse / (1 + miss),
+                    "bound_rmse": rmse**bound,
+                }
+                for attacker in ("ignores", "ignores, Adam")
+            ]
             rows.append({**common, "attacker": "reads", "predicted_rmse": 0.0, "rmse": 1e-9 if read else 1.0})
     table = pd.DataFrame(rows).assign(mse=lambda t: t.rmse**2, **ENDED)
     return pruning.judge(
@@ -169,11 +227,22 @@ def judge_fairness(width=3.0, follow=1.0, stray=0.0, equal=0.1, by_class=True, i
     ripple, rows = 1e-7 * np.arange(images), []
     for part in ("same", "strong", "equal"):
         log = width * (equal * v if part == "equal" else follow * u + stray * v) + ripple
-        rows.append(pd.DataFrame({
-            "part": part, "image": range(images), "label": u if by_class else w, "variance": 1e-5, "answered": False,
-            "expected_mse": np.exp(width * u + ripple), "predicted_mse": np.exp(width * u + ripple),
-            "mse": np.exp(log), "rmse": np.exp(log / 2), **ENDED,
-        }))  # fmt: skip
+        rows.append(
+            pd.DataFrame(
+                {
+                    "part": part,
+                    "image": range(images),
+                    "label": u if by_class else w,
+                    "variance": 1e-5,
+                    "answered": False,
+                    "expected_mse": np.exp(width * u + ripple),
+                    "predicted_mse": np.exp(width * u + ripple),
+                    "mse": np.exp(log),
+                    "rmse": np.exp(log / 2),
+                    **ENDED,
+                }
+            )
+        )
     thresholds = {"ratio": 10.0, "p_value": 0.01, "share": 0.8, "narrowing": 0.5}
     return fairness.judge({"problems": pd.concat(rows, ignore_index=True)}, thresholds, "mnist")
 
@@ -189,11 +258,23 @@ def judge_initialization(expected=UP, power=1, alike=0, error=0.0):
         for init, value in expected.items():
             value, mse = value * (1 + seed / 1000), (value * (1 + seed / 1000)) ** power if seed >= alike else 1.0
             for size in (1e-3, 1e-5):
-                rows += [{"init": init, "weight_seed": seed, "attacker": attacker, "image": 0, "size": size,
-                          "expected_mse": size * value, "mean_inverse_sigma": value**0.5, "mse": size * mse,
-                          "mse_clamped": size * mse, "rmse": (size * mse) ** 0.5,
-                          "predicted_rmse": (size * mse) ** 0.5 / (1 + error), **ENDED}
-                         for attacker in ("gauss-newton", "dgl")]  # fmt: skip
+                rows += [
+                    {
+                        "init": init,
+                        "weight_seed": seed,
+                        "attacker": attacker,
+                        "image": 0,
+                        "size": size,
+                        "expected_mse": size * value,
+                        "mean_inverse_sigma": value**0.5,
+                        "mse": size * mse,
+                        "mse_clamped": size * mse,
+                        "rmse": (size * mse) ** 0.5,
+                        "predicted_rmse": (size * mse) ** 0.5 / (1 + error),
+                        **ENDED,
+                    }
+                    for attacker in ("gauss-newton", "dgl")
+                ]
     thresholds = {"paper": 1e-3, "small": 1e-5, "share": 0.9, "correlation": 0.8, "accuracy": 0.1, "cut": 0.05}
     return initialization.judge({"problems": pd.DataFrame(rows)}, thresholds, "mnist")
 
@@ -205,8 +286,17 @@ def judge_training(epochs=(1, 2, 3), bound=1, mse=1e-12, miss=0.0):
     for p in training.problems(config | {"fixed": [1e-7], "relative": [1e-3]}):
         expected = 10.0 ** epochs[p["epoch"] // 10] * (1 + p["image"])
         rmse = mse**0.5 if p["noise"] == "none" else expected * (1 + miss * (p["epoch"] == 20))
-        rows.append({**p, "expected_rmse": expected, "predicted_rmse": expected, "bound_rmse": expected**bound,
-                     "rmse": rmse, "mse": rmse**2, **ENDED})  # fmt: skip
+        rows.append(
+            {
+                **p,
+                "expected_rmse": expected,
+                "predicted_rmse": expected,
+                "bound_rmse": expected**bound,
+                "rmse": rmse,
+                "mse": rmse**2,
+                **ENDED,
+            }
+        )
     thresholds = {"growth": 0.5, "exact": 1e-8, "share": 0.99, "accuracy": 0.02, "tracking": 0.8, "cut": 0.05}
     return training.judge({"problems": pd.DataFrame(rows)}, thresholds, "mnist")
 
@@ -218,9 +308,22 @@ def judge_batch_size(mse=1e-12, rank=1568, mixing=1.5, miss=0.0):
             for part in batch_size.PARTS if batch > 1 else batch_size.PARTS[:2]:
                 expected = 1e-3 * (1 if batch == 1 else mixing * (2 if part == batch_size.FIXED else 1))
                 rmse = mse**0.5 if part == batch_size.NONE else expected * (1 + miss)
-                rows.append({"part": part, "batch": batch, "image": image, "set": image // 2, "attacked": True,
-                             "d_x": 784 * batch, "rank": rank if batch == 2 else 784, "expected_rmse": expected,
-                             "predicted_rmse": expected, "rmse": rmse, "mse": rmse**2, **ENDED})  # fmt: skip
+                rows.append(
+                    {
+                        "part": part,
+                        "batch": batch,
+                        "image": image,
+                        "set": image // 2,
+                        "attacked": True,
+                        "d_x": 784 * batch,
+                        "rank": rank if batch == 2 else 784,
+                        "expected_rmse": expected,
+                        "predicted_rmse": expected,
+                        "rmse": rmse,
+                        "mse": rmse**2,
+                        **ENDED,
+                    }
+                )
     thresholds = {"exact": 1e-8, "share": 0.99, "batch": 2, "hidden": 2.0, "averaging": 0.5, "accuracy": 0.05}
     return batch_size.judge({"problems": pd.DataFrame(rows)}, thresholds | {"cut": 0.05}, "mnist")
 
@@ -228,9 +331,20 @@ def judge_batch_size(mse=1e-12, rank=1568, mixing=1.5, miss=0.0):
 def judge_deep_networks(products=20, place=SAME, loose=5.0):
     bound = np.arange(1.0, N + 1)
     exact = loose * bound if place is SAME else [1.0 + place(i) for i in range(N)]
-    table = pd.DataFrame({"dataset": "cifar10", "network": "vit", "image": range(N), "products": products,
-                          "bound_rmse": bound, "damped_rmse": exact, "rmse": exact, **ENDED, "steps allowed": 60,
-                          "relative_residual": 0.3})  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "dataset": "cifar10",
+            "network": "vit",
+            "image": range(N),
+            "products": products,
+            "bound_rmse": bound,
+            "damped_rmse": exact,
+            "rmse": exact,
+            **ENDED,
+            "steps allowed": 60,
+            "relative_residual": 0.3,
+        }
+    )
     thresholds = {"products": 52, "order": 0.5, "tight": 10.0}
     return deep_networks.judge({"problems": table}, thresholds) + deep_networks.judge_photos(table, thresholds)
 
@@ -238,10 +352,21 @@ def judge_deep_networks(products=20, place=SAME, loose=5.0):
 def judge_smoothness(missed=(), rank=784, growth=3.0):
     """missed: (depth, image) of the networks that do not give their image away. growth: of the error by depth."""
     rows = [
-        {"depth": depth, "width": width, "activation": activation, "image": image, "rank": rank,
-         "mse": 1.0 if (depth, image) in missed else 1e-12, "expected_rmse": growth ** math.log2(depth), **ENDED}
-        for depth in (2, 4) for width in (8, 16) for activation in ("softplus", "relu") for image in range(N)
-    ]  # fmt: skip
+        {
+            "depth": depth,
+            "width": width,
+            "activation": activation,
+            "image": image,
+            "rank": rank,
+            "mse": 1.0 if (depth, image) in missed else 1e-12,
+            "expected_rmse": growth ** math.log2(depth),
+            **ENDED,
+        }
+        for depth in (2, 4)
+        for width in (8, 16)
+        for activation in ("softplus", "relu")
+        for image in range(N)
+    ]
     table = pd.DataFrame(rows).assign(rmse=lambda t: t.mse**0.5)
     return smoothness.judge({"problems": table}, {"exact": 1e-8, "share": 0.99, "safer": 2.0}, "mnist")
 
@@ -252,9 +377,17 @@ def judge_joint(harder=(2.0, 2.0), relative=(2.0, 2.0), cost=(0.0, 0.0)):
     config = dict.fromkeys(joint.OWN, 0) | {"methods": {"plain": [0], "bound": [0.1], "bayes": [0.1]}, "seeds": N}
     for p in joint.problems(config):
         which, strong = p["seed"] % 2, p["method"] != "plain"
-        rows.append({**p, "image": 0, "accuracy": 0.9 - strong * cost[which], "gradient_norm": 1.0, **ENDED,
-                     "expected_rmse": 0.1 * (relative[which] if strong else 1),
-                     "mse_clamped": 0.01 * (harder[which] ** 2 if strong else 1)})  # fmt: skip
+        rows.append(
+            {
+                **p,
+                "image": 0,
+                "accuracy": 0.9 - strong * cost[which],
+                "gradient_norm": 1.0,
+                **ENDED,
+                "expected_rmse": 0.1 * (relative[which] if strong else 1),
+                "mse_clamped": 0.01 * (harder[which] ** 2 if strong else 1),
+            }
+        )
     return joint.judge({"problems": pd.DataFrame(rows)}, {"gain": 1.5, "kept": 0.05}, "mnist")
 
 
@@ -266,11 +399,26 @@ def judge_language(found=True, miss=0.0, lost=(0.0, 0.1, 0.9), order=1, flat=0.0
         for text in range(N):
             for level, gone in zip((0.0, 0.001, 0.1, 10.0), (0.0, *lost), strict=True):
                 gone, predicted = gone * (1 + text / 100), 0.01 + level
-                rows.append({"network": "bert-tiny", "task": "classification", "attacker": attacker, "text": text,
-                             "relative": level, "bound_norm": level * (1 + text / N) ** order, "spread": 1.0,
-                             "predicted_rmse": predicted, "rmse": predicted * (1 + miss), "rougeL": 1 - gone - flat,
-                             "accuracy": 1 - gone, "feature_mse": gone, "all_found": found, "named": named,
-                             "named_wrongly": 0, **ENDED})  # fmt: skip
+                rows.append(
+                    {
+                        "network": "bert-tiny",
+                        "task": "classification",
+                        "attacker": attacker,
+                        "text": text,
+                        "relative": level,
+                        "bound_norm": level * (1 + text / N) ** order,
+                        "spread": 1.0,
+                        "predicted_rmse": predicted,
+                        "rmse": predicted * (1 + miss),
+                        "rougeL": 1 - gone - flat,
+                        "accuracy": 1 - gone,
+                        "feature_mse": gone,
+                        "all_found": found,
+                        "named": named,
+                        "named_wrongly": 0,
+                        **ENDED,
+                    }
+                )
     thresholds = {"share": 0.9, "cut": 0.1, "accuracy": 0.05, "order": 0.7, "low": 0.01, "high": 1.0}
     thresholds |= {"kept": 0.9, "fallen": 0.5, "middle": 0.1}
     return language.judge({"problems": pd.DataFrame(rows)}, thresholds)
@@ -284,26 +432,44 @@ def judge_designed(gain=(20, 20), isotropic=(20, 20), averaged=2.0, off=(0, 0), 
     config |= dict.fromkeys(frontier.OWN, 0) | {"methods": {}, "seeds": 0}
     for p in designed_noise.problems(config)["problems"]:
         which, kind = p["image"] % 2, p["kind"]
-        rows.append({**p, "sharpest": {"row-space": 1 / gain[which], "isotropic": 1 / isotropic[which]}.get(kind, 1.0),
-                     "predicted_mse": 1e-4, "mse": 1e-4 * (1 + off[which] * (kind == "isotropic")), **ENDED,
-                     "rmse": told[designed_noise.TOLD.index(kind)] if p["told"] else 1.0,
-                     "bayes": averaged if kind == "averaged" else 1.0})  # fmt: skip
+        rows.append(
+            {
+                **p,
+                "sharpest": {"row-space": 1 / gain[which], "isotropic": 1 / isotropic[which]}.get(kind, 1.0),
+                "predicted_mse": 1e-4,
+                "mse": 1e-4 * (1 + off[which] * (kind == "isotropic")),
+                **ENDED,
+                "rmse": told[designed_noise.TOLD.index(kind)] if p["told"] else 1.0,
+                "bayes": averaged if kind == "averaged" else 1.0,
+            }
+        )
     trained = [
         {"method": method, "value": value, "seed": seed, "privacy": value, "accuracy": 0.8 - value + more}
-        for method, more, values in (("none", 0.0, [0.0]), ("isotropic", 0.0, [0.1, 0.2, 0.3]),
-                                     ("designed", better, [0.1, 0.2, 0.3]))
-        for value in values for seed in range(N)
-    ]  # fmt: skip
+        for method, more, values in (
+            ("none", 0.0, [0.0]),
+            ("isotropic", 0.0, [0.1, 0.2, 0.3]),
+            ("designed", better, [0.1, 0.2, 0.3]),
+        )
+        for value in values
+        for seed in range(N)
+    ]
     tables = {"problems": pd.DataFrame(rows), "frontier": pd.DataFrame(trained)}
     return designed_noise.judge(tables, {"gain": 10.0, "accuracy": 0.25, "margin": 0.05}, "mnist")
 
 
 def judge_rivals(place=SAME, factor=1.0):
     rows = [
-        {"network": "net", "image": image, "level": level, "rmse": level * (1 + image), **ENDED,
-         **dict.fromkeys(rivals.MEASURES, level * (1 + place(image)) / factor)}
-        for image in range(N) for level in (0.1, 10.0)
-    ]  # fmt: skip
+        {
+            "network": "net",
+            "image": image,
+            "level": level,
+            "rmse": level * (1 + image),
+            **ENDED,
+            **dict.fromkeys(rivals.MEASURES, level * (1 + place(image)) / factor),
+        }
+        for image in range(N)
+        for level in (0.1, 10.0)
+    ]
     return rivals.judge({"problems": pd.DataFrame(rows)}, {"order": 0.7, "calibration": 1.5})
 
 
@@ -317,16 +483,28 @@ CASES = {
     },
     judge_influence: {
         "accuracy accuracy-linear accuracy-box accuracy-deep": [
-            ({}, 0), ({"errors": (0.5, 0.5, 0.5)}, 0.5), ({"errors": (0.0, 0.02, 0.3)}, 0.3)],
+            ({}, 0),
+            ({"errors": (0.5, 0.5, 0.5)}, 0.5),
+            ({"errors": (0.0, 0.02, 0.3)}, 0.3),
+        ],
         # the last level's median; nowhere; between 0.01 and 1 at the last two levels, 0.1 is half way
         "end": [({}, 1.4375 * 0.1**0.5), ({"errors": (0.5, 0.5, 0.5)}, 0), ({"errors": (0.0, 0.01, 1.0)}, 0.14375)],
         f"order-{GN} order-{GN}-box order-dgl order-gs": [
-            ({}, 1), ({"power": -1}, -1), ({"place": HALVES}, 1 - 6 * (24 * 4**2) / (24 * 575))],
+            ({}, 1),
+            ({"power": -1}, -1),
+            ({"place": HALVES}, 1 - 6 * (24 * 4**2) / (24 * 575)),
+        ],
         f"power-{GN} power-{GN}-box power-dgl power-gs": [({}, 1), ({"power": -1}, -1)],
         f"images-{GN} images-{GN}-box images-dgl images-gs": [
-            ({}, 1), ({"power": -1}, -1), ({"place": HALVES}, HALVES_ORDER)],
+            ({}, 1),
+            ({"power": -1}, -1),
+            ({"place": HALVES}, HALVES_ORDER),
+        ],
         "bound-unbounded bound-bounded": [
-            ({}, 100), ({"errors": (-0.999, 0.0, 0.0)}, 0.1), ({"errors": (0.0, -0.98, 0.0)}, 2)],
+            ({}, 100),
+            ({"errors": (-0.999, 0.0, 0.0)}, 0.1),
+            ({"errors": (0.0, -0.98, 0.0)}, 2),
+        ],
     },
     judge_lower_bound: {
         "bound": [({}, 5), ({"looseness": 0.5}, 0.5)],
@@ -375,13 +553,19 @@ CASES = {
     judge_fairness: {
         "samples": [({}, math.exp(6)), ({"width": 0.5}, math.e)],
         "explained foretold explained-strong": [  # adjusted for two coefficients of 40 images
-            ({}, 1), ({"follow": 0.0, "stray": 1.0}, 1 - 39 / 38), ({"stray": 1.0}, 1 - 0.5 * 39 / 38)],
+            ({}, 1),
+            ({"follow": 0.0, "stray": 1.0}, 1 - 39 / 38),
+            ({"stray": 1.0}, 1 - 0.5 * 39 / 38),
+        ],
         "equalised": [({}, 0.1), ({"equal": 1.0}, 1)],
     },
     judge_initialization: {
         "riskiest-expected": [({}, 1), ({"expected": DOWN}, 0)],
         f"riskiest-{GN} riskiest-{GN}-clamped riskiest-dgl riskiest-dgl-clamped": [
-            ({}, 1), ({"power": -1}, 0), ({"alike": 2}, 0.75)],  # where all are alike, none leads
+            ({}, 1),
+            ({"power": -1}, 0),
+            ({"alike": 2}, 0.75),
+        ],  # where all are alike, none leads
         "normal-expected": [({"expected": DOWN}, 4 / 9), ({}, 2)],
         "normal-released": [({"expected": DOWN}, 2 / 3), ({}, 2**0.5)],
         f"anomaly-{GN} anomaly-{GN}-clamped anomaly-dgl anomaly-dgl-clamped": [({}, 2), ({"power": -1}, 0.5)],
@@ -438,14 +622,19 @@ CASES = {
     },
     judge_rivals: {
         " ".join(name.replace("_", "-") for name in rivals.MEASURES): [
-            ({}, 1), ({"place": REVERSED}, -1), ({"place": HALVES}, HALVES_ORDER)],
+            ({}, 1),
+            ({"place": REVERSED}, -1),
+            ({"place": HALVES}, HALVES_ORDER),
+        ],
         "calibration": [({}, 1), ({"factor": 4.0}, 4), ({"factor": 0.5}, 2)],
     },
-}  # fmt: skip
+}
 FLAT = [
     pytest.param(judge, names, number, *case, id=f"{judge.__name__}-{names.split()[0]}-{number}")
-    for judge, claimed in CASES.items() for names, cases in claimed.items() for number, case in enumerate(cases)
-]  # fmt: skip
+    for judge, claimed in CASES.items()
+    for names, cases in claimed.items()
+    for number, case in enumerate(cases)
+]
 TESTED_BY_ITSELF = {"classes", "classes-others"}  # judged by a p-value
 _KEPT: dict[str, dict[str, claims.Claim]] = {}
 
@@ -472,8 +661,12 @@ def test_a_statistic_is_what_it_should_be(judge, names, number, arguments, value
 
 def test_every_claim_of_every_experiment_is_among_the_cases():
     modules = {name for _, name, _ in pkgutil.iter_modules(experiments.__path__)} - {"problems", "audited", "frontier"}
-    assert modules == {judge.__globals__[name].__name__.split(".")[-1] for judge in CASES
-                       for name in judge.__code__.co_names if name in modules}  # fmt: skip
+    assert modules == {
+        judge.__globals__[name].__name__.split(".")[-1]
+        for judge in CASES
+        for name in judge.__code__.co_names
+        if name in modules
+    }
     for judge, claimed in CASES.items():
         names = {name for names in claimed for name in names.split()}
         assert set(judged(judge, {})) - TESTED_BY_ITSELF == names, judge.__name__
