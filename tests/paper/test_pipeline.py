@@ -290,9 +290,10 @@ def test_readme_and_notebook_say_the_same_of_every_attacker():
         assert row.split("|")[5].strip() == ("yes" if method.box else "optional")
 
 
-def test_readme_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "DATA.md", "docs/scaling.md"])
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
+        assert target.startswith("https://") or (ROOT / page).parent.joinpath(target).exists(), target
 
 
 def test_continuous_integration_calls_the_readme_test_command():
