@@ -38,11 +38,11 @@ def problems(config: Config) -> dict[str, list[Problem]]:
     method -> budget; smallest, largest: ends of the grid of ε at which errors are predicted.
     """
     setting, variances = shared.setting(config), list(config["variances"])
-    tau = shared.pixels(setting["dataset"], setting.get("root"))[1]
+    tau_squared = shared.pixels(setting["dataset"], setting.get("root"))[1]
     dampings = grid(config["smallest"], config["largest"])
     found = []
     for problem in sweep.grid(**setting, noise="gaussian", image=range(config["images"]), size=variances):
-        bayes = problem["size"] / tau**2
+        bayes = problem["size"] / tau_squared
         for name, ridge in priors(bayes, config["prior_weights"]).items():
             method = ATTACKERS[name if name in ATTACKERS else "MAP"].options["method"]
             own = {"bayes": bayes, "attacker": name, "method": method, "ridge": ridge, "steps": config["steps"][method]}
@@ -116,7 +116,7 @@ def predictions(
     expected squared error of a MAP attacker with this ε, under the problem's noise and pixels N(m, τ²). damped_miss,
     pulled_miss: the distance of either displacement from the one found, `moved`, over that one's length.
     """
-    mean, tau = shared.pixels(problem["dataset"], problem.get("root"))
+    mean, tau_squared = shared.pixels(problem["dataset"], problem.get("root"))
     values, vectors = spectrum.decompose(J)
     noise, pull, moved = (
         vectors.T @ v.double().reshape(-1) for v in (J.matvec(delta), mean.to(J.x) - J.x, moved)
@@ -125,7 +125,7 @@ def predictions(
     inverse = 1 / (values + epsilon)
     inverse[:, spectrum.rank(J) :] *= epsilon > 0
     damped, pulled = noise * inverse, (noise + epsilon * pull) * inverse
-    expected = (problem["size"] * values + epsilon**2 * tau**2) * inverse.square()
+    expected = (problem["size"] * values + epsilon**2 * tau_squared) * inverse.square()
     columns = {
         "epsilon": epsilon[:, 0],
         "below": (values < epsilon).double().mean(1),

@@ -135,9 +135,9 @@ def predict(problems: list[Problem], dampings: tuple[float, ...] = ()) -> list[R
 @lru_cache(maxsize=1)
 def pixels(dataset: str, root: str | None) -> tuple[Tensor, float]:
     """What an attacker can know of images before seeing a gradient, from the train split, which is public: the mean
-    image (1, C, H, W), and τ, the standard deviation around it: the root of the mean variance of a pixel."""
+    image (1, C, H, W), and τ², the mean variance of a pixel around it."""
     x = data.load(dataset, split="train", root=root)[0].double()
-    return x.mean(0, keepdim=True), float(x.var(0).mean().sqrt())
+    return x.mean(0, keepdim=True), float(x.var(0).mean())
 
 
 def attack(problems: list[Problem], options: dict[str, Any] | None = None, keep: bool = False) -> list[Row]:

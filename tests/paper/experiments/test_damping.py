@@ -28,7 +28,7 @@ QUIET = Settings(jobs=1, progress="off")
 
 
 def test_every_attacker_gets_every_gradient_with_its_own_prior():
-    spread = shared.pixels("mnist", None)[1] ** 2
+    spread = shared.pixels("mnist", None)[1]
     config = CONFIG | {"images": 2, "survey_images": 3, "variances": [1e-5, 1e-3], "prior_weights": [0.1, 1, 10]}
     found = damping.problems(config)
     assert len(found["survey"]) == 3 * 2
