@@ -45,14 +45,15 @@ class _Below(TorchDispatchMode):
 class Watch(TorchFunctionMode):
     """Finds out what a forward pass needs; nothing is changed. drew: a function with a random result was called.
 
-    Args: known: the parameters that a module and its loss have; one made on the way stops gradients unseen.
+    Args: known: the parameters that a module and its loss have; a parameter made in the forward stops
+    gradients, and autograd does not show it.
     """
 
     def __init__(self, known: Iterable[Tensor] | None = None) -> None:
         super().__init__()
         self.known = None if known is None else {id(p) for p in known}
         self.needs, self.drew, self._below = Needs(), False, _Below()
-        self._stopped = WeakTensorKeyDictionary()  # tensors that depend on x or θ, as autograd does not know
+        self._stopped = WeakTensorKeyDictionary()  # tensors that depend on x or θ without autograd's knowledge
 
     def __enter__(self) -> Self:
         self._below.__enter__()

@@ -58,7 +58,7 @@ def invert(
         seed: of the starts; the same for every dtype and device.
         steps: budget of each start; None: as published.
         tolerance: the relative residual at which the gradient counts as matched; None: 64 units of rounding.
-        progress: show a bar. callback: called with an `Iterate` at every iterate.
+        progress: show a bar; "text" for a log. callback: called with an `Iterate` at every iterate.
         options: of the method. "dgl", "idlg", "gs", "dlg": lr, optimizer (a torch class, or any function of
             (parameters, lr=...)), which sees the objective in units of ‖g‖²; "gs": signed; "dgl", "idlg": l1, the
             weight of TAG's ‖·‖₁.

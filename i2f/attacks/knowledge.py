@@ -41,7 +41,7 @@ class Search:
     seed: int | Sequence[int] = 0
     steps: int | None = None
     tolerance: float | None = None
-    progress: bool = False
+    progress: bool | str = False
     callback: Callback | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -62,7 +62,7 @@ class Keywords(TypedDict, total=False):
     seed: int | Sequence[int]
     steps: int | None
     tolerance: float | None
-    progress: bool
+    progress: bool | str
     callback: Callback | None
     lr: float
     optimizer: Callable[..., torch.optim.Optimizer]

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from i2f.core import checks
 
-ORTHONORMAL = 1e-6  # largest entry of V Vᵀ − I
+ORTHONORMAL = 64  # units of rounding: largest entry of V Vᵀ − I
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """The covariance  Σ = Vᵀ diag(s) V + floor·I  of noise that lies in few directions, apart from a small rest.
+    """The covariance  Σ = Vᵀ diag(s) V + floor·I:  noise in few directions, and equal noise in all.
 
-    basis: V, (k, d_θ), orthonormal rows. variances: s, (k,), at least 0. floor: above 0.
+    basis: V, (k, d_θ), orthonormal rows. variances: s, (k,), at least 0. floor: above 0, a variance.
     """
 
     basis: Tensor
@@ -52,7 +52,7 @@ class Match:
                     f"is known to be exact (gradient != 0 for a pruned one)"
                 )
             if not mask.any():
-                raise ValueError("mask knows no coordinate of the gradient: nothing can be matched")
+                raise ValueError("mask marks no coordinate of the gradient as known: nothing can be matched")
             self.known = mask.nonzero()[:, 0]
         if isinstance(covariance, LowRank):
             self._whiten_few(size, covariance)
@@ -81,7 +81,9 @@ class Match:
 
     def _whiten_few(self, size: int, covariance: LowRank) -> None:
         """Σ^{-1/2} = floor^{-1/2} I + Vᵀ diag((s + floor)^{-1/2} − floor^{-1/2}) V."""
-        basis, variances = covariance.basis.double(), covariance.variances.double()
+        rounding = torch.finfo(covariance.basis.dtype).eps if covariance.basis.is_floating_point() else 0.0
+        basis = checks.finite("covariance.basis", covariance.basis).double()
+        variances = checks.finite("covariance.variances", covariance.variances).double()
         if basis.ndim != 2 or basis.shape[1] != size or variances.shape != basis.shape[:1]:
             raise ValueError(
                 f"covariance has a basis of shape {tuple(basis.shape)} and variances {tuple(variances.shape)}; give "
@@ -90,7 +92,7 @@ class Match:
         floor = basis.new_tensor(checks.at_least("covariance.floor", covariance.floor, 0.0))
         if not floor > 0 or not (variances >= 0).all():
             raise ValueError("covariance needs a floor > 0 and variances ≥ 0")
-        if not torch.allclose(basis @ basis.T, torch.eye(len(basis)).to(basis), rtol=0, atol=ORTHONORMAL):
+        if not torch.allclose(basis @ basis.T, torch.eye(len(basis)).to(basis), rtol=0, atol=ORTHONORMAL * rounding):
             raise ValueError("covariance.basis has rows that are not orthonormal")
         if self.known is not None:  # the rows on K are not orthonormal; Σ_KK has a basis of its own
             roots, basis = torch.linalg.svd(variances.sqrt()[:, None] * self.select(basis), full_matrices=False)[1:]

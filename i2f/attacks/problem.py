@@ -96,7 +96,7 @@ class Problem:
     index: int = 0
     restart: int = 0
     callback: Callback | None = None
-    progress: bool = False
+    progress: bool | str = False
     unit: float = 1.0
 
     @cached_property

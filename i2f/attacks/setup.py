@@ -102,7 +102,11 @@ def _method(search: Search, y: Any) -> Method:
 def _matches(gmap: GradientMap, sent: Sequence[Tensor], knowledge: Knowledge) -> tuple[list[Match], list[float]]:
     """Of each problem, which coordinates count and how much, in the unit of its gradient; and that unit."""
     covariance: Any = knowledge.covariance
-    if covariance is not None and not isinstance(covariance, LowRank):
+    if isinstance(covariance, LowRank):
+        basis = inputs.tensor("covariance.basis", covariance.basis, f"(k, {gmap.size}) orthonormal rows")
+        variances = inputs.tensor("covariance.variances", covariance.variances, "(k,) variances")
+        covariance = LowRank(basis, variances, covariance.floor)
+    elif covariance is not None:
         covariance = inputs.tensor("covariance", covariance, f"({gmap.size},) variances or a matrix")
     covariance = None if covariance is None else covariance.to(gmap.device)
     masks: list[Tensor | None] = [None]

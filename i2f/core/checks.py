@@ -127,6 +127,7 @@ def repeatable(first: Tensor, second: Tensor) -> None:
 
 
 FOLLOWS = "dropout by torch.nn.functional ignores model.eval() unless it is called with training=self.training"
+CONSTANT = "loss depends neither on x nor on θ: its gradient gives nothing away"
 NO_J = "∂²L/∂x∂θ is zero: loss must depend on x and on θ, and on both together"
 DRAWS = f"model is random: its forward draws numbers; {FOLLOWS}"
 ROUNDING = 1e3  # units of it within which two passes count as the same computation in another order

@@ -82,7 +82,7 @@ class Examination:
         cause = "a forward that keeps a state, changes its own parameters, or writes into a tensor under no_grad?"
         raise ValueError(
             f"model: its gradient cannot be computed apart from the module: {cause} "
-            "Give one whose answer depends on x and θ alone"
+            "Give one whose output depends on x and θ alone"
         )
 
     def _keeps_parameters(self, versions: dict[str, int]) -> None:
@@ -108,7 +108,7 @@ class Examination:
             again = float(self.gmap.value(self.gmap.leaves(), self.x).detach())
         apart = abs(again - self.loss) / (abs(self.loss) or 1.0)
         if apart > (1e-3 if self.x.dtype == torch.float32 else 1e-8):
-            cure = "give one whose answer depends on x and θ alone"
+            cure = "give one whose output depends on x and θ alone"
             raise ValueError(f"model keeps a state: two passes over the same x differ by {apart:.1g} of L; {cure}")
 
     def _again(self) -> Tensor:
@@ -122,7 +122,7 @@ class Examination:
         """∇_θ of a loss of the module, flat."""
         parameters = [p for p in module.parameters() if p.requires_grad]
         if not value.requires_grad:
-            raise ValueError("loss depends neither on x nor on θ: its gradient gives nothing away")
+            raise ValueError(checks.CONSTANT)
         try:
             parts = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
         except RuntimeError as error:

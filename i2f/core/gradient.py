@@ -27,7 +27,8 @@ HALF = (torch.bfloat16, torch.float16)
 
 @dataclass
 class Way:
-    """How a network must be run for its gradient to be its own: found by `examination`, shared by copies of the map.
+    """How a network must be run so that the computed gradient equals the module's own; found by `examination`, shared
+    by copies of the map.
 
     needs: what its operations need. stateful: a forward changes Python attributes, which are put back. bound: where
     parameters cannot be swapped (a second name in a list, a patched forward), "copy" uses those of the copied module,
@@ -200,6 +201,8 @@ class GradientMap:
 
     def by_theta(self, value: Tensor, leaves: Sequence[Tensor], create_graph: bool) -> tuple[Tensor, ...]:
         """The gradient of a value by leaves of its graph, without what the network stops."""
+        if not value.requires_grad:
+            raise ValueError(checks.CONSTANT)
         with self.way.switch.stop():
             kept = create_graph or bool(self.way.bound)  # part of the graph may be the module's own
             return torch.autograd.grad(

@@ -110,6 +110,10 @@ class GradientJacobian:
             at_x = build()
         return at_x
 
+    def __reduce__(self) -> Any:
+        graphs = "a GradientJacobian holds graphs, which no copy keeps (its J would be zero)"
+        raise TypeError(f"{graphs}: build it from model, x and y where it is used")
+
     @property
     def footprint(self) -> Footprint | None:
         """What a product takes, in bytes; None where the model does not run without data."""

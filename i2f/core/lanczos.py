@@ -56,7 +56,7 @@ class Lanczos:
         self.advance(self.A(self.front))
 
     def advance(self, w: Tensor) -> None:
-        """A step whose product w = A `front` is taken elsewhere: for several processes at once."""
+        """A step whose product w = A `front` is computed by the caller: for several processes at once."""
         k = len(self)
         if not torch.isfinite(w).all():
             self.exhausted = self.broken = True

@@ -107,7 +107,7 @@ def solve_cg(
     max_steps: int = 1000,
     precondition: Callable[[Tensor], Tensor] = lambda r: r,
 ) -> Solution:
-    """Preconditioned conjugate gradients: one application of A a step, and one more for the true residual.
+    """Preconditioned conjugate gradients: one application of A per step, and one more for the true residual.
 
     Args:
         A: v -> A v. b: (n,). precondition: r -> M⁻¹r with M near A + εI.

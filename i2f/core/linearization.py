@@ -142,7 +142,7 @@ class Recomputation:
                 return
         raise ValueError(
             "the images cannot be taken one after another: neither the mean nor the sum of their gradients is that of "
-            "all. A layer may mix them (BatchNorm by the batch's own statistics), or the loss weigh them"
+            "all. A layer may mix them (BatchNorm by the batch's own statistics), or the loss weights them"
         )
 
     def part(self) -> Linearization:

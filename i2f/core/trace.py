@@ -9,7 +9,6 @@ it is a lower bound, and the Gauss–Radau rule with a node at λ = 0 an upper o
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -41,24 +40,21 @@ class Trace:
     converged: bool
 
 
-class Sampling(TypedDict, total=False):
-    """How a trace is estimated.
-
-    probes: random vectors, at least 2 (8). tol: relative, at which a probe's quadrature has converged (0.01).
-    max_steps: of Lanczos for each probe, two products each (200); it needs some √(λ_max/ε) of them, and keeps as many
-    vectors of input space. seed: of the probes (0).
-    """
-
-    probes: int
-    tol: float
-    max_steps: int
-    seed: int
-
-
-def expected_square(J: GradientJacobian, variance: float, damping: float, **sampling: Unpack[Sampling]) -> Trace:
+def expected_square(
+    J: GradientJacobian,
+    variance: float,
+    damping: float,
+    probes: int = 8,
+    tol: float = 1e-2,
+    max_steps: int = 200,
+    seed: int = 0,
+) -> Trace:
     """E[I²] = σ² Σ λ/(λ + ε)² for δ ~ N(0, σ²I): `influence.expected_square` without a spectrum. Squared pixels.
 
-    Args: variance: σ². damping: ε > 0, in units of λ. sampling: see `Sampling`.
+    Args:
+        variance: σ². damping: ε > 0, in units of λ. probes: random vectors, at least 2. tol: relative, at which a
+            probe's quadrature has converged. max_steps: of Lanczos for each probe, two products each; it needs some
+            √(λ_max/ε) of them, and keeps as many vectors of input space. seed: of the probes.
 
     Raises: ValueError for bad input.
     """
@@ -66,15 +62,23 @@ def expected_square(J: GradientJacobian, variance: float, damping: float, **samp
     def f(values: np.ndarray, eps: float) -> np.ndarray:  # λ/(λ + ε)² as a difference of completely monotone functions
         return np.stack([1 / (values + eps), -eps / (values + eps) ** 2])
 
-    return _Probes(J, **sampling)(f, variance, damping)
+    return _Probes(J, probes, tol, max_steps, seed)(f, variance, damping)
 
 
-def bayes_error(J: GradientJacobian, variance: float, damping: float, **sampling: Unpack[Sampling]) -> Trace:
+def bayes_error(
+    J: GradientJacobian,
+    variance: float,
+    damping: float,
+    probes: int = 8,
+    tol: float = 1e-2,
+    max_steps: int = 200,
+    seed: int = 0,
+) -> Trace:
     """σ² Σ 1/(λ + ε), the expected squared error of an attacker who knows σ² and that pixels are N(m, τ²), ε = σ²/τ².
 
     Squared pixels; divide by d_x for the MSE. Arguments and errors: as for `expected_square`.
     """
-    return BayesError(J, **sampling)(variance, damping)
+    return BayesError(J, probes, tol, max_steps, seed)(variance, damping)
 
 
 class BayesError:
@@ -83,8 +87,8 @@ class BayesError:
     The probes' Lanczos processes do not depend on ε, and are kept. The answers do not depend on what was asked before.
     """
 
-    def __init__(self, J: GradientJacobian, **sampling: Unpack[Sampling]):
-        self.J, self.probes = J, _Probes(J, **sampling)
+    def __init__(self, J: GradientJacobian, probes: int = 8, tol: float = 1e-2, max_steps: int = 200, seed: int = 0):
+        self.J, self.probes = J, _Probes(J, probes, tol, max_steps, seed)
 
     def __call__(self, variance: float, damping: float) -> Trace:
         found: Trace = self.probes(lambda values, eps: 1 / (values + eps), variance, damping)

@@ -22,7 +22,9 @@ def trusted(gmap: GradientMap, x: Tensor, at_x: Products, build: Callable[[], Pr
         at_x = build()
     part = at_x.part()
     part.check()
-    confirm(x, at_x, causes=[*sorted(gmap.way.needs.escaping), *sorted(part.own_functions)])
+    causes = [*sorted(gmap.way.needs.escaping), *sorted(part.own_functions)]
+    del part  # a group's graphs, which `confirm` builds again
+    confirm(x, at_x, causes)
     return at_x
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import i2f
-from conftest import normal
+from conftest import build_tiny, normal
 from i2f import metrics, perturb
 from i2f.attacks.match import LowRank, Match
 
@@ -159,3 +159,16 @@ def test_reduction_of_the_loss_is_part_of_what_is_known(tiny, backward):
     found = i2f.invert(model, sent, y, x.shape, loss=total)
     assert float(metrics.mse(metrics.assign(found.x, x), x).max()) <= 1e-16
     assert i2f.invert(model, sent, y, x.shape).relative_residual > 1e-3
+
+
+def test_a_low_rank_covariance_takes_arrays_and_float32():
+    """The rows of an honest float32 factorisation are orthonormal to float32's rounding."""
+    model, x, y = build_tiny("mlp")
+    gradient = i2f.GradientJacobian(model, x, y).gradient
+    basis = torch.linalg.qr(normal(len(gradient), 3).float())[0].T
+    known = LowRank(basis, torch.full((3,), 0.1, dtype=torch.float64), 1e-3)
+    wanted = i2f.invert(model, gradient, y, x.shape, covariance=known, steps=3)
+    given = LowRank(basis.numpy(), [0.1] * 3, 1e-3)
+    assert torch.equal(i2f.invert(model, gradient, y, x.shape, covariance=given, steps=3).x, wanted.x)
+    with pytest.raises(ValueError, match=r"covariance.variances has 1 NaN or infinite"):
+        i2f.invert(model, gradient, y, x.shape, covariance=LowRank(basis, [0.1, float("inf"), 0.1], 1e-3))

@@ -166,7 +166,7 @@ INVERT = {
         rf"mask is \({SIZE},\) of torch.float64; give \({SIZE},\) booleans",
     ),
     "mask short": (lambda: invert(mask=GRADIENT[1:] > 0), rf"mask is \({SIZE - 1},\).*give \({SIZE},\) booleans"),
-    "mask empty": (lambda: invert(mask=GRADIENT > 9), "mask knows no coordinate"),
+    "mask empty": (lambda: invert(mask=GRADIENT > 9), "mask marks no coordinate"),
     "covariance short": (
         lambda: invert(covariance=torch.ones(3)),
         rf"covariance has shape \(3,\).*\({SIZE},\) variances",

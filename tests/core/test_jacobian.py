@@ -1,6 +1,7 @@
 """J = ∂²L/∂x∂θ: adjoint products, an independent dense twin, and a model left as it was."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -226,3 +227,11 @@ def test_operation_without_forward_mode(cubic, twin):
 def test_fused_attention(transformer, operator):
     """PyTorch's own encoder layer: its fused attention kernel has no second derivative and must not be used."""
     assert adjoint(operator(*transformer))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_a_jacobian_is_not_copied(mlp, copied):
+    """Its graphs would be lost, and every product be zero."""
+    J = i2f.GradientJacobian(*mlp, method="matrix-free")
+    with pytest.raises(TypeError, match="build it from model, x and y"):
+        copied(J)

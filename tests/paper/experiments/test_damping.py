@@ -57,7 +57,7 @@ def small(mlp, monkeypatch):
     J = i2f.GradientJacobian(model, x, y)
     mean = torch.linspace(0.2, 0.7, 12, dtype=torch.float64)[None]
     monkeypatch.setattr(shared, "jacobian", lambda problem: J)
-    monkeypatch.setattr(shared, "pixels", lambda dataset, root: (mean, 0.05**0.5))
+    monkeypatch.setattr(shared, "pixels", lambda dataset, root: (mean, 0.05))
     return J, mean
 
 
