@@ -12,9 +12,9 @@ from i2f.attacks.problem import EXPLODED, Problem, Reconstruction, Stop
 from i2f.attacks.steps import FirstGram, StepSolver
 from i2f.core.progress import bar
 
-INITIAL_DAMPING = 1e-4  # μ at the first step, and
-MAX_DAMPING = 1e10  # μ at which an attack is given up; both in units of the curvature along the first gradient
-MIN_DAMPING = 1e-40  # where μ stays as long as all goes well, in the same units
+INITIAL_MU = 1e-4  # μ at the first step, and
+MAX_MU = 1e10  # μ at which an attack is given up; both in units of the curvature along the first gradient
+MIN_MU = 1e-40  # where μ stays as long as all goes well, in the same units
 SUFFICIENT_GAIN = 1e-4  # a step is accepted for this share of the predicted decrease
 STRAIGHT = 0.9  # gain ratio from which a step needs no correction
 MOST_CORRECTIONS = 3
@@ -34,7 +34,7 @@ class Solver(Protocol):
 
 
 def gauss_newton(problems: Sequence[Problem]) -> list[Reconstruction]:
-    """Levenberg–Marquardt with gain-ratio control of the damping μ (Marquardt 1963; Nielsen 1999).
+    """Levenberg–Marquardt with gain-ratio control of μ (Marquardt 1963; Nielsen 1999).
 
     A step solves  (J Jᵀ + μI) s = −J r,  Gauss–Newton's equation in input space. Where noise leaves a residual that
     no image explains, that converges slowly. So the second-order term S = Σ_k r_k ∇²r_k, which Gauss–Newton drops from
@@ -47,7 +47,7 @@ def gauss_newton(problems: Sequence[Problem]) -> list[Reconstruction]:
     form, which also corrects a step that the objective's curvature spoils. A step is accepted on its gain ratio, actual
     over predicted decrease, so the last iterate is the best.
 
-    Stops when the gradient is matched, when the model predicts no further decrease (stationary), when no damping gives
+    Stops when the gradient is matched, when the model predicts no further decrease (stationary), when no μ gives
     a decrease (stalled), or after the budget of steps. Problems are attacked one after another.
     """
     found: list[Reconstruction] = []
@@ -100,7 +100,7 @@ class _Attack:
             if not 0 < curvature < math.inf:
                 self.stop = Stop(f"stalled: the curvature at the start is {curvature:g} in units of the gradient")
                 return
-            self.mu, self.ceiling = INITIAL_DAMPING * curvature, MAX_DAMPING * curvature
+            self.mu, self.ceiling = INITIAL_MU * curvature, MAX_MU * curvature
             self.evaluations += 1
         self.evaluations += 1
         while not self.attempt(slope):
@@ -110,7 +110,7 @@ class _Attack:
                 return
 
     def attempt(self, slope: Tensor) -> bool:
-        """Solves one step at the damping μ; False where it gains too little."""
+        """Solves one step at μ; False where it gains too little."""
         point = self.point
         s, newton = self.solver.solve(point, -slope, self.mu, self.newton)
         candidate = point.at(s)
@@ -128,7 +128,7 @@ class _Attack:
         if not gain > SUFFICIENT_GAIN:
             return False
         self.point, self.step = candidate, self.step + 1
-        self.mu = max(self.mu * max(0.1, 1 - (2 * gain - 1) ** 3), self.ceiling * (MIN_DAMPING / MAX_DAMPING))
+        self.mu = max(self.mu * max(0.1, 1 - (2 * gain - 1) ** 3), self.ceiling * (MIN_MU / MAX_MU))
         self.growth = 2.0
         self.report()
         return True
