@@ -65,7 +65,7 @@ store: $(READY) ## rerun the notebooks at their own small scale and store the ou
 	python -m i2f.paper.pipeline store
 
 bench: $(READY) ## rerun the benchmarks and rewrite their tables
-	for script in jacobian attacks convergence; do python benchmarks/$$script.py || exit 1; done
+	for script in jacobian attacks convergence imports; do python benchmarks/$$script.py || exit 1; done
 
 # rfc3987-syntax is left out: an optional check of addresses, whose grammar jsonschema would parse for two seconds
 # at the start of every process that reads a notebook

@@ -2,7 +2,7 @@
 
     python benchmarks/attacks.py [--only speed success …] [--threads 2] [--resume]
 
-A table a part, written beside this file:
+One table per part, written to this folder:
 
     speed         attacks.csv       seconds and gradient evaluations of every method to MSE 1e-2 … 1e-10
     success       success.csv       Gauss–Newton: images × starts × {uniform, default initialisation} × data sets
@@ -397,7 +397,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the timed parts")
     parser.add_argument("--resume", action="store_true", help=f"go on with what was cut off: {', '.join(LONG)}")
     for name in others.OTHERS:
-        parser.add_argument(f"--{name}", type=Path, metavar="PATH", help="a local clone to time beside ours, alone")
+        parser.add_argument(f"--{name}", type=Path, metavar="PATH", help="a local clone to time against ours, alone")
     parser.add_argument(
         "--steps",
         type=int,
@@ -422,7 +422,7 @@ def main() -> None:
 
 
 def _save(table: pd.DataFrame, part: str) -> None:
-    """The part's table beside this file, and its summary on the screen."""
+    """The part's table in this folder, and its summary on the screen."""
     name = "attacks" if part == "speed" else part
     table.drop(columns="path", errors="ignore").to_csv(HERE / f"{name}.csv", index=False, float_format="%.3g")
     (HERE / f"{part}.partial.jsonl").unlink(missing_ok=True)

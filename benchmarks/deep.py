@@ -2,9 +2,9 @@
 
     python benchmarks/deep.py [--only products bound …] [--device auto|cpu|cuda|mps] [--threads 2] [--resume]
 
-A table a part, written beside this file:
+One table per part, written to this folder:
 
-    products   deep_products.csv   seconds of J v and Jᵀ v against one gradient, graphs kept; memory foreseen and taken
+    products   deep_products.csv   seconds of J v and Jᵀ v against one gradient, graphs kept; memory predicted and taken
     bound      deep_bound.csv      λ_max to 1%: Lanczos in input space, ARPACK in parameter space; a process each
     influence  deep_influence.csv  I_lb, damped I²F and, where J Jᵀ fits, exact I²F under one relative noise
     rate       deep_rate.csv       attacks a second: LeNet and ResNet18
@@ -342,11 +342,13 @@ def in_a_process(function: str, task: tuple, threads: int) -> dict:
         torch.cuda.reset_peak_memory_stats()
         return globals()[function](*task)
     command = [sys.executable, __file__, "--task", function, json.dumps(task), "--threads", str(threads)]
+    command += ["--device", devices.chosen()]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def _side_by_side(function: Callable, task: tuple) -> tuple[tuple, dict]:
+def _side_by_side(function: Callable, task: tuple, device: str) -> tuple[tuple, dict]:
     torch.set_num_threads(1)
+    devices.use(device)
     return task, function(*task)
 
 
@@ -361,7 +363,7 @@ def run(part: str, threads: int, resume: bool) -> pd.DataFrame:
             mine = [f for f in functions if not (f == "arpack" and NETWORKS[task[0]][0] == "imagenet")]
             partial.keep(task, [in_a_process(function, task, threads) for function in mine])
     else:
-        calls = [joblib.delayed(_side_by_side)(globals()[part], task) for task in left]
+        calls = [joblib.delayed(_side_by_side)(globals()[part], task, devices.chosen()) for task in left]
         with joblib.parallel_config("loky", n_jobs=threads, inner_max_num_threads=1):
             found = joblib.Parallel(return_as="generator_unordered", batch_size=1)(calls)
             for task, row in bar(found, total=len(left), description=part):

@@ -23,7 +23,7 @@ def _number(value: float, digits: int = 2) -> str:
 
 
 def deep_table(products: pd.DataFrame, bound: pd.DataFrame) -> str:
-    """A row a network: a pair of products over a gradient, the bound's cost and memory, the other side's products."""
+    """One row per network: cost of a pair of products, of the bound with its memory, and of the other side."""
     lines = [
         "| network | pixels | parameters | J v and Jᵀ v, in gradients | I_lb to 1%: products | seconds | "
         "peak memory, GB | ARPACK on parameters: products | seconds |",
@@ -49,7 +49,7 @@ def deep_table(products: pd.DataFrame, bound: pd.DataFrame) -> str:
 
 
 def map_table(inversions: dict[str, pd.DataFrame]) -> str:
-    """A row a network, way and device: how many images came back, what is left of them, what it took, how it ended."""
+    """One row per network, way and device: how many images came back, what is left of them, cost, and end."""
     lines = [
         f"| network | way | on | images | MSE ≤ {RECOVERED:.0e} | median MSE | largest MSE | "
         "median relative residual | steps | evaluations | how they ended |",
@@ -114,7 +114,7 @@ def influence_table(influence: pd.DataFrame, rate: pd.DataFrame) -> str:
 
 
 def texts_table(texts: pd.DataFrame) -> str:
-    """A row a network and attacker: how many texts came back whole, and what it took."""
+    """One row per network and attacker: how many texts came back whole, and what it took."""
     lines = [
         "| network | attacker | found whole | tokens | most starts | evaluations | seconds |",
         "|---|---|---|---|---|---|---|",

@@ -1,6 +1,6 @@
 """How many texts come back whole from their gradient, without noise: `python benchmarks/texts.py [--resume]`.
 
-texts.csv: a row a network and attacker, over the first texts of the bundle.
+texts.csv: one row per network and attacker, over the first texts of the bundle.
 """
 
 import argparse

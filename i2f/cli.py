@@ -91,7 +91,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     from i2f.audit import command  # PyTorch loads here, so that --help does not wait for it
     from i2f.paper import data, models
 
-    progress = os.environ.get("I2F_PROGRESS", "auto")
+    progress = os.environ.get("I2F_PROGRESS") or "auto"
     return command.run(arguments, data.load, models.build, progress)
 
 

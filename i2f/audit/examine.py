@@ -69,7 +69,8 @@ def audit(
     """
     x, y = _batch(x, y)
     units, model = metrics.units(UNIT if range is None else range, tuple(x.shape[1:])), unwrapped(model)
-    u, steps = units.within("x", x), attack_steps if attack else None
+    u = units.within("x", x)
+    steps = checks.whole("attack_steps", attack_steps, 1) if attack else None
     question = Question(_judgeable(defense, together and len(x) > 1), target_psnr, tau, seed, steps, precision(model))
     operators = Operators(in_units(model, units), loss, METHODS[exact])
     samples: list[Sample] = []

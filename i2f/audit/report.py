@@ -64,8 +64,8 @@ def page(audit: Audited, title: str) -> str:
     )
     environment.filters |= {"number": _number, "picture": _picture, "tone": _tone}
     samples = audit.samples
-    columns = {k: v for k, v in COLUMNS.items() if any(getattr(s, k) is not None for s in samples)}
-    columns["needed"] = f"needed, {audit.target_psnr:g} dB"
+    columns = COLUMNS | {"needed": f"needed, {audit.target_psnr:g} dB"}
+    columns = {k: v for k, v in columns.items() if any(getattr(s, k) is not None for s in samples)}
     return environment.get_template("report.html.j2").render(
         audit=audit,
         title=title,

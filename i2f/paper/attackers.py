@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from i2f.audit import colours
+from i2f.core import checks
 
 
 @dataclass(frozen=True)
@@ -40,5 +41,10 @@ ATTACKERS = _read(Path(__file__).with_suffix(".toml"))
 
 
 def knows(name: str) -> str:
-    """What the attacker of that name knows; words that are no attacker's name stand for themselves."""
-    return ATTACKERS[name].knows if name in ATTACKERS else name
+    """What the attacker of that name knows; several words that are no attacker's name stand for themselves.
+
+    Raises: ValueError for a single word that is neither a name nor "none".
+    """
+    if name == "none" or (" " in name and name not in ATTACKERS):
+        return name
+    return ATTACKERS[checks.one_of("attacker", name, ATTACKERS)].knows

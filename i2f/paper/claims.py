@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Any, Self
 
 import pandas as pd
@@ -19,6 +20,8 @@ VERDICTS = ("holds", "holds except when", "holds only when", "fails", "inconclus
 EXCEPTIONS = {("fails", "holds"): "holds only when", ("holds", "fails"): "holds except when"}  # (whole, within) -> both
 WORDS = Path(__file__).parent / "experiments"  # EXPERIMENT.toml: what its claims say
 LEAST = {"ranked": LEAST_RANKED, "units": LEAST_UNITS}
+TEXTS = ("statement", "statistic", "source", "note", "condition")
+KEYS = {*TEXTS, "attacker", "unit", "at_least", "at_most", "least"}  # of a claim in a file of words
 
 Thresholds = Mapping[str, float]
 
@@ -77,11 +80,18 @@ class Judge:
 
     entries: of the file (`Judge.of` reads it). prefix: what ids begin with: "pruning-mnist". thresholds: fixed
     beforehand.
+
+    Raises: ValueError for a key, a claim or a word that is unknown, or a claim without a threshold; KeyError for a
+    placeholder or a threshold that nothing fills.
     """
 
     entries: Mapping[str, dict[str, Any]]
     prefix: str
     thresholds: Thresholds
+
+    def __post_init__(self) -> None:
+        for key in {key for entry in self.entries.values() for key in entry}:
+            checks.one_of("key of a claim", key, KEYS)
 
     @classmethod
     def of(cls, experiment: str, prefix: str, thresholds: Thresholds) -> Self:
@@ -107,17 +117,21 @@ class Judge:
         is inconclusive, since it does not prove equality. Numbers are compared as they are published, rounded, so that
         no verdict hangs on a last digit.
         """
-        entry = self._entry(name) | words
+        entry = self._entry(name, words)
         unit, least = entry.pop("unit"), entry.pop("least", "units")
-        least = LEAST.get(least, least)
+        least = LEAST[checks.one_of("least", least, LEAST)] if isinstance(least, str) else least
         at_least, at_most = self._bound(entry.pop("at_least", -math.inf)), self._bound(entry.pop("at_most", math.inf))
+        if math.isinf(at_least) and math.isinf(at_most):
+            raise ValueError(f"claim {name!r} has no threshold: give at_least or at_most")
         given = {**self.thresholds, **entry}
-        texts = {key: entry[key].format(**given) for key in ("statement", "statistic", "source", "note", "condition")}
+        texts = {key: entry[key].format(**given) for key in TEXTS}
         value, low, high = bootstrap(measure, table, unit, least=least) if interval else (measure(table),) * 3
         decision, inside = verdict(rounded(low), rounded(high), at_least, at_most), None
         if not interval:
             low, high = -math.inf, math.inf
             decision = "holds" if decision == "holds" else "inconclusive"
+        if within is not None and not texts["condition"]:
+            raise ValueError(f"claim {name!r} has no condition: within= has rows that meet it")
         if within is not None and len(within):
             inside = bootstrap(measure, within, unit, least=least)
             second = verdict(rounded(inside[1]), rounded(inside[2]), at_least, at_most)
@@ -139,9 +153,13 @@ class Judge:
             within=inside,
         )
 
-    def _entry(self, name: str) -> dict[str, Any]:
+    def _entry(self, name: str, words: dict[str, Any]) -> dict[str, Any]:
         checks.one_of("claim", name, self.entries)
-        return {"note": "", "condition": ""} | self.entries.get("defaults", {}) | self.entries[name]
+        texts = [text for entry in self.entries.values() for text in entry.values() if isinstance(text, str)]
+        fields = {field for text in texts for _, field, _, _ in Formatter().parse(text) if field}
+        for word in words:
+            checks.one_of("word", word, KEYS | fields)
+        return {"note": "", "condition": ""} | self.entries.get("defaults", {}) | self.entries[name] | words
 
     def _bound(self, bound: float | str) -> float:
         return float(self.thresholds[bound] if isinstance(bound, str) else bound)

@@ -36,11 +36,11 @@ def settings(device: str = "") -> Any:
     device = device or given("I2F_DEVICE", "")
     devices.use(device)
     return Settings(
-        jobs=int(given("I2F_JOBS", "0")) or None,
+        jobs=int(given("I2F_JOBS") or 0) or None,
         store=given("I2F_STORE") or None,
         device=device,
         scheduler=given("I2F_SCHEDULER", ""),
-        progress=given("I2F_PROGRESS", "auto"),
+        progress=given("I2F_PROGRESS") or "auto",
     )
 
 

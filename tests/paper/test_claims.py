@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from i2f import claims, statistics
 from i2f.paper.attackers import ATTACKERS
 
-WORDS = {"statement": "s", "source": "p", "attacker": "knows", "statistic": "mean"}
+WORDS = {"statement": "s", "source": "p", "attacker": "knows all", "statistic": "mean"}
 
 
 def judge(table, measure, unit, only=("", None), **words):
@@ -350,3 +350,20 @@ def test_every_file_of_words_is_whole(path):
         entry = defaults | entry
         assert {"statement", "statistic", "source", "unit"} <= entry.keys(), name
         assert entry["statement"].endswith("."), name
+
+
+@pytest.mark.parametrize(
+    ("entry", "words", "problem"),
+    [
+        ({"at_mots": 1.0}, {}, "did you mean 'at_most'"),
+        ({"at_most": 1.0, "least": "rankd"}, {}, "did you mean 'ranked'"),
+        ({"at_most": 1.0, "attacker": "gaus-newton"}, {}, "did you mean 'gauss-newton'"),
+        ({"at_most": 1.0}, {"noet": "3"}, "word='noet' is unknown: did you mean 'note'"),
+        ({}, {}, "no threshold"),
+        ({"at_most": 1.0}, {"within": noisy(3, 1, 0.1)}, "no condition"),
+    ],
+)
+def test_what_is_misspelt_in_a_claim_is_refused(entry, words, problem):
+    """Otherwise a claim without a threshold would hold."""
+    with pytest.raises(ValueError, match=problem):
+        claims.Judge({"a": {**WORDS, "unit": "image", **entry}}, "test", {})("a", noisy(8, 1, 0.1), mean, **words)

@@ -215,7 +215,7 @@ def judge_pruning(errors=(1.0, 2.0), falling=0, miss=0.0, bound=1, recovered=(Tr
     table = pd.DataFrame(rows).assign(mse=lambda t: t.rmse**2, **ENDED)
     return pruning.judge(
         {"problems": table},
-        {"cut": 0.05, "accuracy": 0.05, "order": 0.9, "exact": 1e-8, "share": 0.99, "far": 0.7, "most": 0.7},
+        {"cut": 0.05, "accuracy": 0.05, "order": 0.9, "exact": 1e-8, "share": 0.99, "far": 0.7},
         "mnist",
     )
 

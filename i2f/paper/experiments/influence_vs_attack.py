@@ -186,7 +186,8 @@ def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
     Of the thresholds, `level` is the noise variance at which images are compared, `cut` on the predicted RMSE bounds
     the linear regime, and `tolerance` is the relative error at which the linear law counts as ended.
     """
-    known = {name: shared.lost(tables[name]).assign(relative_error=shared.relative_error) for name in tables}
+    judgeable = [name for name in tables if name in ("problems", "deep")]
+    known = {n: shared.lost(tables[n]).assign(relative_error=shared.relative_error) for n in judgeable}
     judged = Judge.of("influence_vs_attack", f"influence_vs_attack-{dataset}", thresholds)
     claims = []
     for case in _cases(known, thresholds):

@@ -154,7 +154,7 @@ def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
         judged("prediction", ignores, by_size, regime, converged=convergence(ignores), **limits),
         judged("bound", ignores, partial(rank_correlation, x="bound_rmse", y="rmse"), **limits),
     ]
-    for ratio in (thresholds.get("half", HALF), thresholds.get("most", MOST)):
+    for ratio in (HALF, MOST):
         rows = reads[np.isclose(reads["size"], ratio)]
         found.append(
             judged("mask", rows, lambda t: float((t.mse <= exact).mean()), suffix=f"-{round(100 * ratio)}", ratio=ratio)

@@ -91,7 +91,7 @@ def marks(
     ax: Axes, x: Any, y: Any, converged: Any, colour: Any, marker: str, hollow: str = "white", **look: Any
 ) -> None:
     """One mark per attack, filled with its colour where it converged, else with `hollow`. look: of `scatter`."""
-    face = [colour if yes else hollow for yes in converged]
+    face = [colour if yes is True or yes == 1 else hollow for yes in converged]  # NaN: unknown
     look = {"s": 26, "linewidth": 0.9, "zorder": 3, **look}
     ax.scatter(x, y, marker=marker, facecolor=face, edgecolor=colour, **look)
 
