@@ -94,7 +94,7 @@ def test_every_method_has_its_colour():
 
 
 def test_verdicts_are_counted_by_experiment():
-    entry = {"statement": "s", "source": "p", "attacker": "a", "statistic": "m", "unit": "image"}
+    entry = {"statement": "s", "source": "p", "attacker": "none", "statistic": "m", "unit": "image"}
     table = pd.DataFrame({"image": range(5), "value": 1.0})
     found = [
         claims.Judge({name: entry}, experiment, {})(name, table, lambda t: float(t.value.mean()), at_least=least)
