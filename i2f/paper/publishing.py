@@ -32,7 +32,7 @@ def publish(profile: Path, runs: Runs, finished: bool = False) -> None:
                 f"{source / key} is not there: nothing to publish. Run it first: dvc repro run@{key}"
             )
     each = (joblib.delayed(_publish)(entry, source / key, target / key) for key, entry in runs.items())
-    joblib.Parallel(n_jobs=joblib.cpu_count(only_physical_cores=True))(each)
+    joblib.Parallel(n_jobs=max(1, min(len(runs), joblib.cpu_count(only_physical_cores=True))))(each)
     for stale in {folder for folder in target.iterdir() if folder.is_dir()} - {target / key for key in runs}:
         shutil.rmtree(stale)
     files = [source / key / "claims.json" for key in runs]
