@@ -1,54 +1,54 @@
-"""Notebooks as documents: the code that a run depends on, outputs that are the same at every run."""
+"""Notebooks as documents: their parameters, their bare source, outputs that are the same at every run."""
 
-import ast
 import os
 import re
 from pathlib import Path
 from typing import Any
 
 import nbformat
-from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 ADDRESSES = re.compile(r" at 0x[0-9a-f]+")
 STYLES = re.compile(r"\bT_[0-9a-f]{5}")  # pandas' random ids of tables
+PAPERMILL = ("injected-parameters",)  # tags of cells that papermill adds
 
 
-def code_of(notebook: Path, parameters: dict[str, Any]) -> nbformat.NotebookNode:
-    """What a run depends on: bare code cells, without the notebook's own values of parameters that the run sets.
+def parameters(notebook: Path) -> dict[str, Any]:
+    """The values that the cell tagged "parameters" gives, by name."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    found: dict[str, Any] = {}
+    for cell in cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            exec(cell.source, {}, found)  # assignments of literals
+    return found
 
-    So prose, tags, stored outputs and the notebook's own small scale can change, and no table is computed anew.
-    """
-    book: nbformat.NotebookNode = nbformat.read(notebook, as_version=4)
-    book.cells = [cell for cell in book.cells if cell.cell_type == "code"]
+
+def bare(notebook: Path) -> nbformat.NotebookNode:
+    """The notebook without outputs: what a run of it depends on."""
+    book: nbformat.NotebookNode = cleaned(nbformat.read(notebook, as_version=4))
     for cell in book.cells:
-        tags = cell.metadata.get("tags", [])
-        if "parameters" in tags:
-            cell.source = _without(cell.source, set(parameters))
-        cell.outputs, cell.execution_count = [], None
-        cell.metadata = {"tags": ["parameters"]} if "parameters" in tags else {}
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
     return book
 
 
-def _without(source: str, names: set[str]) -> str:
-    """The source without the assignments to these names."""
-    gone: set[int] = set()
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign) and {getattr(target, "id", "") for target in node.targets} <= names:
-            gone |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-    return "\n".join(line for number, line in enumerate(source.splitlines(), 1) if number not in gone)
+def store(notebook: Path, executed: nbformat.NotebookNode) -> None:
+    """Keep the outputs of an executed copy in the notebook: what a reader sees, what nbval compares."""
+    book = nbformat.read(notebook, as_version=4)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    done = [cell for cell in executed.cells if cell.cell_type == "code"]
+    if [cell.source for cell in code] != [cell.source for cell in done]:
+        raise ValueError(f"{notebook.name} has changed since it was executed: execute it again (dvc repro)")
+    for number, (cell, other) in enumerate(zip(code, done, strict=True), 1):
+        cell.outputs, cell.execution_count = other.outputs, number
+    nbformat.write(cleaned(book), notebook)
 
 
-def parameters_of(notebook: Path) -> set[str]:
-    """The names that the cells tagged "parameters" define."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    source = "\n".join(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
-    return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+def execute(notebook: Path) -> None:
+    """Execute a notebook that has no parameters, and keep the outputs in it."""
+    from nbclient import NotebookClient  # loads slowly, and few need it
 
-
-def store(notebook: Path) -> None:
-    """Execute a notebook at its own small scale and keep the outputs in it: what a reader sees, what nbval compares."""
     prepare(progress="off")
     book = nbformat.read(notebook, as_version=4)
     NotebookClient(book, timeout=1200, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
@@ -63,11 +63,12 @@ def prepare(progress: str) -> None:
 
 
 def cleaned(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook without times, random ids, machine details and what was written to stderr."""
+    """The notebook without times, random ids, machine details, what papermill adds and what was written to stderr."""
     book.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
+    book.cells = [cell for cell in book.cells if not {*PAPERMILL} & {*cell.metadata.get("tags", [])}]
     for number, cell in enumerate(book.cells):
         tags = cell.metadata.get("tags", [])
         cell.metadata = {"tags": tags} if tags else {}
@@ -75,6 +76,9 @@ def cleaned(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
             for output in cell.outputs:
+                output.pop("execution_count", None)
+                if output.output_type == "execute_result":
+                    output.execution_count = None
                 data = output.get("data", {})
                 for kind in data.keys() & {"text/html", "text/plain"}:
                     data[kind] = ADDRESSES.sub("", STYLES.sub("T", data[kind]))

@@ -1,7 +1,10 @@
 """Real images, the same for everyone: a small bundle in the repository, or a full torchvision data set."""
 
+import hashlib
 import zipfile
 from collections.abc import Callable
+from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -79,6 +82,30 @@ def verify(folder: Path | None = None) -> None:
     """Check every file of the bundle against its checksum. Raises: FileNotFoundError or OSError."""
     for key in CHECKSUMS:
         _verified(key, folder or FOLDER)
+
+
+def digest(name: Any, root: Any = None) -> str:
+    """What tells a data set from another one of its name: checksums of its files; "" for no data set of ours.
+
+    Of "imagenet", the version of the package that ships the photographs. Under a `root`, the files of the test split
+    and of the train split as torchvision reads them.
+    """
+    if name not in NAMES:
+        return ""
+    if root:
+        return _digest_under(name, str(root))
+    if name == "imagenet":
+        return f"foolbox {version('foolbox')}"
+    return " ".join(checksum[:16] for key, checksum in CHECKSUMS.items() if key.rpartition("-")[0] == name)
+
+
+@cache
+def _digest_under(name: str, root: str) -> str:
+    found = hashlib.sha256()
+    for split in ("test", "train"):
+        for array in _from_torchvision(name, split, Path(root)):
+            found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()[:16]
 
 
 def bundle(folder: Path) -> list[Path]:

@@ -1,20 +1,17 @@
-"""Notebooks as pipeline stages: `python -m i2f.paper.pipeline code | keys | run | publish | readme | store`.
+"""Notebooks as pipeline stages: `python -m i2f.paper.pipeline source | keys | run | solve | verify | publish`.
 
-A profile is a folder with a params.yaml: the project's own (the default), or one of `profiles/`. Its runs are executed
-into its runs/, what git keeps of them goes into its results/. This module and the command line alone read the
-environment.
+params.yaml lists the runs: a notebook and its parameters each. A run reads its rows from results/KEY, solves what is
+missing, and writes the executed notebook, its figures, claims and tables into runs/executed/KEY. Only `publish` writes
+to results/. This module and the command line alone read the environment.
 """
 
 import argparse
-import hashlib
-import json
 import logging
 import os
-import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nbformat
 import yaml
@@ -22,99 +19,116 @@ import yaml
 from i2f.paper import books
 from i2f.paper.books import ROOT
 
+RESULTS = ROOT / "results"
+RUNS = ROOT / "runs"
 
-def settings(device: str = "") -> Any:
-    """How this process's sweeps run, as the environment says (`sweep.Settings`): a notebook passes it to `run`.
 
-    I2F_JOBS, I2F_STORE, I2F_DEVICE, I2F_SCHEDULER, I2F_PROGRESS: the fields of `sweep.Settings`. `device` takes
-    precedence over I2F_DEVICE, and is taken for the whole process (`devices.use`).
+class Run(NamedTuple):
+    """What a notebook works with: key of params.yaml ("": parameters that are nobody's), parameters, settings."""
+
+    key: str
+    config: dict[str, Any]
+    settings: Any
+
+
+def study(notebook: str, names: dict[str, Any]) -> list[Run]:
+    """The runs that a notebook shows: first that of its own parameters, taken from `names` (its globals()), then the
+    other ones of params.yaml. Rows are read from what is published of all of them."""
+    published = books.parameters(books.NOTEBOOKS / f"{notebook}.ipynb")
+    mine = {name: names[name] for name in published if name != "out"}
+    others = {key: {**mine, **entry["parameters"]} for key, entry in runs().items() if entry["notebook"] == notebook}
+    key = next((key for key, config in others.items() if config == mine), "")
+    found = {key: mine} | {other: config for other, config in others.items() if other != key}
+    folders = [RESULTS / other for other in others]
+    return [Run(key, config, settings(folders)) for key, config in found.items()]
+
+
+def settings(published: list[Path] | None = None) -> Any:
+    """How this process's sweeps run, as the environment says (`sweep.Settings`).
+
+    I2F_JOBS, I2F_DEVICE, I2F_SCHEDULER, I2F_PROGRESS: the fields of `sweep.Settings`. I2F_CHUNKS: the folder of
+    finished chunks (runs/rows by default); I2F_MISSING=refuse: a row that is not published is an error. published:
+    folders of published tables; None: nothing is known, and nothing kept.
     """
     from i2f.paper import devices  # which brings PyTorch, seconds that most commands need not spend
+    from i2f.paper.rows import Store
     from i2f.paper.sweep import Settings
 
     given = os.environ.get
-    device = device or given("I2F_DEVICE", "")
-    devices.use(device)
+    devices.use(given("I2F_DEVICE", ""))
+    store = None
+    if published is not None:
+        store = Store(published, Path(given("I2F_CHUNKS") or RUNS / "rows"), given("I2F_MISSING") != "refuse")
     return Settings(
         jobs=int(given("I2F_JOBS") or 0) or None,
-        store=given("I2F_STORE") or None,
-        device=device,
+        store=store,
+        device=given("I2F_DEVICE", ""),
         scheduler=given("I2F_SCHEDULER", ""),
         progress=given("I2F_PROGRESS") or "auto",
     )
 
 
-def code(profile: Path) -> None:
-    """runs/code/KEY.py: the code of each run's notebook, so that a stage can depend on that alone."""
-    target = profile / "runs" / "code"
-    target.mkdir(parents=True, exist_ok=True)
-    for key, entry in runs(profile).items():
-        book = books.code_of(_notebook(entry), _parameters(entry))
-        text = "\n\n# %%\n".join(cell.source for cell in book.cells) + "\n"
-        (target / f"{key}.py").write_text(text, encoding="utf-8")
+def save(out: str | Path, run: Run, verdicts: Any, drawn: dict[str, Any]) -> None:
+    """Write what a run found into the folder `out`: the tables that it read or solved, claims.json, and its figures by
+    file name, which name the tables they were drawn from. An empty `out` writes nothing: the notebook is only read."""
+    if not out:
+        return
+    from i2f.paper import claims, figures, rows
+
+    folder = Path(out)
+    digest = rows.save(folder, run.settings.store.asked)
+    claims.save(verdicts, folder / "claims.json")
+    for name, figure in drawn.items():
+        figures.save(figure, folder / name, digest)
 
 
-def run(key: str, profile: Path, device: str = "") -> None:
-    """Execute the notebook of the run `key` of a profile's params.yaml, its results going to runs/executed/KEY.
+def source() -> None:
+    """runs/source/NOTEBOOK.ipynb: every notebook without outputs, so that a stage can depend on that alone."""
+    (RUNS / "source").mkdir(parents=True, exist_ok=True)
+    for notebook in {entry["notebook"] for entry in runs().values()}:
+        nbformat.write(books.bare(books.NOTEBOOKS / f"{notebook}.ipynb"), RUNS / "source" / f"{notebook}.ipynb")
 
-    device: where its tensors live (`i2f.devices`); "": what the environment variable I2F_DEVICE says, or the profile's
-    own `device`. It is no parameter of the run: a table depends on it by rounding alone.
 
-    The executed code cells appear there only when every cell has run, cleaned of all that differs between runs. What
-    the notebook's sweeps have finished is kept in runs/partial until then, so that a run that is cut off goes on; it
-    is kept apart for every state of the code and of the parameters.
-    """
+def run(key: str, out: Path | None = None) -> None:
+    """Execute the notebook of a run, its figures, claims and tables going to `out` (runs/executed/KEY), and the
+    executed notebook too, when every cell has run, cleaned of all that differs between runs."""
     import papermill  # loads slowly, and no other command needs it
 
-    entry = _known("run", key, runs(profile))
-    notebook, parameters = _notebook(entry), _parameters(entry)
-    out, partial = profile / "runs" / "executed" / key, profile / "runs" / "partial" / key
+    entry = _known("run", key, runs())
+    notebook = books.NOTEBOOKS / f"{entry['notebook']}.ipynb"
+    parameters = entry.get("parameters") or {}
+    for name in parameters:
+        _known(f"parameter of {notebook.name}", name, books.parameters(notebook))  # papermill only warns
+    out = out or RUNS / "executed" / key
     out.mkdir(parents=True, exist_ok=True)
-    books.prepare(progress="text")  # streamed to this terminal, not stored
-    os.environ["I2F_DEVICE"] = device or os.environ.get("I2F_DEVICE") or _profile(profile).get("device", "cpu")
-    logging.getLogger("papermill").setLevel(logging.ERROR)  # it misses the parameters that `code_of` took out
-    book = books.code_of(notebook, parameters)
-    os.environ["I2F_STORE"] = str((partial / _state(book, parameters)).resolve())
+    books.prepare(progress=os.environ.get("I2F_PROGRESS", "text"))  # streamed to this terminal, not stored
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as scratch:
-        source, executed = Path(scratch) / "source.ipynb", Path(scratch) / notebook.name
-        nbformat.write(book, source)
+        bare, executed = Path(scratch) / "bare.ipynb", Path(scratch) / notebook.name
+        nbformat.write(books.bare(notebook), bare)
         papermill.execute_notebook(
-            str(source),
+            str(bare),
             str(executed),
             {**parameters, "out": os.path.relpath(out.resolve(), books.NOTEBOOKS)},
             cwd=str(books.NOTEBOOKS),
             stderr_file=sys.stderr,
             progress_bar=False,
         )
-        book = nbformat.read(executed, as_version=4)
-        for cell in book.cells:
-            cell.metadata = {}
-        nbformat.write(books.cleaned(book), out / notebook.name)
-    shutil.rmtree(partial, ignore_errors=True)
+        nbformat.write(books.cleaned(nbformat.read(executed, as_version=4)), out / notebook.name)
 
 
-def _profile(profile: Path) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((profile / "params.yaml").read_text(encoding="utf-8"))
+def solve(key: str) -> None:
+    """Solve what a run is missing, for publication: finished chunks go to results/KEY/pending, from where the next
+    call goes on."""
+    _known("run", key, runs())
+    os.environ["I2F_CHUNKS"] = str(RESULTS / key / "pending")
+    run(key, RUNS / "solved" / key)
+
+
+def runs() -> dict[str, dict[str, Any]]:
+    """The runs by key, in the order of params.yaml."""
+    found: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["runs"]
     return found
-
-
-def runs(profile: Path) -> dict[str, dict[str, Any]]:
-    """A profile's runs by key, in the order of params.yaml."""
-    found: dict[str, dict[str, Any]] = _profile(profile)["runs"]
-    return found
-
-
-def _notebook(entry: dict[str, Any]) -> Path:
-    return books.NOTEBOOKS / f"{entry['notebook']}.ipynb"
-
-
-def _parameters(entry: dict[str, Any]) -> dict[str, Any]:
-    """The run's parameters, all of them the notebook's: papermill only warns of others."""
-    defined = dict.fromkeys(books.parameters_of(_notebook(entry)))
-    parameters = entry.get("parameters") or {}
-    for name in parameters:
-        _known(f"parameter of {entry['notebook']}.ipynb", name, defined)
-    return parameters
 
 
 def _known(what: str, name: str, table: dict[str, Any]) -> Any:
@@ -125,53 +139,41 @@ def _known(what: str, name: str, table: dict[str, Any]) -> Any:
     return table[name]
 
 
-def _state(book: nbformat.NotebookNode, parameters: dict[str, Any]) -> str:
-    """A short digest of everything that the run's rows depend on."""
-    digest = hashlib.sha256(json.dumps([parameters, os.environ.get("I2F_DEVICE")], sort_keys=True).encode())
-    for file in sorted(path for path in (ROOT / "i2f").rglob("*") if path.suffix in (".py", ".toml")):
-        digest.update(file.read_bytes())
-    for cell in book.cells:
-        digest.update(cell.source.encode())
-    return digest.hexdigest()[:16]
-
-
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m i2f.paper.pipeline", description=__doc__)
     commands = found.add_subparsers(dest="command", required=True)
-    profile = argparse.ArgumentParser(add_help=False)
-    profile.add_argument("--profile", type=Path, default=ROOT, help="folder of params.yaml, runs/ and results/")
-    commands.add_parser("code", parents=[profile], help="write the code of every run's notebook, a stage's dependency")
-    commands.add_parser("keys", parents=[profile], help="list the runs")
-    command = commands.add_parser("run", parents=[profile], help="execute a run's notebook")
-    command.add_argument("key", help="of the run, in params.yaml")
-    command.add_argument("--device", default="", help="auto, cpu, cuda or mps; default: I2F_DEVICE, or the profile's")
-    command = commands.add_parser("publish", parents=[profile], help="write tables, claims and figures of every run")
-    command.add_argument("--finished", action="store_true", help="of the runs that are there, not of all")
-    commands.add_parser("readme", help="put the claims into the README")
-    command = commands.add_parser("store", help="rerun notebooks at their own scale and store the outputs in them")
-    command.add_argument("notebooks", type=Path, nargs="*")
+    commands.add_parser("source", help="write every notebook without its outputs, a stage's dependency")
+    commands.add_parser("keys", help="list the runs")
+    for name, words in (("run", "execute a run's notebook"), ("solve", "solve what a run is missing, to publish it")):
+        commands.add_parser(name, help=words).add_argument("key", help="of the run, in params.yaml")
+    command = commands.add_parser("publish", help="make finished runs the published ones; every number follows them")
+    command.add_argument("keys", nargs="*", help="of the runs; default: all")
+    command = commands.add_parser("verify", help="solve a sample of the published rows anew and compare")
+    command.add_argument("--budget", type=float, default=8.0, help="minutes of two cores (default: 8)")
+    command.add_argument("--share", type=float, default=None, help="this share of every table instead; 1: every row")
+    command.add_argument("--seed", default="", help="of the sample; default: what code and tables give")
+    command.add_argument("--runs", nargs="*", default=[], metavar="KEY", help="only of these runs; default: all")
     return found
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    if arguments.command == "code":
-        code(arguments.profile)
+    if arguments.command == "source":
+        source()
     elif arguments.command == "keys":
-        print(*runs(arguments.profile), sep="\n")
+        print(*runs(), sep="\n")
     elif arguments.command == "run":
-        run(arguments.key, arguments.profile, arguments.device)
-    elif arguments.command == "store":
-        for notebook in arguments.notebooks or sorted(books.NOTEBOOKS.glob("*.ipynb")):
-            print(notebook.name, flush=True)
-            books.store(notebook)
-    else:
+        run(arguments.key)
+    elif arguments.command == "solve":
+        solve(arguments.key)
+    elif arguments.command == "publish":
         from i2f.paper import publishing  # which brings PyTorch and the figures
 
-        if arguments.command == "publish":
-            publishing.publish(arguments.profile, runs(arguments.profile), arguments.finished)
-        else:
-            publishing.readme()
+        publishing.publish(arguments.keys)
+    else:
+        from i2f.paper import verify
+
+        return verify.command(arguments)
     return 0
 
 

@@ -1,58 +1,94 @@
-"""What git keeps of the runs: rounded tables, claims, figures drawn from the tables, and the README's claims."""
+"""`publish`: finished rows become the published ones, and every number, figure and sentence follows them."""
 
+import json
+import os
 import shutil
-from importlib import import_module
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import joblib
-import pandas as pd
+import nbformat
 
-from i2f.paper import claims, figures, ledger
+from i2f.paper import books, claims, ledger, pipeline, rows
 from i2f.paper.books import ROOT
+from i2f.paper.pipeline import RESULTS, RUNS
 
 OPEN, CLOSE = "<!-- results/claims.json -->", "<!-- end of claims -->"  # in the README
-DIGITS = "%.3g"  # what a published table keeps: the same from run to run, and nearly so from machine to machine
-
-Runs = dict[str, dict[str, Any]]
 
 
-def publish(profile: Path, runs: Runs, finished: bool = False) -> None:
-    """results/: what git keeps of every run, its tables and claims rounded, its figures drawn anew from the tables;
-    and results/claims.json, the claims of all, in the order of params.yaml.
+def publish(keys: Sequence[str] = ()) -> None:
+    """Publish runs (default: all), one after the other, each atomically: its tables, claims and figures replace those
+    of results/KEY once its notebook has run on published and pending rows alone. Then what follows from them: the
+    notebooks' outputs, results/claims.json, the index, the ledger, the README.
 
-    finished: only of the runs that are there. Raises: FileNotFoundError for a run that is not.
+    Raises: LookupError for a run that is missing rows, OSError where the disk is full; the run keeps what it had.
     """
-    target, source = profile / "results", profile / "runs" / "executed"
-    target.mkdir(exist_ok=True)
-    runs = {key: entry for key, entry in runs.items() if not finished or _has_run(entry, source / key)}
-    for key in runs:
-        if not (source / key).exists():
-            raise FileNotFoundError(
-                f"{source / key} is not there: nothing to publish. Run it first: dvc repro run@{key}"
-            )
-    each = (joblib.delayed(_publish)(entry, source / key, target / key) for key, entry in runs.items())
-    joblib.Parallel(n_jobs=max(1, min(len(runs), joblib.cpu_count(only_physical_cores=True))))(each)
-    for stale in {folder for folder in target.iterdir() if folder.is_dir()} - {target / key for key in runs}:
+    known = pipeline.runs()
+    keys = list(keys) or list(known)
+    for key in keys:
+        restore(RESULTS / key)
+    jobs = max(1, min(len(keys), joblib.cpu_count(only_physical_cores=True)))
+    joblib.Parallel(n_jobs=jobs)(joblib.delayed(_stage)(key) for key in keys)
+    for key in keys:
+        promote(RUNS / "staged" / key, RESULTS / key)
+        print(f"published {key}", flush=True)
+    for notebook in {known[key]["notebook"]: key for key in reversed(known) if key in keys}.items():
+        name, key = notebook
+        executed = nbformat.read(RUNS / "staged" / key / f"{name}.ipynb", as_version=4)
+        books.store(books.NOTEBOOKS / f"{name}.ipynb", executed)
+    files = [RESULTS / key / "claims.json" for key in known]
+    claims.save([claim for file in files if file.exists() for claim in claims.load(file)], RESULTS / "claims.json")
+    for stale in {folder for folder in RESULTS.iterdir() if folder.is_dir()} - {RESULTS / key for key in known}:
         shutil.rmtree(stale)
-    files = [source / key / "claims.json" for key in runs]
-    claims.save([claim for file in files if file.exists() for claim in claims.load(file)], target / "claims.json")
+    readme()
+    for notebook in sorted(books.NOTEBOOKS.glob("*.ipynb")):
+        if notebook.stem not in {entry["notebook"] for entry in known.values()}:
+            books.execute(notebook)
 
 
-def _has_run(entry: dict[str, Any], folder: Path) -> bool:
-    return (folder / f"{entry['notebook']}.ipynb").exists()
+def _stage(key: str) -> None:
+    """runs/staged/KEY: the run on the rows that are published or pending, none other."""
+    shutil.rmtree(RUNS / "staged" / key, ignore_errors=True)
+    os.environ |= {"I2F_CHUNKS": str(RESULTS / key / "pending"), "I2F_MISSING": "refuse"}
+    pipeline.run(key, RUNS / "staged" / key)
 
 
-def _publish(entry: dict[str, Any], source: Path, target: Path) -> None:
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    for file in sorted(source.glob("*.csv")):
-        pd.read_csv(file).to_csv(target / file.name, index=False, float_format=DIGITS)
-    if (source / "claims.json").exists():
-        claims.save(claims.load(source / "claims.json"), target / "claims.json")
-    drawing = import_module(f"i2f.paper.figures.{entry['experiment']}")
-    for name, figure in drawing.published(source).items():
-        figures.save(figure, target / name)
+def promote(staged: Path, target: Path) -> None:
+    """Make the staged run the published one: whole, or not at all. Its pending rows are gone with that, since those
+    that were used are in its tables."""
+    new, old = (target.with_name(f".{target.name}.{word}") for word in ("new", "old"))
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        shutil.copytree(staged, new, ignore=shutil.ignore_patterns("*.ipynb"))
+        _verified(new)
+    except OSError as error:
+        shutil.rmtree(new, ignore_errors=True)
+        raise OSError(f"{target.name} could not be published ({error}): results/ keeps what it had") from error
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def restore(target: Path) -> None:
+    """Bring back what a publication that was killed between its two renames had set aside."""
+    old = target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():
+        old.rename(target)
+    for rest in (old, target.with_name(f".{target.name}.new")):
+        shutil.rmtree(rest, ignore_errors=True)
+
+
+def _verified(folder: Path) -> None:
+    """Into the provenance of each table, what share of it `verify` has solved anew, and how much of that agreed."""
+    path, known = folder / rows.PROVENANCE, RUNS / "verified.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    tried = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
+    before = rows.provenance(RESULTS / folder.name.strip(".").removesuffix(".new"))
+    for table, about in found["tables"].items():
+        same = before.get(table, {}).get("sha256") == about["sha256"]
+        about["verified"] = tried.get(about["sha256"]) or (before[table].get("verified") if same else None)
+    rows.write(path, (json.dumps(found, indent=1) + "\n").encode())
 
 
 def readme() -> None:
@@ -60,4 +96,4 @@ def readme() -> None:
     path = ROOT / "README.md"
     before, rest = path.read_text(encoding="utf-8").split(OPEN)
     after = rest.split(CLOSE, 1)[1]
-    path.write_text(f"{before}{OPEN}\n\n{ledger.markdown()}\n\n{CLOSE}{after}", encoding="utf-8")
+    rows.write(path, f"{before}{OPEN}\n\n{ledger.markdown()}\n\n{CLOSE}{after}".encode())

@@ -1,20 +1,16 @@
-"""A grid of problems becomes one tidy table: in parallel processes or on a cluster, one row per problem, resumable."""
+"""A grid of problems becomes one tidy table: what is known is read, what is missing is solved, in parallel or on a
+cluster, resumably."""
 
-import hashlib
 import itertools
 import json
-import os
-import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import joblib
 import pandas as pd
 
 from i2f.core.progress import bar
-from i2f.paper import devices
+from i2f.paper import devices, rows
 from i2f.paper.workers import RAISED, Problem, Row, Solve, cluster, in_processes, on_cluster
 
 __all__ = ["DEFAULT", "Problem", "Row", "Settings", "Solve", "grid", "run"]
@@ -31,15 +27,15 @@ class Settings:
     """How and where sweeps run. No number depends on it, beyond rounding.
 
     jobs: processes, one thread in each, so that cores are not oversubscribed; with 1 there is no other process. None:
-    one per core. store: a folder that keeps every finished chunk, so that a run that was cut off goes on from there.
-    device: of the tensors, a name of `devices`; "": the one in use. scheduler: the address of a Dask scheduler (pip
-    install 'i2f[cluster]'), or a `distributed.Client`, whose workers then solve the chunks. Workers need this package,
-    the data, and one thread each. progress: "auto" (a bar for terminal or notebook), "text" (lines that a log can hold)
-    or "off".
+    one per core. store: the rows that are known, and where new ones go (`rows.Store`); None: everything is solved, and
+    nothing kept. device: of the tensors, a name of `devices`; "": the one in use. scheduler: the address of a Dask
+    scheduler (pip install 'i2f[cluster]'), or a `distributed.Client`, whose workers then solve the chunks. Workers need
+    this package, the data, and one thread each. progress: "auto" (a bar for terminal or notebook), "text" (lines that a
+    log can hold) or "off".
     """
 
     jobs: int | None = None
-    store: Path | str | None = None
+    store: rows.Store | None = None
     device: str = ""
     scheduler: Any = ""
     progress: str = "auto"
@@ -57,84 +53,77 @@ def run(
     whole: bool = False,
     description: str = "problems",
 ) -> pd.DataFrame:
-    """`solve` applied to every problem, in parallel: one row each, the problem's values in front, in their order.
+    """The rows of every problem, its values in front, in their order: read where they are known, solved where not.
 
     Args:
-        solve: takes a chunk, a list of problems, and returns a row for each; a function of a module (or a `partial` of
-            one), since it is sent to other processes. It must depend on nothing but its chunk.
-        together: problems that agree in these columns may share a chunk, `at_most` of them; the rest stay apart.
-            Chunks follow from the problems alone, so that a table does not depend on `settings`.
+        solve: takes a chunk, a list of problems, and returns for each its row, or a list of rows; a function of a
+            module, since it is sent to other processes, and with a store a declared one (`rows.declare`). It must
+            depend on nothing but its chunk.
+        together: missing problems that agree in these columns may share a chunk, `at_most` of them; the rest stay
+            apart.
         whole: a table with holes is of no use.
         description: of the progress bar.
 
-    A chunk that raises is not the end of the others: its rows say `failed` and why. Raises: RuntimeError where every
-    single one did, since that is no finding but a mistake, or where any did of a `whole` table, after all are done;
-    ConnectionError where a scheduler does not answer or has no worker; ValueError for workers of several threads.
+    A chunk that raises is not the end of the others: its rows say `failed` and why, and are not kept. Raises:
+    RuntimeError where every single one did, since that is no finding but a mistake, or where any did of a `whole`
+    table, after all are done; LookupError for missing rows where the store is not to solve any; ConnectionError where a
+    scheduler does not answer or has no worker; ValueError for workers of several threads.
     """
-    problems = list(problems)
+    problems = [{name: rows.plain(value, name) for name, value in problem.items()} for problem in problems]
     if not problems:
         raise ValueError("problems is empty: a sweep needs at least one (did an axis of the grid have no values?)")
-    chunks = _chunks(problems, list(together), at_most)
-    kept = _Kept(settings.store, solve)
-    rows: dict[int, Row] = {}
-    left: dict[str, list[list[int]]] = {}  # chunks of equal problems are solved once
-    for chunk in chunks:
-        chosen = [problems[i] for i in chunk]
-        found = kept.load(chosen)
-        if found is None:
-            left.setdefault(_key(chosen), []).append(chunk)
+    store = settings.store
+    declared = rows.declaration(solve) if store is not None else None
+    found: dict[str, list[Row]] = {}
+    todo: dict[str, Problem] = {}  # equal problems are solved once
+    keys = [declared.key(problem) if declared else json.dumps(problem, sort_keys=True) for problem in problems]
+    for key, problem in zip(keys, problems, strict=True):
+        known = store.find(declared, problem) if store is not None and declared is not None else None
+        if known is None:
+            todo[key] = problem
         else:
-            rows.update(zip(chunk, found, strict=True))
-    todo = {key: [problems[i] for i in alike[0]] for key, alike in left.items()}
-    shown = bar(total=len(problems), initial=len(rows), description=description, shown=settings.progress)
-    with cluster(settings.scheduler) as client, shown as progress:
+            found[key] = known
+    if todo and store is not None and declared is not None and not store.solve:
+        raise LookupError(
+            f"{len(todo):,} of {len(problems):,} problems of the table {declared.table!r} have no published row; the "
+            f"first: {next(iter(todo.values()))}. Solve them (make solve RUN=...) and publish them (make publish)"
+        )
+    chunks = {"|".join(chunk): chunk for chunk in _chunks(todo, list(together), at_most)}
+    words = f"{description}: {len(found):,} known, {len(todo):,} to solve" if found else description
+    shown = bar(total=len(todo), description=words, shown=settings.progress if todo else "off")
+    with cluster(settings.scheduler if todo else "") as client, shown as progress:
         device = settings.device or devices.chosen()
-        solved = on_cluster(client, device, solve, todo) if client else in_processes(settings.jobs, device, solve, todo)
-        for key, found in solved:
-            if not any(row["failed"] and row["reason"].startswith(RAISED) for row in found):
-                kept.save(todo[key], found)
-            for chunk in left[key]:
-                rows.update(zip(chunk, found, strict=True))
-                progress.update(len(chunk))
-    table = pd.DataFrame([{**problem, **rows[i]} for i, problem in enumerate(problems)])
-    raised = table.reason.astype(str).str.startswith(RAISED) if "reason" in table else pd.Series(False)
-    if len(raised) == len(table) and (raised.all() or (whole and raised.any())):
-        raise RuntimeError(f"{raised.sum()} of {len(table)} problems failed; the first: {table.reason[raised].iloc[0]}")
+        tasks = [(name, [todo[key] for key in chunk], solve) for name, chunk in chunks.items()]
+        for name, solved in on_cluster(client, device, tasks) if client else in_processes(settings.jobs, device, tasks):
+            solved = [[rows.plain_row(row) for row in each] for each in solved]
+            found |= zip(chunks[name], solved, strict=True)
+            progress.update(len(solved))
+            if store is not None and declared is not None and not any(_raised(row) for row in itertools.chain(*solved)):
+                store.add(declared, [todo[key] for key in chunks[name]], solved)
+    if store is not None and declared is not None:
+        for problem in todo.values():
+            store.find(declared, problem)  # so that it counts as asked for
+    table = pd.DataFrame(
+        [{**problem, **row} for key, problem in zip(keys, problems, strict=True) for row in found[key]]
+    )
+    raised = [row for key in keys for row in found[key] if _raised(row)]
+    if raised and (whole or len(raised) == len(table)):
+        raise RuntimeError(f"{len(raised)} of {len(table)} problems failed; the first: {raised[0]['reason']}")
     return table
 
 
-def _chunks(problems: list[Problem], together: list[str], at_most: int) -> list[list[int]]:
-    """Positions of the problems, in chunks; a chunk's place is that of its first problem."""
+def _raised(row: Row) -> bool:
+    return bool(row["failed"]) and str(row["reason"]).startswith(RAISED)
+
+
+def _chunks(todo: dict[str, Problem], together: list[str], at_most: int) -> list[list[str]]:
+    """The keys of the problems in chunks; a chunk's place is that of its first problem."""
     if at_most < 1:
         raise ValueError(f"at_most={at_most} is out of range: a chunk holds at least 1 problem")
-    if not together:
-        return [[i] for i in range(len(problems))]
-    groups: dict[str, list[int]] = {}
-    for i, problem in enumerate(problems):
-        groups.setdefault(_key([{name: problem.get(name) for name in together}]), []).append(i)
-    return sorted(group[k : k + at_most] for group in groups.values() for k in range(0, len(group), at_most))
-
-
-def _key(chunk: list[Problem]) -> str:
-    return hashlib.sha256(json.dumps(chunk, sort_keys=True, default=repr).encode()).hexdigest()[:24]
-
-
-class _Kept:
-    """Finished chunks on disk: a file each, complete or absent."""
-
-    def __init__(self, folder: Path | str | None, solve: Solve):
-        named, fixed = getattr(solve, "func", solve), (getattr(solve, "args", ()), getattr(solve, "keywords", {}))
-        name = f"{named.__module__}.{named.__qualname__}-{joblib.hash(fixed)[:12]}"
-        self.folder = Path(folder) / name if folder else None
-
-    def load(self, chunk: list[Problem]) -> list[Row] | None:
-        path = self.folder and self.folder / f"{_key(chunk)}.pickle"
-        return pickle.loads(path.read_bytes()) if path and path.exists() else None
-
-    def save(self, chunk: list[Problem], rows: list[Row]) -> None:
-        if self.folder:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / f"{_key(chunk)}.pickle"
-            scratch = path.with_suffix(f".{os.getpid()}")
-            scratch.write_bytes(pickle.dumps(rows))
-            scratch.replace(path)  # a kill in the middle leaves no half file under the chunk's name
+    groups: dict[str, list[str]] = {}
+    for key, problem in todo.items():
+        alike = json.dumps([problem.get(name) for name in together]) if together else key
+        groups.setdefault(alike, []).append(key)
+    place = {key: number for number, key in enumerate(todo)}
+    chunks = [group[k : k + at_most] for group in groups.values() for k in range(0, len(group), at_most)]
+    return sorted(chunks, key=lambda chunk: place[chunk[0]])

@@ -1,7 +1,7 @@
 """Who solves the chunks of a sweep: this process, other processes of this machine, or a Dask cluster's workers."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,27 +12,27 @@ from i2f.paper import devices
 
 Problem = dict[str, Any]  # plain values: a problem is the left half of its row
 Row = dict[str, Any]
-Solve = Callable[[list[Problem]], list[Row]]
-Chunks = Mapping[str, list[Problem]]  # by key
+Solve = Callable[[list[Problem]], Sequence[Row | list[Row]]]
+Task = tuple[str, list[Problem], Solve]  # a chunk, its name in front
+Solved = tuple[str, list[list[Row]]]  # that name, and every problem's rows
 Client = Any  # a `distributed.Client`, of an optional package
 
 PATIENCE = 10  # seconds for a scheduler to answer
 RAISED = "raised "  # what the reason of a row begins with that a chunk's exception left
 
 
-def in_processes(jobs: int | None, device: str, solve: Solve, todo: Chunks) -> Iterator[tuple[str, list[Row]]]:
+def in_processes(jobs: int | None, device: str, tasks: Sequence[Task]) -> Iterator[Solved]:
     """The chunks' rows as they come, from processes of this machine."""
-    tasks = [(key, chunk, solve, device) for key, chunk in todo.items()]
     jobs = max(1, min(jobs or joblib.cpu_count(only_physical_cores=True), len(tasks)))
     if jobs == 1:
-        yield from itertools.starmap(solve_alone, tasks)
+        yield from itertools.starmap(solve_alone, [(*task, device) for task in tasks])
         return
-    calls = [joblib.delayed(solve_alone)(*task) for task in tasks]
+    calls = [joblib.delayed(solve_alone)(*task, device) for task in tasks]
     with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
         yield from joblib.Parallel(return_as="generator_unordered", batch_size=1)(calls)
 
 
-def on_cluster(client: Client, device: str, solve: Solve, todo: Chunks) -> Iterator[tuple[str, list[Row]]]:
+def on_cluster(client: Client, device: str, tasks: Sequence[Task]) -> Iterator[Solved]:
     """The chunks' rows as they come, from a Dask cluster's workers; a chunk whose worker dies goes to another, thrice.
 
     device: by its name, so that "auto" is each worker's own.
@@ -40,14 +40,15 @@ def on_cluster(client: Client, device: str, solve: Solve, todo: Chunks) -> Itera
     from distributed import as_completed  # an optional package
     from distributed.scheduler import KilledWorker
 
-    futures = client.map(solve_alone, todo.keys(), todo.values(), solve=solve, device=device, pure=False)
-    keys = dict(zip(futures, todo, strict=True))
+    futures = client.map(solve_alone, *zip(*tasks, strict=True), device=device, pure=False)
+    chunks = dict(zip(futures, tasks, strict=True))
     try:
         for future in as_completed(futures):
             try:
                 yield future.result()  # computed anew where the worker died with it
             except KilledWorker as error:  # its workers died again and again
-                yield keys[future], _raised(error, todo[keys[future]])
+                name, chunk, _ = chunks[future]
+                yield name, _raised(error, chunk)
     finally:
         client.cancel(futures)
 
@@ -95,16 +96,16 @@ def _connected(address: str) -> Client:
         ) from error
 
 
-def solve_alone(key: str, chunk: list[Problem], solve: Solve, device: str) -> tuple[str, list[Row]]:
-    """The chunk's key and rows, solved on one thread; where it raises, rows that say `failed` and why."""
+def solve_alone(name: str, chunk: list[Problem], solve: Solve, device: str) -> Solved:
+    """The chunk's name and rows, solved on one thread; where it raises, rows that say `failed` and why."""
     try:
         with _alone(device):
-            rows = solve(chunk)
-        if len(rows) != len(chunk):
-            raise RuntimeError(f"{len(rows)} rows for {len(chunk)} problems")
-        return key, [{"failed": False, "reason": "", **row} for row in rows]
+            found = [one if isinstance(one, list) else [one] for one in solve(chunk)]
+        if len(found) != len(chunk) or not all(found):
+            raise RuntimeError(f"rows for {sum(map(bool, found))} of {len(chunk)} problems")
+        return name, [[{"failed": False, "reason": "", **row} for row in rows] for rows in found]
     except Exception as error:  # a solver may raise anything
-        return key, _raised(error, chunk)
+        return name, _raised(error, chunk)
 
 
 @contextmanager
@@ -122,5 +123,5 @@ def _alone(device: str) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = cuda
 
 
-def _raised(error: BaseException, chunk: list[Problem]) -> list[Row]:
-    return [{"failed": True, "reason": f"{RAISED}{type(error).__name__}: {error}"} for _ in chunk]
+def _raised(error: BaseException, chunk: list[Problem]) -> list[list[Row]]:
+    return [[{"failed": True, "reason": f"{RAISED}{type(error).__name__}: {error}"}] for _ in chunk]

@@ -16,6 +16,7 @@ from i2f.paper import models, sweep
 from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
+from i2f.paper.rows import declare
 from i2f.paper.statistics import convergence, share
 from i2f.paper.sweep import Problem, Row, Settings
 
@@ -28,12 +29,13 @@ UNPUBLISHED = ["relative", "budget", "start_seed"]
 def problems(config: Config) -> list[Problem]:
     """Every image under every network of the family, the deepest first, so that the longest do not come last.
 
-    config: dataset, init, weight_seed, normalize; depths, widths, activations; images; relative: the expected norm of
-    the noise over the gradient's; steps, start_seed: of the attack.
+    config: dataset, init, weight_seed; depths, widths, activations; images; relative: the expected norm of the noise
+    over the gradient's; gauss_newton_steps, start_seed: of the attack.
     """
-    more = {"relative": config["relative"], "budget": config["steps"], "start_seed": config["start_seed"]}
+    more = {"relative": config["relative"], "budget": config["gauss_newton_steps"], "start_seed": config["start_seed"]}
     grid = sweep.grid(
         **shared.setting(config),
+        normalize=True,
         depth=sorted(config["depths"], reverse=True),
         width=sorted(config["widths"], reverse=True),
         activation=list(config["activations"]),
@@ -49,11 +51,12 @@ def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     expected_rmse: √(σ² tr((J Jᵀ)⁻¹)/d_x), per pixel, for noise of expected norm `relative`·‖g‖; this and the condition
     are infinite where the rank is below d_x. Further columns as in `problems.attack`.
     """
-    table = sweep.run(_solve, problems, settings, description="networks")
+    table = sweep.run(solve, problems, settings, description="networks")
     return Results({"problems": table.drop(columns=UNPUBLISHED)})
 
 
-def _solve(chunk: list[Problem]) -> list[Row]:
+@declare("problems", defaults=shared.DEFAULTS)
+def solve(chunk: list[Problem]) -> list[Row]:
     return [_row(problem) for problem in chunk]
 
 

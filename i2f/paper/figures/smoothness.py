@@ -1,13 +1,12 @@
 """Depth and smoothness: what was recovered of which network, how far spectra reach, what noise would hide."""
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from i2f.paper.figures.style import BLUE, GREEN, PINK, VERMILION, marks, readable_ticks, style
+from i2f.paper.results import Config, Results
 
 ACTIVATIONS = {  # name -> label, colour, marker
     "sigmoid": ("sigmoid", GREEN, "s"),
@@ -18,9 +17,9 @@ ACTIVATIONS = {  # name -> label, colour, marker
 FLOOR = 1e-16  # what an RMSE is raised to, to have a place on a logarithmic axis
 
 
-def published(run: Path) -> dict[str, Figure]:
-    """The figures of a run's folder, by file name."""
-    return {"overview.svg": overview(pd.read_csv(run / "problems.csv"))}
+def published(found: Results, config: Config) -> dict[str, Figure]:
+    """The figures of a run, by file name."""
+    return {"overview.svg": overview(found.tables["problems"])}
 
 
 def overview(table: pd.DataFrame) -> Figure:

@@ -39,12 +39,14 @@ Image = NDArray[Any]  # (C, H, W)
 CLOUD = 250  # points at once
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path, source: str = "") -> None:
     """Write SVG or PNG by the path's ending; the same drawing gives the same bytes (no date, fixed salt). More than
-    `CLOUD` points at once become pixels in an SVG too, which would take megabytes."""
+    `CLOUD` points at once become pixels in an SVG too, which would take megabytes. source: what it is drawn from, kept
+    in the file's metadata."""
     for points in (c for ax in figure.axes for c in ax.collections if len(np.asarray(c.get_offsets())) > CLOUD):
         points.set_rasterized(True)
     metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+    metadata |= {"Source": source} if source else {}
     figure.savefig(path, bbox_inches="tight", dpi=150, metadata=metadata)
     plt.close(figure)
     if path.suffix == ".svg":  # within a page, no wider than the page
