@@ -21,13 +21,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from i2f.attacks import METHODS, Reconstruction, invert_many
+from i2f.attacks import METHODS, Iterate, Reconstruction, invert_many
 from i2f.audit.defense import KINDS, Defense
 from i2f.core import checks, metrics, spectrum
 from i2f.core.influence import expected_square
 from i2f.core.jacobian import GradientJacobian
 from i2f.paper import data, devices, models
 from i2f.paper.results import Config
+from i2f.paper.rows import Brief, declare
 from i2f.paper.sweep import Problem, Row
 
 IMAGES: Problem = {"dataset": "mnist", "split": "test", "image": 0, "batch": 1, "root": None}
@@ -49,7 +50,9 @@ CALL = (
     "mask",
     "ridge",
     "restarts",
+    "until",
 )  # and an attack
+HEAD = 500  # steps after which a first-order attack's objective is kept, so that these alone can be solved anew
 ERRORS = ("mse", "mse_clamped", "rmse", "feature_mse")
 FLOOR = 1e-20  # an MSE below this is rounding, and differs from machine to machine
 
@@ -99,12 +102,13 @@ def perturbation(J: GradientJacobian, problem: Problem) -> Tensor:
     return Defense(name, own.get(name, (value(problem, "size"),))).delta(J, value(problem, "noise_seed"))
 
 
-def predict(problems: list[Problem], dampings: tuple[float, ...] = ()) -> list[Row]:
+@declare("predictions", defaults=DEFAULTS)
+def predict(problems: list[Problem]) -> list[Row]:
     """What I²F predicts for each problem, per pixel, before any attack.
 
-    predicted_rmse, predicted_mse: Eq. 4 at ε = 0; `predicted_rmse, ε = …` at each of `dampings`. bound_rmse: Eq. 5.
-    expected_mse: σ² tr((J Jᵀ)⁻¹)/d_x for Gaussian noise (NaN for other noise). noise_norm: ‖δ‖. lambda_max,
-    lambda_min, rank: of J Jᵀ.
+    predicted_rmse, predicted_mse: Eq. 4 at ε = 0; `predicted_rmse, ε = …` at each of the problem's `dampings`.
+    bound_rmse: Eq. 5. expected_mse: σ² tr((J Jᵀ)⁻¹)/d_x for Gaussian noise (NaN for other noise). noise_norm: ‖δ‖.
+    lambda_max, lambda_min, rank: of J Jᵀ.
     """
     rows = []
     for problem in problems:
@@ -120,7 +124,10 @@ def predict(problems: list[Problem], dampings: tuple[float, ...] = ()) -> list[R
             {
                 "predicted_rmse": exact,
                 "predicted_mse": exact**2,
-                **{f"predicted_rmse, ε = {e:g}": float((image / (values + e)).norm()) / pixels for e in dampings},
+                **{
+                    f"predicted_rmse, ε = {e:g}": float((image / (values + e)).norm()) / pixels
+                    for e in problem.get("dampings", ())
+                },
                 "bound_rmse": float(image.norm() / values[0]) / pixels,
                 "expected_mse": expected_square(J, value(problem, "size")) / J.shape[0] if gaussian else np.nan,
                 "noise_norm": float(delta.norm()),
@@ -140,21 +147,52 @@ def pixels(dataset: str, root: str | None) -> tuple[Tensor, float]:
     return x.mean(0, keepdim=True), float(x.var(0).mean())
 
 
+def _long(problem: Problem) -> bool:
+    """Whether a problem's attack is of first order, and goes beyond `HEAD` steps."""
+    method = METHODS[checks.one_of("method", value(problem, "method"), METHODS)]
+    return method.together and "until" not in problem and problem.get("steps", method.steps) > HEAD
+
+
+def _head(problem: Problem) -> Problem | None:
+    return {**problem, "until": HEAD} if _long(problem) else None
+
+
+def _again(problem: Problem, row: Row) -> Row:
+    """The errors of the reconstruction that a long attack's row holds."""
+    return errors(jacobian(problem), torch.from_numpy(row["reconstruction"]))
+
+
+@declare("problems", defaults=DEFAULTS, brief=Brief(_head, "objective_head", _again))
 def attack(problems: list[Problem], options: dict[str, Any] | None = None, keep: bool = False) -> list[Row]:
     """What an attack finds for each problem of one network: errors per pixel against the truth, and how it ended.
 
     The problem's own `method`, `steps`, `start_seed`, `box`, `tv`, `mask` ("zeros": the attacker takes the zeros of the
-    gradient for pruned) and `ridge` (with the mean of `pixels`: a Gaussian prior) choose the attack; `options` are for
-    all of them. First-order methods run together, in float32 as published; the others one after another, in float64.
+    gradient for pruned), `ridge` (with the mean of `pixels`: a Gaussian prior) and `until` (stop after so many of the
+    steps) choose the attack; `options` are for all of them. First-order methods run together, in float32 as published;
+    the others one after another, in float64.
 
     A row: `metrics.compare`'s columns; feature_mse (logits); objective_ratio = ‖∇L(x̂) − g‖²/‖δ‖², 1 at the truth;
     relative_residual, steps, evaluations, label_found, converged, matched, failed, reason (see `Reconstruction`);
-    `keep`: picture, (n, C, H, W).
+    `keep`: picture, (n, C, H, W). Of first-order attacks with more than `HEAD` steps: objective_head, the objective
+    after that many, and reconstruction, (n, C, H, W), as found.
     """
     rows = []
     for _, alike in itertools.groupby(problems, key=lambda p: [p.get(name) for name in CALL]):
         rows += _attack_alike(list(alike), options or {}, keep)
     return rows
+
+
+class _Watch:
+    """A callback that keeps each problem's objective after `HEAD` steps, and stops all after `until`."""
+
+    def __init__(self, until: int | None):
+        self.until, self.objectives = until, dict[int, float]()
+
+    def __call__(self, at: Iterate) -> None:
+        if self.until is not None and at.step > self.until:
+            raise KeyboardInterrupt
+        if at.step == HEAD and at.restart == 0:
+            self.objectives[at.problem] = at.loss
 
 
 def _attack_alike(problems: list[Problem], options: dict[str, Any], keep: bool) -> list[Row]:
@@ -170,24 +208,28 @@ def _attack_alike(problems: list[Problem], options: dict[str, Any], keep: bool) 
         own["mask"] = gradients != 0
     if first.get("ridge"):
         own |= {"ridge": first["ridge"], "mean": pixels(value(first, "dataset"), value(first, "root"))[0]}
+    watch, long = _Watch(first.get("until")), _long(first)
+    if long or watch.until is not None:
+        own["callback"] = watch
     model = copy.deepcopy(jacobians[0].map.model).to(dtype)
     seeds = [value(p, "start_seed") for p in problems]
     found = invert_many(model, gradients, labels, jacobians[0].x.shape, method=method, seed=seeds, **own, **options)
-    return [score(J, delta, one, keep) for J, delta, one in zip(jacobians, deltas, found, strict=True)]
+    rows = [score(J, delta, one, keep) for J, delta, one in zip(jacobians, deltas, found, strict=True)]
+    for number, (row, one) in enumerate(zip(rows, found, strict=True)):
+        if number in watch.objectives:
+            row["objective_head"] = watch.objectives[number]
+        if long and number in watch.objectives:
+            row["reconstruction"] = one.x.cpu().numpy()
+    return rows
 
 
 def score(J: GradientJacobian, delta: Tensor, found: Reconstruction, keep: bool = False) -> Row:
     """One reconstruction compared with the truth, at which J was taken; see `attack`."""
     x = found.x.to(J.x)
-    finite = bool(torch.isfinite(x).all())
-    nothing = dict.fromkeys(("mse", "mse_clamped", "rmse", "psnr", "ssim"), np.nan)
-    scores = metrics.compare(x, J.x) if finite else nothing
-    ordered = metrics.assign(x, J.x) if finite and len(x) > 1 else x
     energy, total = float(delta.square().sum()), float((J.gradient + delta).square().sum())
     labels = None if found.y is None else torch.equal(found.y.sort().values, J.map.y.sort().values)
     return {
-        **scores,
-        "feature_mse": float(metrics.feature_mse(J.map.model, ordered, J.x).mean()) if finite else np.nan,
+        **errors(J, x),
         "objective_ratio": found.relative_residual**2 * total / energy if energy else np.nan,
         "relative_residual": found.relative_residual,
         "steps": found.steps,
@@ -197,8 +239,25 @@ def score(J: GradientJacobian, delta: Tensor, found: Reconstruction, keep: bool 
         "matched": found.matched,
         "failed": found.failed,
         "reason": found.reason,
-        **({"picture": ordered.detach().clamp(0, 1).cpu().numpy().astype(np.float32)} if keep else {}),
+        **({"picture": _ordered(J, x).detach().clamp(0, 1).cpu().numpy().astype(np.float32)} if keep else {}),
     }
+
+
+def errors(J: GradientJacobian, x: Tensor) -> Row:
+    """`metrics.compare`'s columns and feature_mse, of images x against the truth, at which J was taken; NaN where a
+    pixel is not finite."""
+    x = x.to(J.x)
+    if not torch.isfinite(x).all():
+        return dict.fromkeys(("mse", "mse_clamped", "rmse", "psnr", "ssim", "feature_mse"), np.nan)
+    return {
+        **metrics.compare(x, J.x),
+        "feature_mse": float(metrics.feature_mse(J.map.model, _ordered(J, x), J.x).mean()),
+    }
+
+
+def _ordered(J: GradientJacobian, x: Tensor) -> Tensor:
+    """Several images in the order of the true ones."""
+    return metrics.assign(x, J.x) if len(x) > 1 and torch.isfinite(x).all() else x
 
 
 def scored(table: pd.DataFrame) -> pd.DataFrame:
