@@ -21,7 +21,7 @@ endif
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro test lab lint format store bench lock clean
+.PHONY: help env repro solve publish test lab lint format bench lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -37,14 +37,19 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# Two runs at a time, half of the cores each: a run's bootstraps and drawings are one core's work, and on two cores its
-# sweeps need no other process. The last call finds them done, and publishes.
-repro: $(READY) ## run the whole pipeline (DVC); what is up to date is not run again. PROFILE=smoke | paper: another scale; DEVICE=auto | cuda | mps; SCHEDULER=tcp://HOST:PORT: on a Dask cluster
+# Two runs at a time: reading rows and drawing is one core's work. The last call of DVC finds them done.
+repro: $(READY) ## run every notebook on the published rows (DVC), then solve a sample of the rows anew. SEED=: another sample; BUDGET=: its minutes of two cores (8); SHARE=1: all rows; DEVICE=auto | cuda | mps
 	@dvc pull --quiet data.dvc
-	cd $(if $(PROFILE),profiles/$(PROFILE),.) && dvc repro code && python -m i2f.paper.pipeline keys --profile . | \
-	    I2F_JOBS=$${I2F_JOBS:-$$($(BIN)/python -c 'import joblib; print(max(1, joblib.cpu_count(only_physical_cores=True) // 2))')} \
-	    xargs -P 2 -I KEY dvc --wait-for-lock repro --single-item run@KEY && dvc repro
-	$(if $(PROFILE),,printf '%s\n' "store notebooks/00_index.ipynb" "store notebooks/12_claims.ipynb" readme | xargs -P 2 -L 1 python -m i2f.paper.pipeline)
+	dvc repro --quiet source && python -m i2f.paper.pipeline keys | xargs -P 2 -I KEY dvc --wait-for-lock repro --single-item run@KEY && dvc repro --quiet
+	python -m i2f.paper.pipeline verify $(if $(SEED),--seed $(SEED)) $(if $(BUDGET),--budget $(BUDGET)) $(if $(SHARE),--share $(SHARE))
+
+solve: $(READY) ## solve what a run is missing, to publish it: RUN=KEY of params.yaml; resumable; SCHEDULER=tcp://HOST:PORT: on a Dask cluster
+	@test -n "$(RUN)" || { echo "which run? make solve RUN=KEY, one of:" >&2; python -m i2f.paper.pipeline keys >&2; exit 1; }
+	python -m i2f.paper.pipeline solve $(RUN)
+
+publish: $(READY) ## make finished runs the published ones (RUN=KEY; default: all): tables, figures, claims, notebooks' outputs, README
+	python -m i2f.paper.pipeline publish $(RUN)
+	dvc repro --quiet
 
 # A file of tests, or a notebook, stays in one process; there is one a core.
 test: $(READY) ## run the tests and validate every notebook
@@ -61,11 +66,8 @@ lint: $(READY) ## check style and types
 format: $(READY) ## apply style
 	ruff check --fix . && ruff format .
 
-store: $(READY) ## rerun the notebooks at their own small scale and store the outputs in them
-	python -m i2f.paper.pipeline store
-
 bench: $(READY) ## rerun the benchmarks and rewrite their tables
-	for script in jacobian attacks convergence imports; do python benchmarks/$$script.py || exit 1; done
+	for script in jacobian attacks convergence imports rows; do python benchmarks/$$script.py || exit 1; done
 
 # rfc3987-syntax is left out: an optional check of addresses, whose grammar jsonschema would parse for two seconds
 # at the start of every process that reads a notebook

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -34,6 +34,8 @@ SCHEMA = 1  # of tables and chunks; rows of another one are refused
 PROVENANCE = "provenance.json"
 WHEREABOUTS = ("root",)  # where the data lie is no part of a key: their digest is
 NUMBER = re.compile(r"-?\d+|(-?\d+\.?\d*(e[-+]?\d+)?|nan|-?inf)")
+DECLARED = "declared"  # the attribute of a solver that holds its declaration
+S = TypeVar("S", bound=Callable[..., Any])
 LITERALS: dict[str, Any] = {"None": None, "True": True, "False": False}
 
 
@@ -78,7 +80,7 @@ def declare(
     defaults: Mapping[str, Any] | None = None,
     kinds: Mapping[str, str] | None = None,
     brief: Brief | None = None,
-) -> Callable[[Solve], Solve]:
+) -> Callable[[S], S]:
     """Decorator of a solver whose rows are kept.
 
     table: the name of their file. version: to be raised when the same problem gets other values. defaults: of the
@@ -86,9 +88,9 @@ def declare(
     long rows are verified.
     """
 
-    def declared(solve: Solve) -> Solve:
+    def declared(solve: S) -> S:
         name = f"{solve.__module__}:{solve.__qualname__}"
-        solve.declared = Declared(name, table, version, defaults or {}, kinds or {}, brief)  # type: ignore[attr-defined]
+        setattr(solve, DECLARED, Declared(name, table, version, defaults or {}, kinds or {}, brief))
         return solve
 
     return declared
@@ -97,13 +99,13 @@ def declare(
 def declaration(solve: Solve) -> Declared:
     """Raises: ValueError for a solver that is not declared, or that has values bound to it: they belong into the
     problem, where the key sees them."""
-    found = getattr(solve, "declared", None)
-    if isinstance(solve, partial) or found is None:
+    found = getattr(solve, DECLARED, None)
+    if not isinstance(found, Declared):
         raise ValueError(
             f"{solve} is no declared solver: decorate a function of a module with @rows.declare('TABLE'), and put what "
             "would be bound to it into its problems"
         )
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 @dataclass(frozen=True)
@@ -133,15 +135,17 @@ class Store:
     asked: Asked = field(default_factory=dict)
     _known: dict[str, dict[str, Entry]] = field(default_factory=dict)
 
-    def find(self, declared: Declared, problem: Problem) -> list[Row] | None:
-        """The problem's rows, or None."""
+    def find(self, declared: Declared, key: str) -> list[Row] | None:
+        """The rows of the problem with this key, or None."""
         if declared.name not in self._known:
             self._known[declared.name] = self._read(declared)
-        key = declared.key(problem)
         entry = self._known[declared.name].get(key)
-        if entry is not None:
-            self.asked.setdefault(declared.table, (declared, {}))[1][key] = entry
         return None if entry is None else [dict(row) for row in entry.rows]
+
+    def ask(self, declared: Declared, keys: Iterable[str]) -> None:
+        """Note that a sweep was about these problems, as far as they are known by now."""
+        known, asked = self._known[declared.name], self.asked.setdefault(declared.table, (declared, {}))[1]
+        asked |= {key: known[key] for key in keys if key in known}
 
     def add(self, declared: Declared, problems: Sequence[Problem], rows: Sequence[list[Row]]) -> None:
         """Keep a finished chunk: one file, complete or absent."""
@@ -175,7 +179,11 @@ def published(folder: Path, declared: Declared) -> dict[str, Entry]:
         return {}
     path = folder / f"{declared.table}.csv"
     found: dict[str, Entry] = {}
-    origins = [origin for origin in about["origins"] for _ in range(origin["problems"])]
+    origins = [
+        {name: value for name, value in origin.items() if name != "problems"}
+        for origin in about["origins"]
+        for _ in range(origin["problems"])
+    ]
     for problem, rows in read(path, about):
         key = declared.key(problem)
         if key in found:
@@ -300,8 +308,9 @@ def plain(value: Any, name: str = "value") -> Any:
 
 
 def plain_row(row: Row) -> Row:
-    """A row in Python's own types, but for its arrays."""
-    return {name: value if isinstance(value, np.ndarray) else plain(value, name) for name, value in row.items()}
+    """A row in Python's own types, but for its arrays, which come last."""
+    arrays = {name: value for name, value in row.items() if isinstance(value, np.ndarray)}
+    return {name: plain(value, name) for name, value in row.items() if name not in arrays} | arrays
 
 
 def encoded(value: Any) -> str:

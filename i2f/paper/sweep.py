@@ -78,7 +78,7 @@ def run(
     todo: dict[str, Problem] = {}  # equal problems are solved once
     keys = [declared.key(problem) if declared else json.dumps(problem, sort_keys=True) for problem in problems]
     for key, problem in zip(keys, problems, strict=True):
-        known = store.find(declared, problem) if store is not None and declared is not None else None
+        known = store.find(declared, key) if store is not None and declared is not None else None
         if known is None:
             todo[key] = problem
         else:
@@ -101,8 +101,7 @@ def run(
             if store is not None and declared is not None and not any(_raised(row) for row in itertools.chain(*solved)):
                 store.add(declared, [todo[key] for key in chunks[name]], solved)
     if store is not None and declared is not None:
-        for problem in todo.values():
-            store.find(declared, problem)  # so that it counts as asked for
+        store.ask(declared, keys)
     table = pd.DataFrame(
         [{**problem, **row} for key, problem in zip(keys, problems, strict=True) for row in found[key]]
     )

@@ -190,7 +190,7 @@ def _solved(
     for number, case in enumerate(sorted(chosen, key=lambda case: -case.cost)):
         head = case.declared.brief.head(case.problem) if case.declared.brief and not whole else None
         problem = head or case.problem
-        known = kept.find(case.declared, problem) if kept else None
+        known = kept.find(case.declared, case.declared.key(problem)) if kept else None
         if known is not None:
             yield case, known, False
             continue

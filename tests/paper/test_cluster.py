@@ -15,6 +15,7 @@ import pytest
 
 from i2f import devices, sweep
 from i2f.paper import workers
+from i2f.paper.rows import Store, declare
 
 distributed = pytest.importorskip("distributed")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of the cluster's own parts, when it is killed
@@ -90,6 +91,11 @@ def test_an_address_will_do(scheduler):
     assert os.getpid() not in set(sweep.run(where, PROBLEMS, on(scheduler)).process)
 
 
+@declare("problems")
+def kept(chunk):
+    return measured(chunk[0]["folder"], 0.25, chunk)
+
+
 def test_a_killed_worker_loses_nothing(client, tmp_path):
     """One of two workers dies in the middle; what it had in hand is done by the other, what it had done is not."""
     begun, store = tmp_path / "begun", tmp_path / "store"
@@ -98,10 +104,11 @@ def test_a_killed_worker_loses_nothing(client, tmp_path):
     watcher = subprocess.Popen(
         [sys.executable, "-c", WATCHER, str(begun), str(victim)], stdout=subprocess.PIPE, text=True
     )
-    table = sweep.run(partial(measured, str(begun), 0.25), PROBLEMS, on(client, store=store))
+    problems = [{**problem, "folder": str(begun)} for problem in PROBLEMS]
+    table = sweep.run(kept, problems, on(client, store=Store(chunks=store))).drop(columns="folder")
     assert watcher.communicate(timeout=60)[0].strip() == "killed"
     pd.testing.assert_frame_equal(table, sweep.run(partial(measured, str(begun), 0.0), PROBLEMS, ALONE))
-    assert len(list(store.rglob("*.pickle"))) == len(PROBLEMS)
+    assert len(list(store.rglob("*.json"))) == len(PROBLEMS)
 
 
 WATCHER = """

@@ -11,18 +11,20 @@ from functools import partial
 
 import pandas as pd
 import pytest
+import solvers
 import torch
 
 import i2f
 from i2f import devices, pipeline, sweep
-from i2f.paper import workers
+from i2f.paper import rows, workers
+from i2f.paper.rows import Store
 
 ALONE, PAIR = (sweep.Settings(jobs=jobs, progress="off") for jobs in (1, 2))
 PROBLEMS = sweep.grid(kind=["a", "b"], number=range(5))
 
 
 def kept(folder):
-    return replace(ALONE, store=folder)
+    return replace(ALONE, store=Store(chunks=folder))
 
 
 def squares(folder, chunk):
@@ -82,15 +84,102 @@ def test_a_sweep_in_which_everything_fails_is_a_mistake():
         sweep.run(partial(fails_at, 1), sweep.grid(number=[]), ALONE)
 
 
-def fails_at_first(folder, chunk):
-    if chunk[0]["number"] == 2 and not (folder / "seen").exists():
-        (folder / "seen").touch()
+@pytest.fixture
+def log(tmp_path, monkeypatch):
+    """A folder with a file for every chunk that a solver of `solvers` worked on."""
+    folder = tmp_path / "log"
+    folder.mkdir()
+    monkeypatch.setenv(solvers.LOG, str(folder))
+    return folder
+
+
+def solved(log):
+    """The numbers of the chunks' first problems since the last call, with how many were in each."""
+    found = sorted(tuple(map(int, path.name.split("-")[:2])) for path in log.iterdir())
+    for path in log.iterdir():
+        path.unlink()
+    return found
+
+
+def test_what_is_known_is_read_and_what_is_missing_is_solved(log, tmp_path):
+    """One value more on an axis: only its problems are solved, and the table is that of a run in one go."""
+    before, after = sweep.grid(number=[1, 3], power=[2]), sweep.grid(number=[1, 2, 3], power=[2, 3])
+    first = sweep.run(solvers.powers, before, kept(tmp_path / "chunks"))
+    assert solved(log) == [(1, 1), (3, 1)]
+    table = sweep.run(solvers.powers, after, kept(tmp_path / "chunks"), ["power"], at_most=9)
+    assert solved(log) == [(1, 3), (2, 1)]  # the three of power 3 in one chunk, the number 2 in another
+    pd.testing.assert_frame_equal(table, sweep.run(solvers.powers, after, ALONE))
+    pd.testing.assert_frame_equal(table.iloc[[0, 4]].reset_index(drop=True), first)
+
+
+def test_defaults_are_known_by_their_value(log, tmp_path):
+    sweep.run(solvers.powers, sweep.grid(number=[1, 2]), kept(tmp_path / "chunks"))
+    solved(log)
+    table = sweep.run(solvers.powers, sweep.grid(number=[2.0, 1], power=2), kept(tmp_path / "chunks"))
+    assert solved(log) == []
+    assert list(table.value) == [4, 1]
+
+
+def test_published_rows_and_finished_chunks_are_both_known(log, tmp_path):
+    store = Store()
+    sweep.run(solvers.powers, sweep.grid(number=[1, 2]), replace(ALONE, store=store))
+    rows.save(tmp_path / "published", store.asked)
+    sweep.run(solvers.powers, sweep.grid(number=[3]), kept(tmp_path / "chunks"))
+    solved(log)
+    both = Store([tmp_path / "published", tmp_path / "nowhere"], tmp_path / "chunks", solve=False)
+    assert list(sweep.run(solvers.powers, sweep.grid(number=[3, 2, 1]), replace(ALONE, store=both)).value) == [9, 4, 1]
+    assert solved(log) == []
+    with pytest.raises(LookupError, match=r"1 of 2 problems of the table 'problems' .* the first: \{'number': 4\}"):
+        sweep.run(solvers.powers, sweep.grid(number=[4, 2]), replace(ALONE, store=both))
+
+
+def test_what_a_sweep_asked_for_is_what_is_published(tmp_path):
+    """Each once, in the order of its problems, whatever was known; nothing that no one asked for."""
+    sweep.run(solvers.powers, sweep.grid(number=[5, 3]), kept(tmp_path))
+    settings = kept(tmp_path)
+    sweep.run(solvers.powers, sweep.grid(number=[1, 3, 2, 3]), settings)
+    declared, entries = settings.store.asked["problems"]
+    assert declared.table == "problems"
+    assert [entry.problem["number"] for entry in entries.values()] == [1, 3, 2]
+
+
+def test_a_solver_that_is_not_declared_keeps_nothing(tmp_path):
+    for solve in (partial(solvers.powers), powers):
+        with pytest.raises(ValueError, match=r"is no declared solver: .*@rows.declare"):
+            sweep.run(solve, PROBLEMS, kept(tmp_path))
+
+
+def powers(chunk):
+    return [{"square": p["number"] ** 2} for p in chunk]
+
+
+def test_a_problem_of_several_rows():
+    table = sweep.run(solvers.paths, sweep.grid(number=[2, 1]), ALONE)
+    assert list(table.number) == [2, 2, 2, 1, 1, 1]
+    assert list(table.step) == [1, 2, 3] * 2
+    assert not table.failed.any()
+
+
+def none_at_all(chunk):
+    return [[] for _ in chunk]
+
+
+def test_a_problem_without_a_row_is_a_mistake():
+    with pytest.raises(RuntimeError, match="rows for 0 of 1 problems"):
+        sweep.run(none_at_all, sweep.grid(number=[1]), ALONE)
+
+
+@rows.declare("problems")
+def fails_once(chunk):
+    seen = solvers.Path(os.environ[solvers.LOG], "seen")
+    if chunk[0]["number"] == 2 and not seen.exists():
+        seen.touch()
         raise OSError("not yet")
     return [{"square": p["number"] ** 2} for p in chunk]
 
 
-def test_what_failed_is_tried_again(tmp_path):
-    first, second = (sweep.run(partial(fails_at_first, tmp_path), PROBLEMS, kept(tmp_path / "store")) for _ in range(2))
+def test_what_failed_is_tried_again(tmp_path, log):
+    first, second = (sweep.run(fails_once, PROBLEMS, kept(tmp_path / "store")) for _ in range(2))
     assert first.failed.sum() == 1
     assert not second.failed.any()
     assert list(second.square) == [n**2 for n in range(5)] * 2
@@ -102,52 +191,31 @@ def test_a_whole_table_has_no_holes():
         sweep.run(partial(fails_at, 2), PROBLEMS, ALONE, whole=True)
 
 
-def test_what_is_kept_belongs_to_the_arguments_too(tmp_path):
-    """A solver with another budget does not meet the rows of the first."""
-    for power in (2, 3):
-        table = sweep.run(partial(powers, power), PROBLEMS, kept(tmp_path))
-        assert list(table.power) == [n**power for n in range(5)] * 2
-
-
-def powers(power, chunk):
-    return [{"power": p["number"] ** power} for p in chunk]
-
-
 KILLED = """
-import sys, time
-from pathlib import Path
+import sys
 sys.path.insert(0, sys.argv[1])
-import test_sweep
-from functools import partial
+import solvers, test_sweep
 from i2f import sweep
 
-def slow(folder, chunk):
-    time.sleep(0.3)
-    return test_sweep.squares(folder, chunk)
-
-slow.__module__, slow.__qualname__ = "test_sweep", "squares"
-sweep.run(partial(slow, Path(sys.argv[2])), test_sweep.PROBLEMS, test_sweep.kept(sys.argv[3]))
+sweep.run(solvers.slow, test_sweep.PROBLEMS, test_sweep.kept(test_sweep.solvers.Path(sys.argv[2])))
 """
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path):
+def test_a_killed_run_goes_on_where_it_was(tmp_path, log):
     """kill -9 in the middle: what was finished is not done again, and the table is that of a run in one go."""
-    counted, store = tmp_path / "counted", tmp_path / "store"
-    counted.mkdir()
-    here = os.path.dirname(__file__)
-    process = subprocess.Popen([sys.executable, "-c", KILLED, here, str(counted), str(store)])
+    store = tmp_path / "store"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, os.path.dirname(__file__), str(store)])
     deadline = time.monotonic() + 60
-    while len(list(store.rglob("*.pickle"))) < 3 and time.monotonic() < deadline:
+    while len(list(store.rglob("*.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    finished = len(list(store.rglob("*.pickle")))
+    finished = len(list(store.rglob("*.json")))
     assert 3 <= finished < len(PROBLEMS)
-    for path in counted.iterdir():
-        path.unlink()
-    resumed = sweep.run(partial(squares, counted), PROBLEMS, kept(store))
-    assert len(list(counted.iterdir())) == len(PROBLEMS) - finished
-    pd.testing.assert_frame_equal(resumed, sweep.run(partial(squares, tmp_path), PROBLEMS, ALONE))
+    solved(log)
+    resumed = sweep.run(solvers.slow, PROBLEMS, kept(store))
+    assert len(solved(log)) == len(PROBLEMS) - finished
+    pd.testing.assert_frame_equal(resumed, sweep.run(solvers.slow, PROBLEMS, ALONE))
 
 
 def test_package_travels_to_workers_by_name():
@@ -168,10 +236,15 @@ def test_settings_say_how_many_processes(settings, here):
 
 
 def test_the_pipeline_reads_settings_from_the_environment(monkeypatch, tmp_path):
-    given = {"JOBS": "3", "STORE": str(tmp_path), "DEVICE": "cpu", "SCHEDULER": "tcp://here:1", "PROGRESS": "text"}
+    monkeypatch.delenv("I2F_MISSING")  # the tests' own
+    given = {"JOBS": "3", "DEVICE": "cpu", "SCHEDULER": "tcp://here:1", "PROGRESS": "text"}
     for name, value in given.items():
         monkeypatch.setenv(f"I2F_{name}", value)
-    assert pipeline.settings() == sweep.Settings(3, str(tmp_path), "cpu", "tcp://here:1", "text")
+    assert pipeline.settings() == sweep.Settings(3, None, "cpu", "tcp://here:1", "text")
+    assert pipeline.settings([tmp_path]).store == Store([tmp_path], pipeline.RUNS / "rows", True)
+    monkeypatch.setenv("I2F_CHUNKS", str(tmp_path))
+    monkeypatch.setenv("I2F_MISSING", "refuse")
+    assert pipeline.settings([]).store == Store([], tmp_path, False)
     for name in given:
         monkeypatch.delenv(f"I2F_{name}")
     assert pipeline.settings() == sweep.DEFAULT
@@ -234,11 +307,11 @@ def test_so_does_one_that_raises_or_is_interrupted(unusual):
 
 def test_so_does_one_that_is_left_halfway(unusual):
     """Between two chunks too, while the sweep is suspended."""
-    tasks = {str(n): [{"number": n}] for n in range(3)}
-    rows = workers.in_processes(1, "cpu", partial(meddles, 9), tasks)
-    assert next(rows)[0] == "0"
+    tasks = [(str(n), [{"number": n}], partial(meddles, 9)) for n in range(3)]
+    found = workers.in_processes(1, "cpu", tasks)
+    assert next(found)[0] == "0"
     assert surroundings() == unusual
-    rows.close()
+    found.close()
     assert surroundings() == unusual
 
 
