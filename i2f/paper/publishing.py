@@ -32,8 +32,7 @@ def publish(keys: Sequence[str] = ()) -> None:
     for key in keys:
         promote(RUNS / "staged" / key, RESULTS / key)
         print(f"published {key}", flush=True)
-    for notebook in {known[key]["notebook"]: key for key in reversed(known) if key in keys}.items():
-        name, key = notebook
+    for name, key in {known[key]["notebook"]: key for key in reversed(known) if key in keys}.items():
         executed = nbformat.read(RUNS / "staged" / key / f"{name}.ipynb", as_version=4)
         books.store(books.NOTEBOOKS / f"{name}.ipynb", executed)
     files = [RESULTS / key / "claims.json" for key in known]

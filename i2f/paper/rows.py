@@ -160,7 +160,7 @@ class Store:
             write(self.chunks / name, content.encode())
 
     def _read(self, declared: Declared) -> dict[str, Entry]:
-        found = {}
+        found: dict[str, Entry] = {}
         for folder in self.published:
             if declared.table in provenance(folder):
                 found |= published(folder, declared)
@@ -233,7 +233,7 @@ def save(folder: Path, asked: Asked) -> str:
     about = {}
     for table, (declared, entries) in asked.items():
         key, header = _columns(entries.values())
-        text, arrays = io.StringIO(newline=""), {}
+        text, arrays = io.StringIO(newline=""), dict[str, Any]()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(header)
         number = 0

@@ -18,6 +18,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from i2f.core import checks
 from i2f.core.progress import bar
 from i2f.paper import claims, pipeline, rows, workers
 from i2f.paper.books import ROOT
@@ -71,15 +72,17 @@ class Report:
         return not self.disagreements and not self.changed and len(self.found) == len(self.cases)
 
 
-def cases(keys: Iterable[str] = (), results: Path = RESULTS, costs: Path = COSTS) -> list[Case]:
+def cases(keys: Sequence[str] = ()) -> list[Case]:
     """Every published problem of these runs (default: all), in the order of the tables."""
-    seconds = pd.read_csv(costs).set_index(["run", "table"]).seconds.to_dict() if costs.exists() else {}
+    seconds = pd.read_csv(COSTS).set_index(["run", "table"]).seconds.to_dict() if COSTS.exists() else {}
     found = []
+    for key in keys:
+        checks.one_of("run", key, pipeline.runs())
     for key in keys or pipeline.runs():
-        for table, about in rows.provenance(results / key).items():
+        for table, about in rows.provenance(RESULTS / key).items():
             solve = _solver(about["solver"])
             unit = seconds.get((key, table), UNKNOWN)
-            for problem, known in rows.read(results / key / f"{table}.csv", about):
+            for problem, known in rows.read(RESULTS / key / f"{table}.csv", about):
                 found.append(Case(key, table, solve, problem, known, unit * evaluations(known)))
     return found
 

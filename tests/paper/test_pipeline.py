@@ -3,61 +3,55 @@
 import json
 import math
 import re
-import shutil
 import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pandas as pd
 import papermill
 import pytest
 import yaml
 
-from i2f import claims, data, pipeline, statistics
+from i2f import claims, data, pipeline
 from i2f.attacks import METHODS
-from i2f.paper import books, ledger, publishing
+from i2f.paper import books, ledger, publishing, rows
 
 ROOT = Path(__file__).resolve().parents[2]
-LEAKAGE = ROOT / "notebooks" / "01_leakage.ipynb"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-PROFILES = [ROOT, *sorted(folder for folder in (ROOT / "profiles").iterdir())]
-RUNS = [
-    pytest.param(folder, key, entry, id=f"{folder.name}-{key}")
-    for folder in PROFILES
-    for key, entry in yaml.safe_load((folder / "params.yaml").read_text())["runs"].items()
-]
+RUNS = PARAMS["runs"]
 
 
-def test_every_profile_runs_the_same_stages():
-    assert {p.name for p in PROFILES} == {ROOT.name, "smoke", "paper"}
-    for folder in PROFILES:
-        assert (folder / "dvc.yaml").read_text() == (ROOT / "dvc.yaml").read_text()
-        root = yaml.safe_load((folder / "params.yaml").read_text())["root"]
-        assert (folder / root).resolve() == ROOT
+def parameters_of(entry):
+    return books.parameters(ROOT / "notebooks" / f"{entry['notebook']}.ipynb")
 
 
-@pytest.mark.parametrize(("folder", "key", "entry"), RUNS)
-def test_params_are_parameters_of_the_notebook(folder, key, entry):
-    notebook = ROOT / "notebooks" / f"{entry['notebook']}.ipynb"
-    known = papermill.inspect_notebook(str(notebook))
+@pytest.mark.parametrize("key", RUNS)
+def test_a_run_names_every_parameter_of_its_notebook(key):
+    """So that each can be changed by `dvc exp run -S`; papermill only warns of others."""
+    entry = RUNS[key]
+    assert set(entry["parameters"]) == set(parameters_of(entry)) - {"out"}
     for name, value in entry["parameters"].items():
-        assert name in known, f"{key}.{name} is no parameter of {notebook.name}: papermill would only warn"
         assert not (isinstance(value, str) and re.fullmatch(r"[\d.]+e[-+]?\d+", value)), f"{name}: write {value} out"
     assert entry["experiment"].startswith(key.split("-")[0])
     assert (ROOT / "i2f" / "paper" / "experiments" / f"{entry['experiment']}.py").exists()
     assert (ROOT / "i2f" / "paper" / "figures" / f"{entry['experiment']}.py").exists()
 
 
+@pytest.mark.parametrize("notebook", sorted({entry["notebook"] for entry in RUNS.values()}))
+def test_a_notebooks_own_parameters_are_those_of_its_first_run(notebook):
+    first = next(entry for entry in RUNS.values() if entry["notebook"] == notebook)
+    assert {**first["parameters"], "out": ""} == parameters_of(first)
+
+
 def test_every_notebook_that_takes_parameters_is_run():
     with_parameters = {n.stem for n in NOTEBOOKS if papermill.inspect_notebook(str(n))}
-    assert {entry["notebook"] for entry in PARAMS["runs"].values()} == with_parameters
+    assert {entry["notebook"] for entry in RUNS.values()} == with_parameters
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
@@ -66,8 +60,7 @@ def test_stored_outputs_are_whole(notebook):
     cells = [c for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
     assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
     assert sum(any("image/png" in o.get("data", {}) for o in c.outputs) for c in cells) >= 1
-    compared = [c for c in cells if c.outputs and "nbval-ignore-output" not in c.metadata.get("tags", [])]
-    assert any("text/html" in o.get("data", {}) for c in compared for o in c.outputs), "no table is compared"
+    assert any("text/html" in o.get("data", {}) for c in cells for o in c.outputs), "no table is compared"
     assert not any(o.get("name") == "stderr" for c in cells for o in c.outputs)
     assert sum(len(c.source.splitlines()) for c in cells) <= 90, "what is worth testing belongs into the package"
 
@@ -77,27 +70,18 @@ def test_there_are_notebooks():
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
-def test_tags_are_ones_that_nbval_knows(notebook):
-    known = {"parameters", "nbval-ignore-output", "nbval-skip", "raises-exception"}
+def test_every_output_is_compared(notebook):
     for cell in nbformat.read(notebook, as_version=4).cells:
-        assert set(cell.metadata.get("tags", [])) <= known
+        assert set(cell.metadata.get("tags", [])) <= {"parameters"}
 
 
-def test_stages_depend_on_the_rooms_they_use():
-    """The heavy stages name every room and module that a table is computed by: all but those apart."""
-    apart = {"__init__", "books", "command", "ledger", "pipeline", "publishing", "figures", "experiments"}
-    paper = {p.stem for p in (ROOT / "i2f" / "paper").iterdir() if p.name != "__pycache__"} - apart
-    rooms = {p.name for p in (ROOT / "i2f").iterdir() if p.is_dir() and p.name != "__pycache__"} - {"paper"}
-    named = {d.removeprefix("${root}/i2f/") for d in STAGES["run"]["do"]["deps"] if d.startswith("${root}/i2f/")}
-    experiments = {"paper/experiments/problems.py", "paper/experiments/${item.experiment}.py"}
-    experiments |= {"paper/experiments/${item.experiment}.toml", "paper/attackers.toml"}
-    experiments |= {"paper/experiments/frontier.py", "paper/experiments/frontier.toml"}  # designed noise's second table
-    assert named == rooms | {f"paper/{module}.py" for module in paper} | experiments
-
-
-def test_the_code_stage_depends_on_every_notebook_that_is_run():
-    notebooks = {f"${{root}}/notebooks/{entry['notebook']}.ipynb" for entry in PARAMS["runs"].values()}
-    assert notebooks | {"${root}/i2f/paper/books.py"} == set(STAGES["code"]["deps"])
+def test_stages_depend_on_folders():
+    """No second list of notebooks or modules: what a stage needs is found in a folder."""
+    deps = [dep for stage in (STAGES["source"], STAGES["run"]["do"]) for dep in stage["deps"]]
+    files = {dep for dep in deps if Path(dep).suffix}
+    assert files == {"i2f/paper/books.py", "runs/source/${item.notebook}.ipynb"}
+    assert {"notebooks", "results", "data", "i2f"} < set(deps)
+    assert (ROOT / "dvc.lock").stat().st_size < 60_000
 
 
 def test_nothing_of_a_run_can_be_pushed_into_the_bundled_remote():
@@ -107,72 +91,80 @@ def test_nothing_of_a_run_can_be_pushed_into_the_bundled_remote():
             assert options.get("push") is False or options.get("cache") is False, f"{name}: add push: false"
 
 
-def test_unknown_parameter_stops_a_run_before_it_starts(tmp_path):
-    (tmp_path / "params.yaml").write_text(
-        "runs: {leakage-mnist: {notebook: 01_leakage, experiment: leakage, parameters: {imagse: 3}}}"
-    )
-    with pytest.raises(ValueError, match="did you mean 'image'"):
-        pipeline.run("leakage-mnist", tmp_path)
-    with pytest.raises(ValueError, match="did you mean 'leakage-mnist'"):
-        pipeline.run("leakage-mnits", tmp_path)
-    assert not (tmp_path / "runs").exists()
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A project of its own: one notebook, and params.yaml with one run of it."""
+    (tmp_path / "notebooks").mkdir()
+    cells = [
+        nbformat.v4.new_code_cell("from i2f import pipeline", outputs=[], execution_count=4),
+        nbformat.v4.new_code_cell("size = 1\nnames = ['a']\nout = ''", metadata={"tags": ["parameters"]}),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "notebooks" / "01_one.ipynb")
+    two = {"notebook": "01_one", "experiment": "one", "parameters": {"size": 2, "names": ["b"]}}
+    runs = {"one": two | {"parameters": {"size": 1, "names": ["a"]}}, "two": two}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"runs": runs}, sort_keys=False))
+    monkeypatch.setattr(pipeline, "ROOT", tmp_path)
+    monkeypatch.setattr(pipeline, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(books, "NOTEBOOKS", tmp_path / "notebooks")
+    return tmp_path
 
 
-def test_what_is_published_is_what_was_found(tmp_path):
-    """Tables rounded, figures drawn anew, nothing of an earlier run left."""
-    name = "leakage-mnist"
-    (tmp_path / "params.yaml").write_text(f"runs: {{{name}: {{notebook: 01_leakage, experiment: leakage}}}}")
-    run, stale = tmp_path / "runs" / "executed" / name, tmp_path / "results" / name / "stale.csv"
-    run.mkdir(parents=True)
-    stale.parent.mkdir(parents=True)
-    stale.touch()
-    pd.DataFrame({"mse": [0.123456]}).to_csv(run / "summary.csv", index=False)
-    paths = pd.DataFrame({"method": ["dgl", "gs"] * 2, "evaluations": [1, 1, 9, 9], "mse": [1, 1, 0.1, 0.2]})
-    paths.to_csv(run / "paths.csv", index=False)
-    np.savez(run / "pictures.npz", truth=np.zeros((1, 4, 4)), images=np.zeros((2, 2, 1, 4, 4)), costs=np.array([1, 5]))
-    (tmp_path / "results" / "no-run").mkdir()
-    publishing.publish(tmp_path, pipeline.runs(tmp_path))
-    assert {p.name for p in (tmp_path / "results").iterdir()} == {name, "claims.json"}
-    published = {p.name for p in stale.parent.iterdir()}
-    assert published == {"overview.png", "paths.csv", "summary.csv"}
-    assert pd.read_csv(stale.parent / "summary.csv").mse.item() == 0.123
+def test_unknown_parameter_stops_a_run_before_it_starts(elsewhere):
+    text = (elsewhere / "params.yaml").read_text()
+    (elsewhere / "params.yaml").write_text(text.replace("size:", "sizee:"))
+    with pytest.raises(ValueError, match=r"parameter of 01_one.ipynb='sizee' is unknown: did you mean 'size'"):
+        pipeline.run("one")
+    with pytest.raises(ValueError, match="run='onee' is unknown: did you mean 'one'"):
+        pipeline.run("onee")
+    with pytest.raises(ValueError, match="run='tow' is unknown: did you mean 'two'"):
+        pipeline.solve("tow")
+    assert not (elsewhere / "runs").exists()
 
 
-def test_what_is_finished_can_be_published_before_the_rest(tmp_path):
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    with pytest.raises(FileNotFoundError, match="dvc repro run@leakage-mnist"):
-        publishing.publish(tmp_path, pipeline.runs(tmp_path))
-    run = tmp_path / "runs" / "executed" / "lower_bound-mnist"
-    shutil.copytree(ROOT / "results" / "lower_bound-mnist", run)
-    (run / "03_lower_bound.ipynb").touch()
-    publishing.publish(tmp_path, pipeline.runs(tmp_path), finished=True)
-    assert {p.name for p in (tmp_path / "results").iterdir()} == {"lower_bound-mnist", "claims.json"}
-    assert claims.load(tmp_path / "results" / "claims.json") == claims.load(run / "claims.json")
+def test_a_notebook_shows_its_own_run_first_and_the_others_after(elsewhere):
+    mine = {"size": 1, "names": ["a"], "out": "", "unrelated": object()}
+    first, second = pipeline.study("01_one", mine)
+    assert (first.key, first.config) == ("one", {"size": 1, "names": ["a"]})
+    assert (second.key, second.config) == ("two", {"size": 2, "names": ["b"]})
+    assert first.settings.store is not second.settings.store  # each notes what it asked for
+    assert [run.key for run in pipeline.study("01_one", mine | {"size": 2, "names": ["b"]})] == ["two", "one"]
 
 
-def test_code_alone_does_not_see_prose_or_outputs_or_the_notebooks_own_scale(tmp_path, monkeypatch):
-    key, book = "leakage-mnist", nbformat.read(LEAKAGE, as_version=4)
-    (tmp_path / "params.yaml").write_text(
-        f"runs: {{{key}: {{notebook: changed, experiment: leakage, parameters: {{adam_steps: 7}}}}}}"
-    )
-    monkeypatch.setattr(books, "NOTEBOOKS", tmp_path)
+def test_parameters_that_are_no_runs_own_come_first_without_a_name(elsewhere):
+    found = pipeline.study("01_one", {"size": 7, "names": ["a"], "out": ""})
+    assert [run.key for run in found] == ["", "one", "two"]
+    assert found[0].config["size"] == 7
 
-    def written() -> str:
-        nbformat.write(book, tmp_path / "changed.ipynb")
-        pipeline.code(tmp_path)
-        return (tmp_path / "runs" / "code" / f"{key}.py").read_text()
 
-    before = written()
-    compile(before, key, "exec")
-    assert "adam_steps = " not in before
-    assert "lbfgs_steps = " in before
-    parameters = next(c for c in book.cells if "parameters" in c.metadata.get("tags", []))
-    parameters.source = re.sub("adam_steps = .*", "adam_steps = 1", parameters.source)
-    book.cells.insert(0, nbformat.v4.new_markdown_cell("more words"))
-    book.cells[-1].outputs = []
-    assert written() == before
-    parameters.source = re.sub("lbfgs_steps = .*", "lbfgs_steps = 1", parameters.source)
-    assert written() != before
+def test_sources_do_not_see_outputs(elsewhere):
+    pipeline.source()
+    source, path = elsewhere / "runs" / "source" / "01_one.ipynb", elsewhere / "notebooks" / "01_one.ipynb"
+    before = source.read_bytes()
+    book = nbformat.read(path, as_version=4)
+    book.cells[0].outputs = [nbformat.v4.new_output("stream", text="x")]
+    book.cells[0].execution_count = 9
+    nbformat.write(book, path)
+    pipeline.source()
+    assert source.read_bytes() == before
+    book.cells[0].source += "  # changed"
+    nbformat.write(book, path)
+    pipeline.source()
+    assert source.read_bytes() != before
+
+
+def test_outputs_go_to_the_notebook_they_are_of(elsewhere):
+    path = elsewhere / "notebooks" / "01_one.ipynb"
+    executed = nbformat.read(path, as_version=4)
+    executed.cells[0].outputs = [nbformat.v4.new_output("stream", text="x")]
+    injected = nbformat.v4.new_code_cell("size = 2", metadata={"tags": ["injected-parameters"]})
+    executed.cells.insert(2, injected)
+    books.store(path, books.cleaned(executed))
+    stored = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in stored] == [1, 2]
+    assert stored[0].outputs[0].text == "x"
+    executed.cells[0].source += "  # changed"
+    with pytest.raises(ValueError, match=r"01_one.ipynb has changed since it was executed"):
+        books.store(path, executed)
 
 
 def test_cleaning_removes_what_differs_between_runs():
@@ -221,15 +213,32 @@ def test_readme_shows_every_claim():
     assert {row.count("|") for row in rows} == {6}  # a stray bar would hide the verdict
 
 
-@pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
-def test_published_tables_agree_with_published_claims(dataset):
-    """The slope, recomputed from the rounded table, is the claim's within the rounding of three digits."""
-    folder = ROOT / "results" / f"eigenvectors-{dataset}"
-    table = pd.read_csv(folder / "problems.csv")
-    law = table[(table.part == "law") & (table.method == "gauss-newton")]
-    slope = next(c for c in claims.load(folder / "claims.json") if c.id == f"eigenvectors-{dataset}-slope")
-    assert statistics.log_slope(law, "eigenvalue", "mse") == pytest.approx(slope.value, abs=0.01)
-    assert len(law) >= 8
+@pytest.mark.parametrize("key", RUNS)
+def test_what_is_published_follows_from_its_tables(key):
+    """Tables are whole; figures name the tables that they were drawn from."""
+    folder = ROOT / "results" / key
+    tables = rows.provenance(folder)
+    assert tables
+    for name, about in tables.items():
+        assert rows.read(folder / f"{name}.csv", about)
+        assert not any(origin["commit"].endswith("+") for origin in about["origins"]), "solved by uncommitted code"
+    digest = rows.digest(folder)
+    drawn = [*folder.glob("*.svg"), *folder.glob("*.png")]
+    assert drawn
+    for figure in drawn:
+        assert digest.encode() in figure.read_bytes(), figure.name
+
+
+@pytest.mark.parametrize("notebook", sorted({entry["notebook"] for entry in RUNS.values()}))
+def test_stored_verdicts_are_the_published_ones(notebook):
+    text = "".join(
+        c.source + json.dumps(c.get("outputs", []))
+        for c in nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", 4).cells
+    )
+    for key in (key for key, entry in RUNS.items() if entry["notebook"] == notebook):
+        found = claims.load(ROOT / "results" / key / "claims.json")
+        page = claims.show(found).data
+        assert json.dumps(page)[1:-1] in text, f"{key}: store the outputs anew (make publish)"
 
 
 def test_data_card_holds_every_checksum():
