@@ -36,8 +36,10 @@ _NAMES = {  # public name -> where it is
     "models": "paper.models",
     "pipeline": "paper.pipeline",
     "results": "paper.results",
+    "rows": "paper.rows",
     "statistics": "paper.statistics",
     "sweep": "paper.sweep",
+    "verify": "paper.verify",
 }
 __all__ = sorted(_NAMES)
 

@@ -19,7 +19,7 @@ COLUMNS = ("claim", "attacker", "measured [95% interval]", "holds when", "verdic
 
 
 def runs() -> dict[str, dict[str, Any]]:
-    """The default profile's runs, by key."""
+    """The runs of params.yaml, by key."""
     found: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["runs"]
     return found
 
