@@ -2,7 +2,7 @@
 
     python benchmarks/trainings.py [--only frontier joint row-space] [--resume]
 
-One table per part, next to this file; notebooks 17 and 18 show and judge them:
+One table per part, next to this file:
 
     frontier    trainings_frontier.csv            accuracy against privacy, every image's gradient defended by itself
     joint       trainings_joint.csv               accuracy against the error of an attack, penalties at every step
@@ -59,8 +59,7 @@ def frontier(method: str, value: float, seed: int) -> list[dict]:
 
 def penalised(method: str, weight: float, seed: int) -> list[dict]:
     task = {**SETTING, **TRAINING, **PENALTY, **ATTACKS, "method": method, "weight": weight, "seed": seed}
-    row = joint.solve(task)
-    return [{"accuracy": row["accuracy"], **attack} for attack in row["attacks"]]
+    return joint.solve([task])[0]
 
 
 def _alone(work: Callable[..., list[dict]], device: str, task: tuple) -> tuple[tuple, list[dict]]:

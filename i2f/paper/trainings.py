@@ -1,5 +1,6 @@
 """Short trainings of LeNet on the bundled digits, plain or with every image's gradient defended by itself."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Self
@@ -32,13 +33,6 @@ class Training:
         """From a config or a problem, which hold its values by name."""
         return cls(**{name: named[name] for name in FIELDS})
 
-    def batches(self, seed: int) -> Iterator[tuple[int, Tensor]]:
-        """Each batch's number in its epoch, and its images. Their order is a stream of its own: the same whatever else
-        a training draws."""
-        order = streams.generator("order", seed)
-        for _ in range(self.epochs):
-            yield from enumerate(torch.randperm(self.digits, generator=order).split(self.batch_size))
-
 
 FIELDS = tuple(field.name for field in fields(Training))
 
@@ -64,13 +58,28 @@ def start(problem: Problem, n: int) -> tuple[nn.Module, Tensor, Tensor]:
     return models.build("lenet", problem["dataset"], init=init, seed=seed, normalize=False).to(device), x, y
 
 
+def epochs(
+    model: nn.Module, optimizer: torch.optim.Optimizer, digits: int, batch_size: int, seed: int, gradients: Gradients
+) -> Iterator[None]:
+    """Train the model in place, an epoch each time that one is asked for, without end.
+
+    The order of the digits is a stream of its own: the same whatever else a training draws.
+    """
+    order = streams.generator("order", seed)
+    while True:
+        for number, chosen in enumerate(torch.randperm(digits, generator=order).split(batch_size)):
+            for parameter, gradient in zip(model.parameters(), gradients(number, chosen), strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+        yield
+
+
 def train(model: nn.Module, x: Tensor, y: Tensor, training: Training, seed: int, gradients: Gradients) -> float:
     """Train the model in place on the `gradients`; its accuracy on the held-out digits. x, y: all digits."""
     optimizer = torch.optim.Adam(model.parameters(), lr=training.lr)
-    for number, chosen in training.batches(seed):
-        for parameter, gradient in zip(model.parameters(), gradients(number, chosen), strict=True):
-            parameter.grad = gradient
-        optimizer.step()
+    course = epochs(model, optimizer, training.digits, training.batch_size, seed, gradients)
+    for _ in itertools.islice(course, training.epochs):
+        pass
     with torch.no_grad():
         right = model(x[training.digits :]).argmax(1) == y[training.digits :]
     return float(right.double().mean())

@@ -284,7 +284,7 @@ def judge_initialization(expected=UP, power=1, alike=0, error=0.0):
 def judge_training(epochs=(1, 2, 3), bound=1, mse=1e-12, miss=0.0):
     """epochs: logarithm of the expected error at three checkpoints. miss: of its prediction at the last."""
     rows = []
-    config = dict.fromkeys(training.TRAINING) | {"epochs": [0, 10, 20], "images": N, "steps": 1}
+    config = dict.fromkeys(training.TRAINING) | {"epochs": [0, 10, 20], "images": N, "gauss_newton_steps": 1}
     for p in training.problems(config | {"fixed": [1e-7], "relative": [1e-3]}):
         expected = 10.0 ** epochs[p["epoch"] // 10] * (1 + p["image"])
         rmse = mse**0.5 if p["noise"] == "none" else expected * (1 + miss * (p["epoch"] == 20))
@@ -376,8 +376,8 @@ def judge_smoothness(missed=(), rank=784, growth=3.0):
 def judge_joint(harder=(2.0, 2.0), relative=(2.0, 2.0), cost=(0.0, 0.0)):
     """What a penalty multiplies errors by, and what it costs, in seeds of even and of odd number."""
     rows = []
-    config = dict.fromkeys(joint.OWN, 0) | {"methods": {"plain": [0], "bound": [0.1], "bayes": [0.1]}, "seeds": N}
-    for p in joint.problems(config):
+    config = dict.fromkeys((*joint.OWN, "gauss_newton_steps"), 0) | {"seeds": N}
+    for p in joint.problems(config | {"methods": {"plain": [0], "bound": [0.1], "bayes": [0.1]}}):
         which, strong = p["seed"] % 2, p["method"] != "plain"
         rows.append(
             {

@@ -21,6 +21,7 @@ from i2f.paper import data, sweep
 from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
+from i2f.paper.rows import declare
 from i2f.paper.statistics import convergence
 from i2f.paper.sweep import Problem, Row, Settings
 
@@ -63,18 +64,21 @@ def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
 
     One row per attack: `problems.attack`'s columns, the image's `label`, whether the network `answered` with it, the
     `variance` of its noise, `expected_mse` = E[I²]/d_x, Eq. 4 for the noise drawn (`predicted_rmse`, `predicted_mse`),
-    and `lambda_min`. pictures: the recovered images in the table's order, (rows, C, H, W), in [0, 1]; NaN where an
-    attack raised.
+    and `lambda_min`. truth, pictures: the private images and the recovered ones in the table's order, (rows, C, H, W),
+    in [0, 1]; a recovered image is black where its attack raised.
     """
     # attacks on images of one class start from the same Gram matrix
-    table = sweep.run(_solve, problems, settings, ("part", "label"), at_most=5, description="attacks")
-    found = table.pop("picture")
-    blank = np.full_like(found.dropna().iloc[0], np.nan)
-    pictures = np.stack([(picture if isinstance(picture, np.ndarray) else blank)[0] for picture in found])
-    return Results({"problems": table.drop(columns=list(UNPUBLISHED), errors="ignore")}, {"pictures": pictures})
+    table = sweep.run(solve, problems, settings, ("part", "label"), at_most=5, description="attacks")
+    where = {name: problems[0][name] for name in ("split", "root") if name in problems[0]}
+    truth = data.load(problems[0]["dataset"], int(table.image.max()) + 1, **where)[0].numpy()[table.image]
+    blank = np.zeros_like(truth[0])
+    found = np.stack([one if isinstance(one, np.ndarray) else blank for one in table.pop("picture")])
+    arrays = {"truth": truth, "pictures": (found / 255).astype(np.float32)}
+    return Results({"problems": table.drop(columns=list(UNPUBLISHED), errors="ignore")}, arrays)
 
 
-def _solve(chunk: list[Problem]) -> list[Row]:
+@declare("problems", defaults=shared.DEFAULTS, kinds={"picture": "diagnostic"})  # its errors are compared
+def solve(chunk: list[Problem]) -> list[Row]:
     rows, attacks = [], []
     for p in chunk:
         # every image has its own draw, the same in all parts, so that parts differ by its size alone
@@ -95,14 +99,10 @@ def _solve(chunk: list[Problem]) -> list[Row]:
         }
         rows.append(row)
         attacks.append(own)
-    return [row | found for row, found in zip(rows, shared.attack(attacks, keep=True), strict=True)]
-
-
-def extremes(table: pd.DataFrame, part: str, count: int) -> pd.DataFrame:
-    """The rows of the `count` least protected images (lowest measured MSE) and of the `count` best protected."""
-    rows = table[(table.part == part) & ~table.failed].sort_values("mse")
-    count = min(count, len(rows) // 2)
-    return pd.concat([rows.iloc[:count], rows.iloc[len(rows) - count :]])
+    found = shared.attack(attacks, keep=True)
+    for one in found:
+        one["picture"] = np.nan_to_num(255 * one["picture"][0]).round().astype(np.uint8)
+    return [row | one for row, one in zip(rows, found, strict=True)]
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:

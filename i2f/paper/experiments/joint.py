@@ -21,6 +21,7 @@ from i2f.paper import data, devices, penalty, sweep, trainings
 from i2f.paper.claims import LEARNT, Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
+from i2f.paper.rows import declare
 from i2f.paper.sweep import Problem, Row, Settings
 from i2f.paper.trainings import FIELDS, Method, Training
 
@@ -36,9 +37,9 @@ def problems(config: Config) -> list[Problem]:
     norm, on each image's gradient (local differential privacy); seeds; the fields of `trainings.Training`; penalised:
     images of a batch that the penalty is taken over, at every `every`-th step, with ε = `damping` for "bayes"; images:
     test images whose gradients are analysed under noise of `variance`, of which the first `attacked` are attacked with
-    so many steps.
+    gauss_newton_steps.
     """
-    own = {name: config[name] for name in OWN}
+    own = {name: config[name] for name in OWN if name != "steps"} | {"steps": config["gauss_newton_steps"]}
     return [
         {**shared.setting(config), "method": method, "weight": float(weight), "seed": seed, **own}
         for seed in range(config["seeds"])
@@ -50,21 +51,18 @@ def problems(config: Config) -> list[Problem]:
 def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     """One row per network and image. accuracy: on held-out digits. gradient_norm, lambda_max; expected_rmse: of an
     image under Gaussian noise of `variance`; of the first `attacked`, Gauss–Newton's rmse and mse_clamped."""
-    table = sweep.run(_solve, problems, settings, whole=True, description="networks")
-    table = table.drop(columns=[*OWN]).explode("attacks", ignore_index=True)
-    attacks = pd.DataFrame(table.pop("attacks").tolist())
-    table = table.drop(columns=["failed", "reason"])  # the training's; these are an attack's
-    return Results({"problems": pd.concat([table, attacks], axis=1)})
+    table = sweep.run(solve, problems, settings, whole=True, description="networks")
+    return Results({"problems": table.drop(columns=[*OWN])})
 
 
-def _solve(chunk: list[Problem]) -> list[Row]:
-    return [solve(p) for p in chunk]
-
-
-def solve(problem: Problem) -> Row:
-    """A network's accuracy, and its attacks: one row per image."""
-    model, accuracy = train(problem)
-    return {"accuracy": accuracy, "attacks": _attacks(model, problem)}
+@declare("problems", defaults=shared.DEFAULTS)
+def solve(chunk: list[Problem]) -> list[list[Row]]:
+    """Train each network, and analyse its gradients: one row per test image."""
+    found = []
+    for problem in chunk:
+        model, accuracy = train(problem)
+        found.append([{"accuracy": accuracy, **row} for row in _attacks(model, problem)])
+    return found
 
 
 def train(p: Problem) -> tuple[nn.Module, float]:
@@ -112,6 +110,7 @@ def _attacks(model: nn.Module, p: Problem) -> list[Row]:
             row |= {
                 "rmse": float((found.x - J.x).square().mean().sqrt()),
                 "mse_clamped": float((found.x.clamp(0, 1) - J.x).square().mean()),
+                "evaluations": found.evaluations,
                 "converged": found.converged,
                 "matched": found.matched,
                 "failed": found.failed,
@@ -135,11 +134,11 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return found
 
 
-def judge(tables: Tables, thresholds: Thresholds, dataset: str, name: str = "joint") -> list[Claim]:
-    """The experiment's claims, about the largest weight of each penalty at which every network learnt, their ids
-    beginning with `name`. Of the thresholds, `gain` is a ratio of errors, and `kept` the accuracy that may be lost."""
+def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
+    """The experiment's claims, about the largest weight of each penalty at which every network learnt. Of the
+    thresholds, `gain` is a ratio of errors, and `kept` the accuracy that may be lost."""
     table = tables["problems"]
-    judged = Judge.of("joint", f"{name}-{dataset}", {**thresholds, "least_change": -thresholds["kept"]})
+    judged = Judge.of("joint", f"joint-{dataset}", {**thresholds, "least_change": -thresholds["kept"]})
     plain = table[table.method == PLAIN]
     compared = float(plain.accuracy.min()) >= LEARNT
     found = []

@@ -1,7 +1,7 @@
 """Does training change the risk? One network at several epochs: spectra, what I²F predicts, what an attack finds."""
 
-from collections.abc import Callable, Collection
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,11 @@ from i2f.attacks import Reconstruction, invert_many
 from i2f.core import checks, perturb, spectrum, streams
 from i2f.core.influence import expected_square, influence, lower_bound
 from i2f.core.jacobian import GradientJacobian
-from i2f.paper import data, devices, models, sweep
+from i2f.paper import data, devices, models, sweep, trainings
 from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
+from i2f.paper.rows import declare
 from i2f.paper.statistics import convergence, mean_order, orders, rank_correlation, share, worst
 from i2f.paper.sweep import Problem, Row, Settings
 
@@ -54,13 +55,13 @@ def problems(config: Config) -> list[Problem]:
 
     config: dataset, root (None: the bundle), init, weight_seed; digits of the train split to train on, held_out digits
     of the test split to measure on; optimizer, learning_rate, batch; seed of the batches' order, the noise and the
-    starts; epochs: the checkpoints; images; fixed, relative: sizes of the noise; steps: the attack's budget.
+    starts; epochs: the checkpoints; images; fixed, relative: sizes of the noise; gauss_newton_steps.
     """
     training = {name: config[name] for name in TRAINING}
     noises = [("none", 0.0), *(("fixed", v) for v in config["fixed"]), *(("relative", r) for r in config["relative"])]
     return [
         {**training, "epoch": epoch, "image": image, "noise": noise, "size": size, "start": start}
-        | {"budget": config["steps"]}
+        | {"budget": config["gauss_newton_steps"]}
         for epoch in config["epochs"]
         for image in range(config["images"])
         for noise, size in noises
@@ -69,49 +70,57 @@ def problems(config: Config) -> list[Problem]:
 
 
 def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
-    """Trains the network of the problems, then runs Gauss–Newton on every one of them.
+    """Gauss–Newton on every problem, at the checkpoint that its training arrives at.
 
     problems: one row each: `problems.score`'s columns, `_facts`' and what I²F predicts. variance: σ² as it was drawn.
     predicted_rmse: Eq. 4 for the draw; expected_rmse: √(σ² tr((J Jᵀ)⁻¹)/d_x), the root of its mean square over draws;
-    bound_rmse: Eq. 5. RMSE in pixels, per pixel; NaN without noise. progress: `train`'s table.
+    bound_rmse: Eq. 5. RMSE in pixels, per pixel; NaN without noise. progress: `progress`'s table.
     """
-    weights, progress = train(problems[0], {p["epoch"] for p in problems})
-    solve = partial(_solve, weights)
-    table = sweep.run(solve, problems, settings, ("epoch", "image"), at_most=12, description="attacks")
-    return Results({"problems": table.drop(columns=[*TRAINING[1:], "budget"]), "progress": progress})
+    course = {name: problems[0][name] for name in TRAINING} | {"epochs": sorted({p["epoch"] for p in problems})}
+    learnt = sweep.run(progress, [course], settings, whole=True, description="training")
+    table = sweep.run(solve, problems, settings, (*TRAINING, "epoch", "image", "budget"), 12, description="attacks")
+    return Results(
+        {
+            "problems": table.drop(columns=[*TRAINING[1:], "budget"]),
+            "progress": learnt.drop(columns=[*course, "failed", "reason"]),
+        }
+    )
 
 
-def train(training: Problem, epochs: Collection[int]) -> tuple[dict[int, Weights], pd.DataFrame]:
-    """The network's weights at `epochs` of the training that a problem describes, in float32.
+def weights(training: Problem, epoch: int) -> Weights:
+    """The network's weights after so many epochs of the training that a problem describes; each is computed once."""
+    kept, course = _course(*(training[name] for name in TRAINING))
+    while len(kept) <= epoch:
+        kept.append(next(course))
+    return kept[epoch]
 
-    One thread, so that sums are taken in the same order at every run. Returns the weights, and one row per epoch of
-    `epochs`: accuracy (share) and mean loss on the train digits and on the held-out ones.
-    """
-    optimizer = checks.one_of("optimizer", training["optimizer"], OPTIMIZERS)
-    root, dataset = training["root"], training["dataset"]
-    sets = {
-        "train": data.load(dataset, training["digits"], split="train", root=root),
-        "test": data.load(dataset, training["held_out"], root=root),
-    }
-    x, y = sets["train"]
+
+@lru_cache(maxsize=1)
+def _course(*recipe: Any) -> tuple[list[Weights], Iterator[Weights]]:
+    return [], _epochs(dict(zip(TRAINING, recipe, strict=True)))
+
+
+def _epochs(training: Problem) -> Iterator[Weights]:
+    """The weights before the training and after each of its epochs, without end, in float32 on the CPU."""
+    optimizer = OPTIMIZERS[checks.one_of("optimizer", training["optimizer"], OPTIMIZERS)]
+    x, y = data.load(training["dataset"], training["digits"], split="train", root=training["root"])
     model = _network(training)
-    steps = OPTIMIZERS[optimizer](model.parameters(), lr=training["learning_rate"])
-    order = streams.generator("order", training["seed"])
-    kept, rows, threads = {}, [], torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for epoch in range(max(epochs) + 1):
-            if epoch in epochs:
-                kept[epoch] = {name: value.clone() for name, value in model.state_dict().items()}
-                rows.append({"epoch": epoch, **_progress(model, sets)})
-            shuffled = torch.randperm(len(x), generator=order).split(training["batch"])
-            for chosen in shuffled if epoch < max(epochs) else ():
-                steps.zero_grad()
-                F.cross_entropy(model(x[chosen]), y[chosen]).backward()
-                steps.step()
-    finally:
-        torch.set_num_threads(threads)
-    return kept, pd.DataFrame(rows)
+    steps = optimizer(model.parameters(), lr=training["learning_rate"])
+
+    def gradients(_: int, chosen: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(F.cross_entropy(model(x[chosen]), y[chosen]), list(model.parameters()))
+
+    course = trainings.epochs(model, steps, len(x), training["batch"], training["seed"], gradients)
+    while True:
+        yield {name: value.clone() for name, value in model.state_dict().items()}
+        next(course)
+
+
+@declare("progress")
+def progress(chunk: list[Problem]) -> list[list[Row]]:
+    """How well the network does: one row per epoch of the training's `epochs`: accuracy (share) and mean loss on the
+    digits that it was trained on, and on held-out ones."""
+    return [[{"epoch": epoch, **_progress(problem, epoch)} for epoch in problem["epochs"]] for problem in chunk]
 
 
 def _network(training: Problem) -> torch.nn.Module:
@@ -119,22 +128,30 @@ def _network(training: Problem) -> torch.nn.Module:
     return models.build("lenet", dataset, init=init, seed=seed, normalize=False)
 
 
-@torch.no_grad()
-def _progress(model: torch.nn.Module, sets: dict[str, tuple[Tensor, Tensor]]) -> Row:
+def _progress(training: Problem, epoch: int) -> Row:
+    dataset, root = training["dataset"], training["root"]
+    sets = {
+        "train": data.load(dataset, training["digits"], split="train", root=root),
+        "test": data.load(dataset, training["held_out"], root=root),
+    }
+    model = _network(training)
+    model.load_state_dict(weights(training, epoch))
     row = {}
     for name, (x, y) in sets.items():
-        logits = model(x)
+        with torch.no_grad():
+            logits = model(x)
         row[f"{name}_accuracy"] = float((logits.argmax(1) == y).double().mean())
         row[f"{name}_loss"] = float(F.cross_entropy(logits, y))
     return row
 
 
-def _solve(weights: dict[int, Weights], chunk: list[Problem]) -> list[Row]:
-    """A chunk has one checkpoint and one image, and so one J."""
+@declare("problems")
+def solve(chunk: list[Problem]) -> list[Row]:
+    """A chunk has one training, checkpoint and image, and so one J, and one budget."""
     first = chunk[0]
     image, seed = first["image"], first["seed"]
     model = _network(first)
-    model.load_state_dict(weights[first["epoch"]])
+    model.load_state_dict(weights(first, first["epoch"]))
     device = devices.current()
     x, y = (t.to(device) for t in data.load(first["dataset"], 1, offset=image, root=first["root"]))
     model = model.double().to(device).eval()

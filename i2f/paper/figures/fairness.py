@@ -1,6 +1,5 @@
 """Whom the same noise protects: classes, images, what I²F says of them, and noise sized by it."""
 
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -22,25 +21,24 @@ from i2f.paper.figures.style import (
     readable_ticks,
     style,
 )
+from i2f.paper.results import Config, Results
 
 PARTS = {"same": (BLUE, "o"), "strong": (VERMILION, "s"), "equal": (GREEN, "D")}
 PREDICTED = AMBER
 
 
-def published(run: Path) -> dict[str, Figure]:
-    """The figures of a run's folder, by file name."""
-    table = pd.read_csv(run / "problems.csv")
-    held = np.load(run / "pictures.npz")
+def published(found: Results, config: Config) -> dict[str, Figure]:
+    """The figures of a run, by file name."""
     return {
-        "overview.svg": overview(table, table.cut[0]),
-        "pictures.png": recoveries(table.loc[held["rows"]], held["truth"], held["found"]),
+        "overview.svg": overview(found.tables["problems"], config["cut"]),
+        "pictures.png": recoveries(found, config["shown"]),
     }
 
 
 def overview(table: pd.DataFrame, cut: float) -> Figure:
     """The fairness experiment: classes, the distribution over images, measured against predicted, equalised noise.
 
-    `table` is the experiment's, as `problems.csv` holds it; `cut` the predicted RMSE that bounds the linear regime.
+    cut: the predicted RMSE that bounds the linear regime.
     """
     style()
     table = table[~table.failed]
@@ -133,17 +131,24 @@ def equalised(ax: Axes, same: pd.DataFrame, equal: pd.DataFrame) -> Axes:
     return ax
 
 
-def recoveries(table: pd.DataFrame, truth: np.ndarray, found: np.ndarray) -> Figure:
-    """Private images and what was recovered, the least protected first, one pair of lines per part.
-
-    table: rows as `extremes` gives them, of one part after the other. truth, found: (rows, C, H, W), in their order.
-    """
+def recoveries(found: Results, count: int) -> Figure:
+    """Private images and what was recovered: of each variance, the `count` least protected (lowest measured MSE) and
+    the `count` best protected, in the order of their error."""
+    table, truth, recovered = found.tables["problems"], found.arrays["truth"], found.arrays["pictures"]
     lines = []
-    for _, rows in table.reset_index(drop=True).groupby("part", sort=False):
+    for part in ("same", "strong"):
+        rows = extremes(table, part, count)
         captions = [f"MSE {mse:.2g}" for mse in rows.mse]
         lines.append(("private", list(truth[rows.index]), [f"a {label:g}" for label in rows.label]))
-        lines.append((f"recovered,\nvariance {_size(rows)}", list(found[rows.index]), captions))
+        lines.append((f"recovered,\nvariance {_size(rows)}", list(recovered[rows.index]), captions))
     return pictures(lines)
+
+
+def extremes(table: pd.DataFrame, part: str, count: int) -> pd.DataFrame:
+    """The rows of the `count` least protected images (lowest measured MSE) and of the `count` best protected."""
+    rows = table[(table.part == part) & ~table.failed].sort_values("mse")
+    count = min(count, len(rows) // 2)
+    return pd.concat([rows.iloc[:count], rows.iloc[len(rows) - count :]])
 
 
 def _size(table: pd.DataFrame) -> str:

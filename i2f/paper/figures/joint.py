@@ -1,7 +1,5 @@
 """Training for privacy: accuracy against an attack's error, one mark per method and weight."""
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
@@ -9,6 +7,7 @@ from matplotlib.figure import Figure
 
 from i2f.paper import claims
 from i2f.paper.figures.style import BLUE, GREEN, INK, VERMILION, readable_ticks, style
+from i2f.paper.results import Config, Results
 
 METHODS = {  # name -> label, colour, marker
     "plain": ("plain", INK, "o"),
@@ -18,9 +17,9 @@ METHODS = {  # name -> label, colour, marker
 }
 
 
-def published(run: Path) -> dict[str, Figure]:
-    """The figures of a run's folder, by file name."""
-    return {"overview.svg": overview(pd.read_csv(run / "problems.csv"))}
+def published(found: Results, config: Config) -> dict[str, Figure]:
+    """The figures of a run, by file name."""
+    return {"overview.svg": overview(found.tables["problems"])}
 
 
 def overview(table: pd.DataFrame) -> Figure:

@@ -1,7 +1,5 @@
 """Risk through training: how well the network does, its spectra, what noise hides, and whether the attack agrees."""
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -11,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from i2f.paper.figures.style import BLUE, GREEN, INK, LINE, PINK, VERMILION, diagonal, mark_cut, marks, style
+from i2f.paper.results import Config, Results
 
 SPECTRUM = {  # column -> label, colour
     "lambda_max": ("largest", BLUE),
@@ -24,17 +23,15 @@ STARTS = {  # start -> label, marker, colour
 FLOOR = 1e-20  # an MSE below this is rounding
 
 
-def published(run: Path) -> dict[str, Figure]:
-    """The figures of a run's folder, by file name."""
-    table = pd.read_csv(run / "problems.csv")
-    return {"overview.svg": overview(table, pd.read_csv(run / "progress.csv"), table.cut[0])}
+def published(found: Results, config: Config) -> dict[str, Figure]:
+    """The figures of a run, by file name."""
+    return {"overview.svg": overview(found.tables["problems"], found.tables["progress"], config["cut"])}
 
 
 def overview(table: pd.DataFrame, progress: pd.DataFrame, cut: float) -> Figure:
     """Six panels: accuracy, gradients, spectra; expected error under two kinds of noise, attacks without, attacks with.
 
-    table: the experiment's, as `problems.csv` holds it. progress: one row per checkpoint, as `train` returns it. cut:
-    the predicted RMSE that bounds the linear regime.
+    table, progress: the experiment's tables. cut: the predicted RMSE that bounds the linear regime.
     """
     style()
     figure, axes = plt.subplots(2, 3, figsize=(12.5, 7.2), layout="constrained")

@@ -10,9 +10,12 @@ import torch
 
 import i2f
 from i2f import claims, statistics
+from i2f.paper import rows
 from i2f.paper.experiments import fairness
 from i2f.paper.experiments import problems as shared
 from i2f.paper.figures import fairness as draw
+from i2f.paper.results import Results
+from i2f.paper.sweep import Settings
 
 mpl.use("Agg")
 CONFIG = {"dataset": "mnist", "variance": 1e-5, "strong_variance": 1e-3, "steps": 20}
@@ -80,28 +83,41 @@ def test_columns_mean_what_they_say(mlp, monkeypatch):
     monkeypatch.setattr(fairness.data, "load", lambda *_, **__: (x, torch.tensor([1, 1])))
     sizes = {"images": 2, "variance": 1e-8, "strong_images": 1, "strong_variance": 1e-8, "equal_images": 2}
     problems = fairness.problems(CONFIG | sizes | {"target": 1e-6})
-    rows = fairness._solve(problems)
-    for p, row in zip(problems, rows, strict=True):
+    found = fairness.solve(problems)
+    for p, row in zip(problems, found, strict=True):
         J = jacobians[p["image"]]
         inverse = torch.linalg.pinv(J.dense().T)  # (J Jᵀ)⁻¹ J
         delta = i2f.perturb.gaussian(J.gradient, row["variance"], seed=p["image"])
         assert row["predicted_mse"] == pytest.approx(float((inverse @ delta).square().mean()), rel=1e-5)
         assert row["expected_mse"] == pytest.approx(row["variance"] * float(inverse.square().sum()) / 12, rel=1e-5)
         assert row["mse"] == pytest.approx(row["predicted_mse"], rel=0.1)
-        assert row["picture"].shape == (1, 12)
-    assert [row["expected_mse"] for row in rows[-2:]] == pytest.approx([1e-6] * 2)
+        assert row["picture"] == pytest.approx(255 * jacobians[p["image"]].x[0].numpy(), abs=1)
+    assert [row["expected_mse"] for row in found[-2:]] == pytest.approx([1e-6] * 2)
     with torch.no_grad():
         answers = [bool(model(jacobians[p["image"]].x).argmax() == 1) for p in problems]
-    assert [row["answered"] for row in rows] == answers
+    assert [row["answered"] for row in found] == answers
+
+
+def test_stored_rows_are_the_solved_ones(tmp_path):
+    sizes = {"images": 2, "strong_images": 2, "equal_images": 1, "target": 0.0016, "steps": 1}
+    problems = fairness.problems(CONFIG | sizes)
+    settings = [Settings(jobs=1, progress="off", store=rows.Store(chunks=tmp_path, solve=yes)) for yes in (True, False)]
+    solved, read = (fairness.run(problems, one) for one in settings)
+    pd.testing.assert_frame_equal(solved.tables["problems"], read.tables["problems"])
+    assert np.array_equal(solved.arrays["pictures"], read.arrays["pictures"])
+    figures = draw.published(read, {"cut": 0.1, "shown": 1})
+    assert set(figures) == {"overview.svg", "pictures.png"}
+    truth = [figures["pictures.png"].axes[k].images[0].get_array().max() for k in (0, 4)]
+    assert truth == pytest.approx([1, 1], abs=0.01)
 
 
 def test_extremes_are_the_least_and_the_best_protected(table):
-    chosen = fairness.extremes(table, "same", 2)
+    chosen = draw.extremes(table, "same", 2)
     mse = table.mse[table.part == "same"].sort_values()
     assert list(chosen.mse) == [*mse[:2], *mse[-2:]]
     worst = chosen.index[0]
     table.loc[worst, "failed"] = True
-    assert worst not in fairness.extremes(table, "same", 2).index
+    assert worst not in draw.extremes(table, "same", 2).index
 
 
 def test_explained_is_the_adjusted_r_squared():
@@ -208,9 +224,12 @@ def test_figure_draws_every_image(table):
 
 
 def test_pictures_stand_next_to_their_truth(table):
-    rows = pd.concat([fairness.extremes(table, part, 2) for part in ("same", "strong")])
-    truth = np.stack([np.full((1, 4, 4), 0.1 * i) for i in range(8)])
-    figure = draw.recoveries(rows, truth, truth + 0.05)
+    shape = (len(table), 1, 4, 4)
+    truth = np.broadcast_to(np.linspace(0, 0.9, len(table))[:, None, None, None], shape)
+    figure = draw.recoveries(Results({"problems": table}, {"truth": truth, "pictures": truth + 0.05}), 2)
+    same = draw.extremes(table, "same", 2)
     shown = [float(ax.images[0].get_array()[0, 0]) for ax in figure.axes]
-    assert shown[:8] == pytest.approx([0, 0.1, 0.2, 0.3, 0.05, 0.15, 0.25, 0.35])
-    assert figure.axes[4].get_xlabel() == f"MSE {rows.mse.iloc[0]:.2g}"
+    assert len(shown) == 16
+    assert shown[:4] == pytest.approx(list(truth[same.index, 0, 0, 0]))
+    assert shown[4:8] == pytest.approx(list(truth[same.index, 0, 0, 0] + 0.05))
+    assert figure.axes[4].get_xlabel() == f"MSE {same.mse.iloc[0]:.2g}"

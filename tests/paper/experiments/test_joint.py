@@ -5,13 +5,15 @@ import pandas as pd
 import pytest
 import torch
 
+from i2f.paper import rows
 from i2f.paper.experiments import joint
 from i2f.paper.figures import joint as draw
 from i2f.paper.sweep import Settings
 
 SETTING = {"dataset": "mnist", "init": "uniform", "weight_seed": 1}
 CONFIG = SETTING | {"seeds": 1, "digits": 60, "held_out": 20, "epochs": 1, "batch_size": 20, "lr": 0.003}
-CONFIG |= {"penalised": 1, "every": 1, "damping": 0.01, "images": 2, "attacked": 1, "variance": 1e-6, "steps": 8}
+CONFIG |= {"penalised": 1, "every": 1, "damping": 0.01, "images": 2, "attacked": 1, "variance": 1e-6}
+CONFIG |= {"gauss_newton_steps": 8}
 THRESHOLDS = {"gain": 1.5, "kept": 0.05}
 
 
@@ -20,8 +22,23 @@ def problems(methods, **more):
 
 
 @pytest.fixture(scope="module")
-def table():
-    return joint.run(problems({"plain": [0], "bound": [0.3]}), Settings(jobs=1, progress="off")).tables["problems"]
+def found(tmp_path_factory):
+    """Solved, and read again."""
+    chunks, tasks = tmp_path_factory.mktemp("chunks"), problems({"plain": [0], "bound": [0.3]})
+    stores = [rows.Store(chunks=chunks, solve=yes) for yes in (True, False)]
+    return [joint.run(tasks, Settings(jobs=1, progress="off", store=store)) for store in stores]
+
+
+@pytest.fixture(scope="module")
+def table(found):
+    return found[0].tables["problems"]
+
+
+def test_stored_rows_are_the_solved_ones(found):
+    solved, read = found
+    pd.testing.assert_frame_equal(solved.tables["problems"], read.tables["problems"])
+    assert len(read.tables["problems"]) == 4  # of two networks, two images
+    assert set(draw.published(read, CONFIG)) == {"overview.svg"}
 
 
 def test_a_penalised_network_shows_less(table):

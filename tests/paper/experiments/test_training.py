@@ -9,25 +9,54 @@ import torch
 
 import i2f
 from i2f import claims, statistics
+from i2f.paper import rows
 from i2f.paper.experiments import training
 from i2f.paper.figures import training as draw
 from i2f.paper.sweep import Settings
 
 RECIPE = {"digits": 100, "held_out": 10, "optimizer": "adam", "learning_rate": 0.003, "batch": 20, "seed": 0}
-CONFIG = {"dataset": "mnist", "root": None, "init": "uniform", "weight_seed": 1, **RECIPE, "images": 1, "steps": 1}
+CONFIG = {
+    "dataset": "mnist",
+    "root": None,
+    "init": "uniform",
+    "weight_seed": 1,
+    **RECIPE,
+    "images": 1,
+    "gauss_newton_steps": 1,
+}
 THRESHOLDS = {"growth": 0.5, "exact": 1e-8, "share": 0.99, "accuracy": 0.02, "tracking": 0.8, "cut": 0.05}
+
+
+NOISES = {"fixed": [1e-7], "relative": [1e-3]}
 
 
 @pytest.fixture(scope="module")
 def trained():
-    return training.train(CONFIG, [0, 2])
+    """Weights by epoch, and how well they do."""
+    (rows,) = training.progress([CONFIG | {"epochs": [0, 2]}])
+    return {epoch: training.weights(CONFIG, epoch) for epoch in (0, 2)}, pd.DataFrame(rows)
 
 
 @pytest.fixture(scope="module")
-def table():
-    """One checkpoint, one image, all noises and starts; one step of the attack is enough."""
-    config = CONFIG | {"epochs": [2], "fixed": [1e-7], "relative": [1e-3]}
-    return training.run(training.problems(config), Settings(jobs=1, progress="off")).tables["problems"]
+def found(tmp_path_factory):
+    """One checkpoint, one image, all noises and starts; one step of the attack is enough. Solved, and read again."""
+    problems = training.problems(CONFIG | NOISES | {"epochs": [2]})
+    chunks = tmp_path_factory.mktemp("chunks")
+    stores = [rows.Store(chunks=chunks, solve=yes) for yes in (True, False)]
+    return [training.run(problems, Settings(jobs=1, progress="off", store=store)) for store in stores]
+
+
+@pytest.fixture(scope="module")
+def table(found):
+    return found[0].tables["problems"]
+
+
+def test_stored_rows_are_the_solved_ones(found):
+    solved, read = found
+    for name in ("problems", "progress"):
+        pd.testing.assert_frame_equal(solved.tables[name], read.tables[name])
+    assert list(read.tables["progress"]) == ["epoch", "train_accuracy", "train_loss", "test_accuracy", "test_loss"]
+    assert set(draw.published(read, {"cut": 0.05})) == {"overview.svg"}
 
 
 def network(weights):
@@ -54,10 +83,21 @@ def test_progress_is_that_of_the_kept_weights(trained):
 
 
 def test_training_is_the_same_twice_and_another_seed_is_another_training(trained):
-    again, _ = training.train(CONFIG, [2])
-    other, _ = training.train(CONFIG | {"seed": 1}, [2])
-    assert all(torch.equal(trained[0][2][name], again[2][name]) for name in again[2])
-    assert not all(torch.equal(again[2][name], other[2][name]) for name in again[2])
+    training._course.cache_clear()
+    again = training.weights(CONFIG, 2)
+    other = training.weights(CONFIG | {"seed": 1}, 2)
+    assert all(torch.equal(trained[0][2][name], again[name]) for name in again)
+    assert not all(torch.equal(again[name], other[name]) for name in again)
+
+
+def test_a_training_goes_on_where_it_was_left(trained, monkeypatch):
+    training._course.cache_clear()
+    begun, original = [], training._epochs
+    monkeypatch.setattr(training, "_epochs", lambda recipe: begun.append(0) or original(recipe))
+    found = [training.weights(CONFIG, epoch) for epoch in (0, 2, 0)]
+    assert len(begun) == 1
+    assert all(torch.equal(trained[0][2][name], value) for name, value in found[1].items())
+    assert all(torch.equal(trained[0][0][name], value) for name, value in found[2].items())
 
 
 def test_problems_are_every_checkpoint_image_and_noise():
@@ -106,7 +146,7 @@ def test_each_row_has_the_attack_of_its_own_start_and_noise(table):
     assert table.rmse.is_unique
 
 
-def test_the_controls_start_is_no_draw_of_the_noise(trained, monkeypatch):
+def test_the_controls_start_is_no_draw_of_the_noise(monkeypatch):
     """Seed and image 0: what is added to the gradient, and what moves the start from the truth."""
     calls = {}
 
@@ -116,7 +156,7 @@ def test_the_controls_start_is_no_draw_of_the_noise(trained, monkeypatch):
 
     original = training.invert_many
     monkeypatch.setattr(training, "invert_many", note)
-    training._solve(trained[0], training.problems(CONFIG | {"epochs": [2], "fixed": [1e-7], "relative": []}))
+    training.solve(training.problems(CONFIG | {"epochs": [2], "fixed": [1e-7], "relative": []}))
     gradients, start = calls["near"]
     moved = (start - i2f.data.load("mnist", 1)[0]).flatten()
     assert float(moved.square().mean().sqrt()) == pytest.approx(training.NEAR, rel=0.1)
