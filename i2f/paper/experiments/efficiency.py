@@ -21,12 +21,15 @@ from i2f.paper import sweep
 from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
+from i2f.paper.rows import declare
 from i2f.paper.statistics import worst
 from i2f.paper.sweep import Problem, Row, Settings
 
 ESTIMATES = ("I_lb", "I²F")
 ATTACKS = tuple(name for name in METHODS if name != "idlg")  # once its label is read, idlg is dgl
 DEEP = ("I_lb", "gauss-newton", "dgl")  # what is asked of a network whose J is too large to form
+BUDGETS = {"gauss-newton": "gauss_newton_steps", "dlg": "lbfgs_steps", "dgl": "adam_steps", "gs": "adam_steps"}
+TABLE = ["dataset", "network", "image", "method", "size", "failed", "evaluations", "reached", "d_x", "d_theta"]
 ENDLESS = 1e-9  # the inverse of the ratio that an attack which never arrives might have
 
 
@@ -35,49 +38,53 @@ def problems(config: Config) -> list[Problem]:
 
     config: dataset, images; networks, deep: "lenet uniform", "resnet20 default gelu" (model, initialisation, activation
     where it is not the network's own), deep those whose J is too large to form; variance of the noise that the
-    estimates are for; steps, deep_steps: method -> budget; goal: the MSE at which an attack has arrived.
+    estimates are for; gauss_newton_steps, adam_steps, lbfgs_steps, deep_gauss_newton_steps, deep_adam_steps: budgets;
+    goal: the MSE at which an attack has arrived.
     """
     found = []
     for network in (*config["deep"], *config["networks"]):
         deep = network in config["deep"]
-        methods, steps = (DEEP, config["deep_steps"]) if deep else ((*ESTIMATES, *ATTACKS), config["steps"])
-        axes = {"dataset": config["dataset"], "network": network, "image": range(config["images"]), "method": methods}
-        for problem in sweep.grid(**axes, size=config["variance"], goal=config["goal"]):
-            found.append({**problem, "steps": steps.get(problem["method"])})
+        prefix, methods = ("deep_", DEEP) if deep else ("", (*ESTIMATES, *ATTACKS))
+        axes = {"dataset": config["dataset"], "network": network, **_words(network)}
+        for problem in sweep.grid(**axes, image=range(config["images"]), method=methods):
+            if problem["method"] in ESTIMATES:
+                own = {"noise": "gaussian", "size": config["variance"]}
+            else:
+                own = {"goal": config["goal"], "steps": config[prefix + BUDGETS[problem["method"]]]}
+            found.append(problem | own)
     return found
+
+
+def _words(network: str) -> Problem:
+    model, init, *activation = network.split()
+    own = {"activation": activation[0], "normalize": True} if activation else {}
+    return {"model": model, "init": init, **own}
 
 
 def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     """One row per problem. evaluations: the cost of the estimate, or of an attack (no noise) until its best iterate by
     its own objective is within an MSE of `goal`. reached: False where it never was (the budget ended first, or the
     attack failed), so that the cost is a lower limit."""
-    table = sweep.run(_solve, problems, settings, ("dataset", "network", "image"), at_most=4, description="costs")
-    return Results({"problems": table.drop(columns=["goal", "steps", "reason"])})
+    table = sweep.run(solve, problems, settings, ("dataset", "network", "image"), at_most=4, description="costs")
+    return Results({"problems": table[TABLE]})
 
 
-def _solve(chunk: list[Problem]) -> list[Row]:
+@declare("problems", defaults=shared.DEFAULTS)
+def solve(chunk: list[Problem]) -> list[Row]:
     return [_estimate(p) if p["method"] in ESTIMATES else _attack(p) for p in chunk]
 
 
-def _jacobian(problem: Problem) -> GradientJacobian:
-    model, init, *activation = problem["network"].split()
-    setting = {"dataset": problem["dataset"], "image": problem["image"], "model": model, "init": init}
-    if activation:
-        setting |= {"activation": activation[0], "normalize": True}
-    return shared.jacobian(setting)
-
-
 def _estimate(problem: Problem) -> Row:
-    known = _jacobian(problem)
+    known = shared.jacobian(problem)
     # an operator of its own, with nothing formed yet: every product is counted
     J = GradientJacobian(known.map.model, known.x, known.map.y)
-    delta = shared.perturbation(J, {"noise": "gaussian", "size": problem["size"]})
+    delta = shared.perturbation(J, problem)
     found = lower_bound(J, delta) if problem["method"] == "I_lb" else influence(J, delta)
     return {"evaluations": found.products, "reached": True, "d_x": J.shape[0], "d_theta": J.shape[1]}
 
 
 def _attack(problem: Problem) -> Row:
-    J, method = _jacobian(problem), problem["method"]
+    J, method = shared.jacobian(problem), problem["method"]
     best, first = math.inf, 0
 
     def follow(at: Iterate) -> None:
@@ -95,6 +102,7 @@ def _attack(problem: Problem) -> Row:
         "d_x": J.shape[0],
         "d_theta": J.shape[1],
         "failed": found.failed,
+        "reason": found.reason,
     }
 
 
@@ -109,6 +117,16 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
         over_bound=attacks.evaluations / bound.reindex(where).to_numpy(),
         over_exact=attacks.evaluations / exact.reindex(where).to_numpy(),
     )
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Median gradient evaluations, one row per method and one column per network; "≥" where an attack did not arrive on
+    every image, "–" where a method was not tried."""
+    groups = table.groupby(["method", "network"])
+    text = groups.evaluations.median().map("{:,.0f}".format)
+    text = text.where(groups.reached.min().astype(bool), "≥ " + text).unstack()
+    order = [method for method in (*ESTIMATES, *ATTACKS) if method in text.index]
+    return text.loc[order, table.network.unique()].fillna("–")
 
 
 def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:

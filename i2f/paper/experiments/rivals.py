@@ -14,7 +14,8 @@ Each is written as the RMSE that it predicts, larger is safer, for noise of stan
 """
 
 import math
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,8 @@ from i2f.paper import sweep
 from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
-from i2f.paper.statistics import convergence, rank_correlation, spearman
+from i2f.paper.rows import declare
+from i2f.paper.statistics import convergence, spearman
 from i2f.paper.sweep import Problem, Row, Settings
 
 MEASURES = {  # by column
@@ -49,7 +51,8 @@ def problems(config: Config) -> list[Problem]:
     """Every image of every network at every level of noise.
 
     config: networks, "mnist lenet uniform [activation]" -> images; levels: σ√d_θ, over the mean norm of the network's
-    gradients, so that all its images meet the same variance; weight_seed; steps, start_seed: of the attack.
+    gradients, so that all its images meet the same variance; weight_seed; gauss_newton_steps, start_seed: of the
+    attack.
     """
     found = []
     for name, images in config["networks"].items():
@@ -64,34 +67,38 @@ def problems(config: Config) -> list[Problem]:
             images=images,
             image=range(images),
             level=config["levels"],
-            **{key: config[key] for key in ATTACK},
+            steps=config["gauss_newton_steps"],
+            start_seed=config["start_seed"],
         )
     return found
 
 
 def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     """One row per problem: every measure's error and its cost in gradient evaluations (`… cost`), the attack's rmse."""
-    table = sweep.run(_solve, problems, settings, ("network", "image"), at_most=8, description="attacks")
+    table = sweep.run(solve, problems, settings, ("network", "image"), at_most=8, description="attacks")
     return Results({"problems": table.drop(columns=[*ATTACK])})
 
 
-def _solve(chunk: list[Problem]) -> list[Row]:
-    """A chunk has one image of one network."""
-    J, typical = shared.jacobian(chunk[0]), _typical_norm(chunk[0])
-    rows, tasks = [], []
-    for p in chunk:
-        variance = (p["level"] * typical) ** 2 / J.shape[1]
-        rows.append({"variance": variance, **_measures(J, variance, p["image"])})
-        tasks.append({**p, "noise": "gaussian", "size": variance, "noise_seed": p["image"]})
+@declare("problems", defaults=shared.DEFAULTS)
+def solve(chunk: list[Problem]) -> list[Row]:
+    return [_row(problem) for problem in chunk]
+
+
+def _row(problem: Problem) -> Row:
+    network = [(name, shared.value(problem, name)) for name in (*shared.NETWORK, "split", "root")]
+    typical = _typical_norm(problem["images"], *network)  # before J, since one J is kept at a time
+    J, seed = shared.jacobian(problem), problem["image"]
+    variance = (problem["level"] * typical) ** 2 / J.shape[1]
+    (attack,) = shared.attack([{**problem, "noise": "gaussian", "size": variance, "noise_seed": seed}])
     kept = ("rmse", "mse_clamped", "converged", "matched", "failed", "reason", "evaluations")
-    attacks = shared.attack(tasks)
-    return [row | {name: found[name] for name in kept} for row, found in zip(rows, attacks, strict=True)]
+    return {"variance": variance, **_measures(J, variance, seed), **{name: attack[name] for name in kept}}
 
 
-def _typical_norm(problem: Problem) -> float:
+@lru_cache(maxsize=4)
+def _typical_norm(images: int, *network: tuple[str, Any]) -> float:
     """The mean norm of the gradient over the network's images, which sets the scale of the noise."""
-    images = range(problem["images"])
-    return float(np.mean([float(shared.jacobian({**problem, "image": image}).gradient.norm()) for image in images]))
+    problem = dict(network)
+    return float(np.mean([float(shared.jacobian({**problem, "image": n}).gradient.norm()) for n in range(images)]))
 
 
 def _measures(J: GradientJacobian, variance: float, seed: int) -> Row:
@@ -117,8 +124,8 @@ def _measures(J: GradientJacobian, variance: float, seed: int) -> Row:
 
 
 def comparison(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per network and measure: Spearman with the measured RMSE over images and levels, the median ratio of the
-    measured error to it, the spread of that ratio (90th over 10th percentile), and its cost."""
+    """One row per network and measure: Spearman with the measured RMSE over images, mean over levels; the median ratio
+    of the measured error to it, the spread of that ratio (90th over 10th percentile), and its cost."""
     rows = []
     for network, its in shared.scored(table).groupby("network", sort=False):
         for name, measure in MEASURES.items():
@@ -127,7 +134,7 @@ def comparison(table: pd.DataFrame) -> pd.DataFrame:
                 {
                     "network": network,
                     "measure": measure,
-                    "Spearman": rank_correlation(its, name, "rmse"),
+                    "Spearman": _within_levels(its, name),
                     "measured / predicted": middle,
                     "90% / 10%": high / low,
                     "gradient evaluations": float(its[f"{name} cost"].median()),

@@ -1,7 +1,5 @@
 """What an answer costs: estimates and attacks side by side, in gradient evaluations."""
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
@@ -10,6 +8,7 @@ from matplotlib.figure import Figure
 from i2f.attacks import METHODS
 from i2f.paper.attackers import ATTACKERS
 from i2f.paper.figures.style import DATASETS, INK, style
+from i2f.paper.results import Config, Results
 
 LOOKS = {  # name in tables -> label, colour, marker
     "I_lb": ("lower bound I_lb", "#111111", "<"),
@@ -18,9 +17,9 @@ LOOKS = {  # name in tables -> label, colour, marker
 }
 
 
-def published(run: Path) -> dict[str, Figure]:
-    """The figures of a run's folder, by file name."""
-    return {"overview.svg": overview(pd.read_csv(run / "problems.csv"))}
+def published(found: Results, config: Config) -> dict[str, Figure]:
+    """The figures of a run, by file name."""
+    return {"overview.svg": overview(found.tables["problems"])}
 
 
 def overview(table: pd.DataFrame) -> Figure:

@@ -1,11 +1,9 @@
 """Five attackers on one gradient: error against cost, and what each holds at the same cost."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,13 +11,13 @@ from numpy.typing import NDArray
 
 from i2f.paper.attackers import ATTACKERS
 from i2f.paper.figures.style import LINE, displayable, style
+from i2f.paper.results import Config, Results
 
 
-def published(run: Path) -> dict[str, Figure]:
-    """The figures of a run's folder, by file name."""
-    held = np.load(run / "pictures.npz")
-    paths = pd.read_csv(run / "paths.csv")
-    return {"overview.png": overview(paths, held["truth"], held["images"], held["costs"].tolist())}
+def published(found: Results, config: Config) -> dict[str, Figure]:
+    """The figures of a run, by file name."""
+    paths, held = found.tables["paths"], found.arrays
+    return {"overview.png": overview(paths, held["truth"], held["images"], config["costs"])}
 
 
 def overview(paths: pd.DataFrame, truth: NDArray[Any], images: NDArray[Any], costs: Sequence[int]) -> Figure:

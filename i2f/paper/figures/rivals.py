@@ -1,13 +1,12 @@
 """Measures of risk compared: how well each ranks images, and how near its value is to the measured error."""
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from i2f.paper.figures.style import AMBER, BLUE, GREEN, LINE, PINK, VERMILION, readable_ticks, style
+from i2f.paper.results import Config, Results
 from i2f.paper.statistics import rank_correlation
 
 NAMES = {
@@ -23,9 +22,9 @@ NAMES = {
 COLOURS = (BLUE, VERMILION, GREEN, PINK, AMBER)  # of networks
 
 
-def published(run: Path) -> dict[str, Figure]:
-    """The figures of a run's folder, by file name."""
-    return {"overview.svg": overview(pd.read_csv(run / "problems.csv"))}
+def published(found: Results, config: Config) -> dict[str, Figure]:
+    """The figures of a run, by file name."""
+    return {"overview.svg": overview(found.tables["problems"])}
 
 
 def overview(table: pd.DataFrame) -> Figure:

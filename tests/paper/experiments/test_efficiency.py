@@ -5,19 +5,26 @@ import pandas as pd
 import pytest
 
 import i2f
+from i2f.paper import rows
 from i2f.paper.experiments import efficiency
 from i2f.paper.figures import efficiency as draw
 from i2f.paper.sweep import Settings
 
-BUDGET = {"gauss-newton": 20, "dgl": 5, "dlg": 2, "gs": 5}
 CONFIG = {"dataset": "mnist", "images": 1, "networks": ["linear default"], "deep": [], "variance": 1e-3, "goal": 0.01}
-CONFIG |= {"steps": BUDGET, "deep_steps": {}}
+CONFIG |= {"gauss_newton_steps": 20, "adam_steps": 5, "lbfgs_steps": 2}
+CONFIG |= {"deep_gauss_newton_steps": 3, "deep_adam_steps": 4}
 THRESHOLDS = {"cheaper": 10.0, "products": 100.0}
 
 
 @pytest.fixture(scope="module")
-def table():
-    return efficiency.run(efficiency.problems(CONFIG), Settings(jobs=1, progress="off")).tables["problems"]
+def chunks(tmp_path_factory):
+    return tmp_path_factory.mktemp("chunks")
+
+
+@pytest.fixture(scope="module")
+def table(chunks):
+    settings = Settings(jobs=1, progress="off", store=rows.Store(chunks=chunks))
+    return efficiency.run(efficiency.problems(CONFIG), settings).tables["problems"]
 
 
 def test_every_estimate_and_every_attack_has_a_row(table):
@@ -35,15 +42,37 @@ def test_an_attack_is_followed_until_it_arrives(table, digits):
     path = []
     i2f.invert(model, J.gradient, y[:1], J.x.shape, callback=path.append)
     arrived = next(at.evaluations for at in path if float((at.x - J.x).square().mean()) <= 0.01)
-    rows = table.set_index("method")
-    assert rows.evaluations["gauss-newton"] == arrived
-    assert rows.reached["gauss-newton"]
-    assert not rows.reached["gs"]  # five steps are too few
-    assert rows.evaluations["gs"] >= 10
+    costs = table.set_index("method")
+    assert costs.evaluations["gauss-newton"] == arrived
+    assert costs.reached["gauss-newton"]
+    assert not costs.reached["gs"]  # five steps are too few
+    assert costs.evaluations["gs"] >= 10
+
+
+def test_rows_survive_the_store(table, chunks):
+    settings = Settings(jobs=1, progress="off", store=rows.Store(chunks=chunks, solve=False))
+    found = efficiency.run(efficiency.problems(CONFIG), settings)
+    pd.testing.assert_frame_equal(table, found.tables["problems"])
+    (figure,) = draw.published(found, CONFIG).values()
+    assert len(figure.axes) == 1
+
+
+def test_an_estimate_does_not_depend_on_an_attackers_budget():
+    tasks, others = (efficiency.problems(CONFIG | {"adam_steps": steps}) for steps in (5, 6))
+    assert {t["method"] for t, other in zip(tasks, others, strict=True) if t != other} == {"dgl", "gs"}
+
+
+def test_the_summary_marks_attacks_that_did_not_arrive():
+    both = fake(2100)
+    deep = both[both.method.isin(efficiency.DEEP)].assign(network="resnet20 default gelu", reached=False)
+    shown = efficiency.summary(pd.concat([deep, both], ignore_index=True))
+    assert list(shown.index) == ["I_lb", "I²F", "gauss-newton", "dgl"]
+    assert shown.loc["dgl"].to_list() == ["≥ 2,100", "2,100"]
+    assert shown.loc["I²F"].to_list() == ["–", "785"]
 
 
 def fake(attack: int) -> pd.DataFrame:
-    rows = [("I_lb", 21), ("I²F", 785), ("dgl", attack), ("gauss-newton", attack)]
+    costs = [("I_lb", 21), ("I²F", 785), ("dgl", attack), ("gauss-newton", attack)]
     return pd.DataFrame(
         {
             "dataset": "mnist",
@@ -54,7 +83,7 @@ def fake(attack: int) -> pd.DataFrame:
             "reached": True,
         }
         for image in range(5)
-        for method, cost in rows
+        for method, cost in costs
     )
 
 
@@ -104,12 +133,11 @@ def test_an_estimate_that_raised_leaves_its_cost_unknown():
 
 
 def test_a_large_network_is_asked_for_less():
-    config = CONFIG | {"dataset": "cifar10", "images": 2, "deep": ["resnet20 default gelu"]}
-    tasks = efficiency.problems(config | {"deep_steps": {"gauss-newton": 3, "dgl": 4}})
+    tasks = efficiency.problems(CONFIG | {"dataset": "cifar10", "images": 2, "deep": ["resnet20 default gelu"]})
     assert [t["method"] for t in tasks if t["network"] == "resnet20 default gelu"] == [*efficiency.DEEP] * 2
     assert tasks[0]["network"] == "resnet20 default gelu"  # the costliest first
-    assert [t["steps"] for t in tasks[:3]] == [None, 3, 4]
-    (row,) = efficiency._solve(tasks[:1])
+    assert [t.get("steps") for t in tasks[:3]] == [None, 3, 4]
+    (row,) = efficiency.solve(tasks[:1])
     assert (row["d_x"], row["d_theta"]) == (3072, 272_474)
     assert row["evaluations"] <= 52
 

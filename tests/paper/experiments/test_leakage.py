@@ -7,16 +7,19 @@ import torch
 
 import i2f
 from i2f.attacks import METHODS, Iterate
+from i2f.paper import rows
 from i2f.paper.experiments import leakage
 from i2f.paper.experiments import problems as shared
+from i2f.paper.figures import leakage as draw
 from i2f.paper.sweep import Settings
 
-BUDGET = {"gauss-newton": 20, "dgl": 60, "dlg": 6, "idlg": 60, "gs": 60}
 CONFIG = {
     "dataset": "mnist",
     "image": 0,
     "survey_images": 2,
-    "steps": BUDGET,
+    "gauss_newton_steps": 20,
+    "adam_steps": 60,
+    "lbfgs_steps": 6,
     "costs": [1, 40, 10_000],
     "start_seed": 0,
 }
@@ -44,18 +47,17 @@ def test_trajectory_shows_what_the_attacker_would_hand_in():
     trajectory = leakage.Trajectory(torch.full((1, 1, 2, 2), 0.5), costs=[1, 5, 100])
     for iterate in (at(1, 0.0, 9.0), at(4, 1.0, 3.0), at(7, 0.5, 4.0), at(9, 0.75, 1.0)):
         trajectory(iterate)
-    rows = np.array(trajectory.rows)
-    assert rows[:, 0].tolist() == [1, 4, 7, 9]
-    assert rows[:, 1].tolist() == [0.25, 0.25, 0.25, 0.0625]
+    assert [row["evaluations"] for row in trajectory.rows] == [1, 4, 7, 9]
+    assert [row["mse"] for row in trajectory.rows] == [0.25, 0.25, 0.25, 0.0625]
     found = i2f.attacks.Reconstruction(torch.full((1, 1, 2, 2), 0.8), 0.5, 0.1, 9, 10, False, "")
     trajectory.finish(found)
     assert [float(p.mean()) for p in trajectory.pictures] == pytest.approx([0.0, 1.0, 0.8])
-    assert trajectory.rows[-1] == (10, pytest.approx(0.09), 0.5)
+    assert trajectory.rows[-1] == {"evaluations": 10, "mse": pytest.approx(0.09), "loss": 0.5}
 
 
 def test_every_attacker_has_a_row_and_every_image_is_surveyed(jacobian):
-    tables, arrays = leakage.run(leakage.problems(CONFIG), QUIET)
-    summary, paths, pictures = tables["summary"], tables["paths"], arrays["pictures"]["images"]
+    tables, arrays = found = leakage.run(leakage.problems(CONFIG), QUIET)
+    summary, paths, pictures = tables["summary"], tables["paths"], arrays["images"]
     assert tables["survey"].mse.max() <= 1e-12
     assert tables["survey"].label_found.all()  # though it is not told
     assert list(summary.method) == list(METHODS) == list(dict.fromkeys(paths.method))
@@ -72,12 +74,26 @@ def test_every_attacker_has_a_row_and_every_image_is_surveyed(jacobian):
     assert np.allclose(pictures[0, -1], jacobian.x[0].numpy(), atol=1e-6)
     assert ours["evaluations to 1e-10"] <= ours.evaluations
     assert list(leakage.readable(summary).columns) == list(METHODS)
+    (figure,) = draw.published(found, CONFIG).values()
+    assert sum(bool(ax.images) and ax.get_visible() for ax in figure.axes) == 1 + 5 * 3
+
+
+def test_rows_survive_the_store(jacobian, tmp_path):
+    short = {"gauss_newton_steps": 2, "adam_steps": 9, "lbfgs_steps": 1, "survey_images": 1}
+    tasks = leakage.problems(CONFIG | short)
+    solved, read = (
+        leakage.run(tasks, Settings(jobs=1, progress="off", store=rows.Store(chunks=tmp_path, solve=solve)))
+        for solve in (True, False)
+    )
+    for name, table in solved.tables.items():
+        pd.testing.assert_frame_equal(table, read.tables[name])
+    assert all(np.array_equal(array, read.arrays[name]) for name, array in solved.arrays.items())
 
 
 @pytest.mark.slow
 def test_any_number_of_workers_gives_the_same():
-    budget = {"gauss-newton": 2, "dgl": 9, "dlg": 1, "idlg": 9, "gs": 9}
-    problems = leakage.problems(CONFIG | {"model": "linear", "init": "default", "steps": budget, "survey_images": 1})
+    short = {"gauss_newton_steps": 2, "adam_steps": 9, "lbfgs_steps": 1, "survey_images": 1}
+    problems = leakage.problems(CONFIG | short | {"model": "linear", "init": "default"})
     alone, together = (leakage.run(problems, Settings(jobs=jobs, progress="off")).tables for jobs in (1, 2))
     for name, table in alone.items():
         pd.testing.assert_frame_equal(table, together[name])

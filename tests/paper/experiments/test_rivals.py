@@ -7,17 +7,21 @@ import torch
 
 from i2f import perturb, streams
 from i2f.attacks.prior import TAU
+from i2f.paper import rows
 from i2f.paper.experiments import problems as shared
 from i2f.paper.experiments import rivals
 from i2f.paper.figures import rivals as draw
 from i2f.paper.sweep import Settings
 
-QUIET = Settings(jobs=1, progress="off")
 THRESHOLDS = {"order": 0.7, "calibration": 1.5}
+ATTACK = {"gauss_newton_steps": 8, "start_seed": 0}
 
 
 def config(networks, levels, weight_seed):
-    return {"networks": networks, "levels": levels, "weight_seed": weight_seed, "steps": 8, "start_seed": 0}
+    return {"networks": networks, "levels": levels, "weight_seed": weight_seed, **ATTACK}
+
+
+SMALL = config({"mnist lenet uniform": 2}, [0.001], 1)
 
 
 def verdicts(table):
@@ -26,8 +30,17 @@ def verdicts(table):
 
 
 @pytest.fixture(scope="module")
-def table():
-    return rivals.run(rivals.problems(config({"mnist lenet uniform": 2}, [0.001], 1)), QUIET).tables["problems"]
+def chunks(tmp_path_factory):
+    return tmp_path_factory.mktemp("chunks")
+
+
+@pytest.fixture(scope="module")
+def table(chunks):
+    return rivals.run(rivals.problems(SMALL), stored(chunks)).tables["problems"]
+
+
+def stored(chunks, solve=True):
+    return Settings(jobs=1, progress="off", store=rows.Store(chunks=chunks, solve=solve))
 
 
 def test_problems_have_a_network_in_words():
@@ -69,24 +82,31 @@ def test_every_measure_by_its_formula(table):
     assert row["influence cost"] > row["bound cost"] > row["sensitivity cost"] > row["gradient_norm cost"]
 
 
+def test_rows_survive_the_store(table, chunks):
+    found = rivals.run(rivals.problems(SMALL), stored(chunks, solve=False))
+    pd.testing.assert_frame_equal(table, found.tables["problems"])
+    (figure,) = draw.published(found, SMALL).values()
+    assert len(figure.axes) == 2
+
+
 def test_all_images_of_a_network_meet_the_same_noise(table):
     assert table.variance.nunique() == 1
 
 
 def made_up():
-    rows = []
+    found = []
     generator = np.random.default_rng(0)
     for task in rivals.problems(config({"mnist lenet uniform": 8}, [0.1, 0.2], 1)):
         truth = (1 + task["image"]) * task["level"]
         row = dict.fromkeys(rivals.MEASURES, truth)
         row |= {"gradient_norm": task["level"] * generator.uniform(), "bound": task["level"] / (1 + task["image"])}
-        rows.append(
+        found.append(
             task
             | row
             | {"rmse": truth, "failed": False, "converged": True, "reason": ""}
             | {f"{name} cost": 1 for name in rivals.MEASURES}
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(found)
 
 
 def test_claims():
