@@ -23,85 +23,105 @@ from i2f.paper.attackers import ATTACKERS
 from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
-from i2f.paper.statistics import Floats, Statistic, convergence, spearman, worst
+from i2f.paper.rows import declare
+from i2f.paper.statistics import Floats, Statistic, convergence, rounded, spearman, worst
 from i2f.paper.sweep import Problem, Row, Settings
 
 PAPER = (0.1, 1.0, 10.0)  # the paper's ε
 DAMPED, PULLED = "damped_rmse", "pulled_rmse"
+MISSES = ("damped_miss", "pulled_miss")
+DIGITS = 9  # of computed values of problems, which must be the same on every machine: rows are known by them
+CURVES = "curve_"  # what the columns begin with that hold a list, one number for each of `epsilons`
+KINDS = {name: "converged" for miss in MISSES for name in (miss, CURVES + miss)} | {"picture": "diagnostic"}
 
 
 def problems(config: Config) -> dict[str, list[Problem]]:
     """ "problems": every attacker on the same noisy gradients; `bayes` is σ²/τ², `ridge` the attacker's own ε.
     "survey": gradients whose error is predicted only, on more images.
 
-    config: dataset, split, init, weight_seed; images, survey_images, variances; prior_weights (see `priors`); steps:
-    method -> budget; smallest, largest: ends of the grid of ε at which errors are predicted.
+    config: dataset, split, init, weight_seed; images, survey_images, variances; prior_weights (see `priors`);
+    gauss_newton_steps, adam_steps: of the attacks; smallest, largest: ends of the grid of ε at which errors are
+    predicted.
     """
     setting, variances = shared.setting(config), list(config["variances"])
     tau_squared = shared.pixels(setting["dataset"], setting.get("root"))[1]
+    steps = {"gauss-newton": config["gauss_newton_steps"], "dgl": config["adam_steps"]}
     dampings = grid(config["smallest"], config["largest"])
     found = []
     for problem in sweep.grid(**setting, noise="gaussian", image=range(config["images"]), size=variances):
-        bayes = problem["size"] / tau_squared
+        bayes = rounded(problem["size"] / tau_squared, DIGITS)
         for name, ridge in priors(bayes, config["prior_weights"]).items():
             method = ATTACKERS[name if name in ATTACKERS else "MAP"].options["method"]
-            own = {"bayes": bayes, "attacker": name, "method": method, "ridge": ridge, "steps": config["steps"][method]}
+            own = {"bayes": bayes, "attacker": name, "method": method, "ridge": ridge, "budget": steps[method]}
             found.append({**problem, **own, "dampings": dampings})
     survey = sweep.grid(**setting, noise="gaussian", image=range(config["survey_images"]), size=variances)
-    return {"problems": found, "survey": survey}
+    return {"problems": found, "survey": [{**problem, "dampings": list(PAPER)} for problem in survey]}
 
 
 def priors(bayes: float, weights: Sequence[float]) -> dict[str, float]:
     """Name in tables -> the ε of its prior; `weights` are in units of `bayes`, 1 always among them."""
-    weighed = {"MAP" if w == 1 else f"MAP, {w:g}ε": w * bayes for w in sorted({1, *weights})}
+    weighed = {"MAP" if w == 1 else f"MAP, {w:g}ε": rounded(w * bayes, DIGITS) for w in sorted({1, *weights})}
     return {"no prior": 0.0, **weighed, "MAP, ε = 1": 1.0, "Adam": 0.0}
 
 
 def grid(low: float, high: float, a_decade: int = 2) -> list[float]:
     """0, the paper's ε, and `a_decade` values per decade from `low` to `high`; ascending."""
     count = round(a_decade * np.log10(high / low)) + 1
-    return sorted({0.0, *PAPER, *np.geomspace(low, high, count).round(14).tolist()})
+    return sorted({0.0, *PAPER, *(rounded(e, DIGITS) for e in np.geomspace(low, high, count))})
 
 
 def run(problems: Mapping[str, list[Problem]], settings: Settings = sweep.DEFAULT) -> Results:
     """problems: one row per attack, `problems.score`'s columns, and `predictions` at the attacker's own ε. curves: one
     row per attack and ε, of its `dampings` and the Bayes choice, `predictions`' columns. survey: `problems.predict` at
-    ε = 0 and the paper's.
+    ε = 0 and the paper's. medians: those of `curves`.
 
-    pictures, of the first image: `truth`, `found` (clamped, in the first table's order), `values` (spectrum of J Jᵀ).
+    Of the first image: `truth`; `found`, clamped, in the first table's order; `values`, the spectrum of J Jᵀ.
     """
-    tasks = problems["problems"]
-    solve, alike = partial(_solve, tasks[0]["image"]), ("image", "size")  # these share J and δ
-    table = sweep.run(solve, tasks, settings, alike, at_most=len(tasks), whole=True, description="attacks")
-    table = table.drop(columns="dampings")
-    pictures, values = table.pop("picture").dropna(), table.pop("spectrum").dropna().iloc[0]
-    frames, truth = table.pop("curves").dropna(), shared.jacobian(tasks[0]).x[0].cpu().numpy()
-    keys = shared.lost(table).loc[frames.index, ["image", "size", "attacker", "bayes", "rmse"]].to_dict("records")
-    curves = [pd.DataFrame(frame).assign(**key) for frame, key in zip(frames, keys, strict=True)]
-    predict, tasks = partial(shared.predict, dampings=PAPER), problems["survey"]
-    survey = sweep.run(predict, tasks, settings, ("image",), at_most=len(tasks), description="predictions")
+    tasks = problems["problems"]  # those that agree in image and size share J and δ
+    found = sweep.run(solve, tasks, settings, ("image", "size"), len(tasks), whole=True, description="attacks")
+    pictures, values = found.pop("picture").dropna(), found.pop("spectrum").dropna().iloc[0]
+    table = found.drop(columns=["dampings", *(name for name in found if name.startswith(CURVES))])
+    survey = sweep.run(
+        shared.predict, problems["survey"], settings, ("image",), len(problems["survey"]), description="predictions"
+    )
+    curves, truth = _curves(found), shared.jacobian(tasks[0]).x[0].cpu().numpy()
     return Results(
-        {"problems": table, "curves": pd.concat(curves, ignore_index=True), "survey": survey},
-        {"pictures": {"truth": truth, "found": np.stack([*pictures]), "values": values}},
+        {"problems": table, "curves": curves, "survey": survey.drop(columns="dampings"), "medians": medians(curves)},
+        {"truth": truth, "found": np.stack([*pictures]), "values": values},
     )
 
 
-def _solve(pictured: int, chunk: list[Problem]) -> list[Row]:
+def _curves(found: pd.DataFrame) -> pd.DataFrame:
+    """The lists of every attack, one row per ε."""
+    lists = [name for name in found if name.startswith(CURVES)]
+    keys = shared.lost(found)[["image", "size", "attacker", "bayes", "rmse"]]
+    table = keys.join(found[lists]).assign(epsilon=[epsilons(p) for p in found.to_dict("records")])
+    table = table.explode([*lists, "epsilon"], ignore_index=True).astype(dict.fromkeys([*lists, "epsilon"], float))
+    return table.rename(columns=lambda name: name.removeprefix(CURVES))
+
+
+def epsilons(problem: Problem) -> list[float]:
+    """Where a problem's curves are taken: at its `dampings` and at the Bayes choice."""
+    return sorted({*problem["dampings"], problem["bayes"]})
+
+
+@declare("problems", defaults=shared.DEFAULTS, kinds=KINDS)
+def solve(chunk: list[Problem]) -> list[Row]:
     rows = []
     for p in chunk:
         J = shared.jacobian(p)
         delta, mean = shared.perturbation(J, p), shared.pixels(p["dataset"], p.get("root"))[0]
         # Adam's prior is its start, the same mean image: it is stopped before it has left it altogether
         start = mean if p["method"] == "dgl" else None
-        own = {"method": p["method"], "steps": p["steps"], "ridge": p["ridge"], "mean": mean, "start": start}
+        own = {"method": p["method"], "steps": p["budget"], "ridge": p["ridge"], "mean": mean, "start": start}
         found = invert(J.map.model, J.gradient + delta, J.map.y, J.x.shape, **own)
         at = partial(predictions, J, delta, p, found.x.to(J.x) - J.x)
         (mine,) = at([p["ridge"]]).drop(columns=["epsilon", "below"]).to_dict("records")
         row = mine | shared.score(J, delta, found)
-        row["curves"] = at(sorted({*p["dampings"], p["bayes"]})).to_dict("list")
-        if p["image"] == pictured:
-            row["picture"] = found.x[0].clamp(0, 1).cpu().numpy()
-            row["spectrum"] = spectrum.decompose(J).values.cpu().numpy()
+        row |= at(epsilons(p)).drop(columns="epsilon").add_prefix(CURVES).to_dict("list")
+        if p["image"] == 0:  # one image's are drawn
+            row["picture"] = found.x[0].clamp(0, 1).cpu().numpy().astype(np.float32)
+            row["spectrum"] = spectrum.decompose(J).values.cpu().numpy().astype(np.float32)
         rows.append(row)
     return rows
 

@@ -12,6 +12,7 @@ from i2f.paper import data, sweep
 from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
+from i2f.paper.rows import declare
 from i2f.paper.statistics import convergence, log_slope
 from i2f.paper.sweep import Problem, Row, Settings
 
@@ -23,8 +24,9 @@ def problems(config: Config) -> list[Problem]:
     "end").
 
     config: dataset, init, weight_seed, start_seed; images, levels, law_norm, cut (see `law`); paper_images,
-    paper_indices, paper_norm; end_images, end_norms; steps: method -> budget; adam_images.
+    paper_indices, paper_norm; end_images, end_norms; gauss_newton_steps, adam_steps, adam_images: of the attacks.
     """
+    steps = {"gauss-newton": config["gauss_newton_steps"], "dgl": config["adam_steps"]}
     setting = shared.setting(config) | {"start_seed": config["start_seed"]}
     d_x = data.load(config["dataset"], 1)[0].numel()
     parts = [
@@ -34,7 +36,7 @@ def problems(config: Config) -> list[Problem]:
     ]
     adam = [p for p in parts if p["part"] != "end" and p["image"] < config["adam_images"]]
     found = [{**p, "method": "gauss-newton"} for p in parts] + [{**p, "method": "dgl"} for p in adam]
-    return [{**setting, **p, "budget": config["steps"][p["method"]]} for p in found]
+    return [{**setting, **p, "budget": steps[p["method"]]} for p in found]
 
 
 def law(images: int, d_x: int, levels: int, norm: float, cut: float) -> list[Problem]:
@@ -43,7 +45,7 @@ def law(images: int, d_x: int, levels: int, norm: float, cut: float) -> list[Pro
     Which ones these are depends on the spectrum, and so `direction` finds them where the problem is solved: `share` of
     the way down from λ_max to the smallest eigenvalue that is at least `floor`.
     """
-    floor, shares = norm**2 / (d_x * cut**2), np.linspace(0, 1, levels).tolist()
+    floor, shares = norm * norm / (d_x * cut * cut), np.linspace(0, 1, levels).tolist()
     return sweep.grid(part="law", image=range(images), share=shares, floor=floor, norm=norm)
 
 
@@ -71,7 +73,8 @@ def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     """One row per attack (see `problems.score`) with the direction's `index` and `eigenvalue`, λ_max, λ_min and what
     Eq. 4 predicts. pictures: the images that the "paper" attacks on the first image recovered, the truth in front, in
     the table's order, in [0, 1]."""
-    table = sweep.run(_solve, problems, settings, ("image",), at_most=9, description="attacks")
+    table = sweep.run(solve, problems, settings, ("image",), at_most=9, description="attacks")
+    table["index"] = table.pop("direction")
     again = table.duplicated(["part", "image", "index", "norm", "method"]) & table["index"].notna()
     dropped = {name for p in problems for name in p} - {*PUBLISHED}
     table = table[~again].drop(columns=list(dropped)).reset_index(drop=True)
@@ -80,21 +83,23 @@ def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     return Results({"problems": table}, {"pictures": np.stack([truth, *pictures])})
 
 
-def _solve(chunk: list[Problem]) -> list[Row]:
-    """A chunk has one image."""
-    values = spectrum.decompose(shared.jacobian(chunk[0])).values
-    tasks = []
+@declare("problems", defaults=shared.DEFAULTS, kinds={"picture": "diagnostic"})
+def solve(chunk: list[Problem]) -> list[Row]:
+    tasks, rows = [], []
     for p in chunk:
-        index = direction(values, p["share"], p["floor"]) if p["part"] == "law" else p["index"]
+        index = direction(_spectrum(p), p["share"], p["floor"]) if p["part"] == "law" else p["index"]
         tasks.append({**p, "index": index, "noise": "eigenvector", "steps": p["budget"]})
-    rows = []
     for p, predicted, found in zip(tasks, shared.predict(tasks), shared.attack(tasks, keep=True), strict=True):
         picture = found.pop("picture")[0]
-        row = {"index": p["index"], "eigenvalue": float(values[p["index"]])}
+        row = {"direction": p["index"], "eigenvalue": float(_spectrum(p)[p["index"]])}
         row |= {name: predicted[name] for name in ("predicted_mse", "predicted_rmse", "lambda_max", "lambda_min")}
         row |= found
         rows.append(row | {"picture": picture} if p["part"] == "paper" and p["image"] == 0 else row)
     return rows
+
+
+def _spectrum(problem: Problem) -> Tensor:
+    return spectrum.decompose(shared.jacobian(problem)).values
 
 
 def rivals(table: pd.DataFrame) -> pd.DataFrame:

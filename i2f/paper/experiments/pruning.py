@@ -19,6 +19,7 @@ from i2f.paper import attackers, sweep
 from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
+from i2f.paper.rows import declare
 from i2f.paper.statistics import convergence, mean_order, orders, rank_correlation, worst
 from i2f.paper.sweep import Problem, Row, Settings
 
@@ -30,8 +31,9 @@ HALF, MOST = 0.5, 0.9  # ratios at which the reader of the mask is judged
 def problems(config: Config) -> list[Problem]:
     """Every attacker on the first `images` at each of the `ratios`; the ratio is `size`, the share pruned.
 
-    config: dataset, init, weight_seed; images, ratios; steps: method -> budget.
+    config: dataset, init, weight_seed; images, ratios; gauss_newton_steps, adam_steps: of the attacks.
     """
+    steps = {"gauss-newton": config["gauss_newton_steps"], "dgl": config["adam_steps"]}
     found = []
     for problem in sweep.grid(
         **shared.setting(config),
@@ -41,14 +43,13 @@ def problems(config: Config) -> list[Problem]:
         size=list(config["ratios"]),
     ):
         options = attackers.ATTACKERS[problem["attacker"]].options
-        found.append({**problem, **options, "steps": config["steps"][options["method"]]})
+        found.append({**problem, **options, "budget": steps[options["method"]]})
     return found
 
 
 def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     """One row per problem: what was predicted, what was recovered (see `problems.attack`), and for the reader of the
     mask `kept`'s columns. pictures: the first image's, the truth in front, in the table's order."""
-    solve = partial(_solve, min(problem["image"] for problem in problems))
     # an image's problems share J
     table = sweep.run(solve, problems, settings, ("attacker", "image"), at_most=9, description="attacks")
     pictures = table.pop("picture").dropna()
@@ -56,14 +57,16 @@ def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     return Results({"problems": table}, {"pictures": np.stack([truth, *pictures])})
 
 
-def _solve(pictured: int, chunk: list[Problem]) -> list[Row]:
+@declare("problems", defaults=shared.DEFAULTS, kinds={"picture": "diagnostic"})
+def solve(chunk: list[Problem]) -> list[Row]:
+    attacked = shared.attack([{**problem, "steps": problem["budget"]} for problem in chunk], keep=True)
     rows = []
-    for problem, found in zip(chunk, shared.attack(chunk, keep=True), strict=True):
+    for problem, found in zip(chunk, attacked, strict=True):
         J = shared.jacobian(problem)
         row = kept(J, shared.perturbation(J, problem)) if problem["mask"] == "zeros" else _whole(problem)
         row |= found | {"mse": max(found["mse"], shared.FLOOR), "rmse": max(found["rmse"], shared.FLOOR**0.5)}
         picture = row.pop("picture")[0]
-        if problem["image"] == pictured:
+        if problem["image"] == 0:  # one image's are drawn
             row["picture"] = picture
         rows.append(row)
     return rows

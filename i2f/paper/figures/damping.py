@@ -1,6 +1,5 @@
 """The damping ε: what is predicted at each, and what attackers with and without a prior recover."""
 
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -12,19 +11,19 @@ from numpy.typing import NDArray
 
 from i2f.paper.attackers import ATTACKERS, Attacker
 from i2f.paper.figures.style import GREEN, INK, LINE, diagonal, pictures, readable_ticks, style
+from i2f.paper.results import Config, Results
 
 PAPER = (0.1, 1.0, 10.0)  # the paper's ε
 DASHED = (0, (4, 2))
 SINGLE = ("no prior", "MAP", "MAP, ε = 1", "Adam")
 
 
-def published(run: Path) -> dict[str, Figure]:
-    """The figures of a run's folder, by file name."""
-    table, middle = pd.read_csv(run / "problems.csv"), pd.read_csv(run / "medians.csv")
-    held = np.load(run / "pictures.npz")
+def published(found: Results, config: Config) -> dict[str, Figure]:
+    """The figures of a run, by file name."""
+    table, arrays = found.tables["problems"], found.arrays
     return {
-        "overview.svg": overview(table, middle, held["values"]),
-        "pictures.png": recoveries(table[table.image == table.image.min()], held["truth"], held["found"]),
+        "overview.svg": overview(table, found.tables["medians"], arrays["values"]),
+        "pictures.png": recoveries(table[table.image == 0], arrays["truth"], arrays["found"]),
     }
 
 

@@ -1,11 +1,9 @@
 """Noise along eigenvectors: the law, the paper's own noise size, and where the law ends."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -14,24 +12,25 @@ from numpy.typing import NDArray
 
 from i2f.paper.attackers import ATTACKERS
 from i2f.paper.figures.style import LINE, mark_cut, pictures, readable_ticks, style
+from i2f.paper.results import Config, Results
 
 METHODS = ("gauss-newton", "dgl")
 
 
-def published(run: Path) -> dict[str, Figure]:
-    """The figures of a run's folder, by file name."""
-    table = pd.read_csv(run / "problems.csv")
+def published(found: Results, config: Config) -> dict[str, Figure]:
+    """The figures of a run, by file name."""
+    table = found.tables["problems"]
     shown = table[(table.part == "paper") & (table.image == 0)]
     return {
-        "overview.svg": overview(table, table.cut[0]),
-        "pictures.png": recoveries(shown, np.load(run / "pictures.npy")),
+        "overview.svg": overview(table, config["cut"]),
+        "pictures.png": recoveries(shown, found.arrays["pictures"]),
     }
 
 
 def overview(table: pd.DataFrame, cut: float) -> Figure:
     """The eigenvector experiment in two or three panels: the law, the paper's own noise size, and where the law ends.
 
-    `table` is the experiment's, as `problems.csv` holds it; `cut` the predicted RMSE that bounds the linear regime.
+    `table` is the experiment's; `cut` the predicted RMSE that bounds the linear regime.
     """
     style()
     ends = table[(table.part == "end") & (table.method == "gauss-newton")]

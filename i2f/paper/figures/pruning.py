@@ -1,7 +1,6 @@
 """Pruned gradients: attackers who ignore the mask, one who reads it, and the rank of the kept entries."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,23 +11,24 @@ from matplotlib.ticker import PercentFormatter
 
 from i2f.paper.attackers import ATTACKERS
 from i2f.paper.figures.style import INK, LINE, Image, diagonal, mark_cut, pictures, style
+from i2f.paper.results import Config, Results
 
 CONVERGING = ("ignores", "reads")  # Adam reports no convergence
 
 
-def published(run: Path) -> dict[str, Figure]:
-    """The figures of a run's folder, by file name."""
-    table = pd.read_csv(run / "problems.csv")
+def published(found: Results, config: Config) -> dict[str, Figure]:
+    """The figures of a run, by file name."""
+    table = found.tables["problems"]
     return {
-        "overview.svg": overview(table, table.cut[0]),
-        "pictures.png": recoveries(table[table.image == table.image.min()], np.load(run / "pictures.npy")),
+        "overview.svg": overview(table, config["cut"]),
+        "pictures.png": recoveries(table[table.image == 0], found.arrays["pictures"]),
     }
 
 
 def overview(table: pd.DataFrame, cut: float) -> Figure:
     """Error against the ratio pruned, error against its prediction, and the rank of the kept columns.
 
-    `table` is the experiment's, as `problems.csv` holds it; `cut` the predicted RMSE that bounds the linear regime.
+    `table` is the experiment's; `cut` the predicted RMSE that bounds the linear regime.
     """
     style()
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11.5, 3.9), layout="constrained")
@@ -49,10 +49,10 @@ def error_against_ratio(ax: Axes, table: pd.DataFrame) -> Axes:
         ax.plot(medians.index, medians, color=ATTACKERS[name].colour, lw=1.5, label=ATTACKERS[name].label, zorder=2)
         _marks(ax, rows, "size", name)
     ax.set(yscale="log", xlabel="share of the gradient pruned", ylabel="RMSE per pixel")
-    ax.xaxis.set_major_formatter(PercentFormatter(1))
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     if ((table.attacker.isin(CONVERGING)) & ~table.converged.astype(bool)).any():
         ax.scatter([], [], s=26, facecolor="white", edgecolor=INK, linewidth=1.2, label="not converged")
-    ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(0.02, 0.36))
+    ax.legend(fontsize="small", loc="lower right", bbox_to_anchor=(1, 0.06))
     return ax
 
 
@@ -72,7 +72,7 @@ def rank_against_ratio(ax: Axes, table: pd.DataFrame) -> Axes:
     ax.plot(table["size"], table["rank"], "s", color=ATTACKERS["reads"].colour, ms=5, zorder=3)
     ax.axhline(table["rank"].max(), color=LINE, lw=1, ls=":", zorder=1)
     ax.set(xlabel="share of the gradient pruned", ylabel="rank of the kept columns of J", ylim=(0, None))
-    ax.xaxis.set_major_formatter(PercentFormatter(1))
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return ax
 
 

@@ -10,19 +10,20 @@ import torch
 
 import i2f
 from i2f import claims, figures, statistics
+from i2f.paper import rows
 from i2f.paper.attackers import ATTACKERS
 from i2f.paper.experiments import damping
 from i2f.paper.experiments import problems as shared
 from i2f.paper.figures import damping as draw
+from i2f.paper.results import Results
 from i2f.paper.sweep import Settings
 
 mpl.use("Agg")
 
 THRESHOLDS = {"cut": 0.05, "accuracy": 0.05, "factor": 2.0, "order": 0.9, "near": 0.5}
 CLAIMS = ["none", "map", "pull", "bayes", "weight", "paper", "order", "ranks", "stopping"]
-STEPS = {"gauss-newton": 40, "dgl": 30}
-CONFIG = {"dataset": "mnist", "images": 1, "survey_images": 1, "variances": [1e-6], "prior_weights": [], "steps": STEPS}
-CONFIG |= {"smallest": 1e-4, "largest": 100.0}
+CONFIG = {"dataset": "mnist", "images": 1, "survey_images": 1, "variances": [1e-6], "prior_weights": []}
+CONFIG |= {"smallest": 1e-4, "largest": 100.0, "gauss_newton_steps": 40, "adam_steps": 30}
 GRID = [0.0, 1e-4, 0.01, 0.1, 1.0, 10.0]
 QUIET = Settings(jobs=1, progress="off")
 
@@ -39,7 +40,7 @@ def test_every_attacker_gets_every_gradient_with_its_own_prior():
         {"no prior": 0, "MAP, 0.1ε": 1e-4, "MAP": 1e-3, "MAP, 10ε": 1e-2, "MAP, ε = 1": spread, "Adam": 0}
     )
     assert {t["attacker"] for t in tasks if t["method"] == "dgl"} == {"Adam"}
-    assert all(t["steps"] == STEPS[t["method"]] for t in tasks)
+    assert all(t["budget"] == {"gauss-newton": 40, "dgl": 30}[t["method"]] for t in tasks)
     assert set(ridges) <= set(ATTACKERS)
 
 
@@ -61,16 +62,24 @@ def small(mlp, monkeypatch):
     return J, mean
 
 
-def solved(problems):
-    found = damping.run(problems, QUIET)
-    return [found.tables[name] for name in ("problems", "curves", "survey")], found.arrays["pictures"]
+def solved(problems, settings=QUIET):
+    found = damping.run(problems, settings)
+    return [found.tables[name] for name in ("problems", "curves", "survey")], found.arrays
 
 
-def test_the_table_is_what_linear_algebra_says(small, mlp, twin):
+def test_the_table_is_what_linear_algebra_says(small, mlp, twin, tmp_path):
     """Predictions against J by finite differences and NumPy's solver, the Bayes error against random draws; the MAP
-    attacker goes where the prediction with the pull says, and not where it says without."""
+    attacker goes where the prediction with the pull says, and not where it says without. Rows that are read again are
+    the same."""
     J, mean = small
-    (table, curves, _), pictures = solved(damping.problems(CONFIG))
+    problems, store = damping.problems(CONFIG), rows.Store(chunks=tmp_path)
+    (table, curves, survey), pictures = solved(problems, Settings(jobs=1, progress="off", store=store))
+    rows.save(tmp_path / "published", store.asked)
+    store = rows.Store([tmp_path / "published"], solve=False)
+    tables, again = solved(problems, Settings(jobs=1, progress="off", store=store))
+    for read, found in zip(tables, (table, curves, survey), strict=True):
+        pd.testing.assert_frame_equal(read, found)
+    assert all(np.array_equal(again[name], pictures[name]) for name in pictures)
     A, truth = twin(*mlp).numpy(), J.x[0].numpy()
     gram, pull = A @ A.T, mean[0].numpy() - truth
     delta = i2f.perturb.gaussian(J.gradient, 1e-6, 0).numpy()
@@ -101,7 +110,7 @@ def test_the_table_is_what_linear_algebra_says(small, mlp, twin):
 
 def test_adam_starts_at_the_mean_and_the_displacement_is_measured_from_the_truth(small):
     J, mean = small
-    found = damping.problems(CONFIG | {"steps": {"gauss-newton": 1, "dgl": 1}})
+    found = damping.problems(CONFIG | {"gauss_newton_steps": 1, "adam_steps": 1})
     adam = [t | {"dampings": [1e9]} for t in found["problems"] if t["attacker"] == "Adam"]
     (_, curves, _), pictures = solved(found | {"problems": adam})
     found = pictures["found"][0]
@@ -262,16 +271,15 @@ def points(ax) -> list[tuple[float, float]]:
     return sorted(map(tuple, np.concatenate(drawn).tolist()))
 
 
-def test_published_figures_come_from_the_runs_files(tmp_path):
+def test_published_figures_are_those_of_what_was_found(tmp_path):
     table, curves, _ = fake(0.5, 1.01, ERRORS, images=2)
-    table.to_csv(tmp_path / "problems.csv", index=False)
-    damping.medians(curves).to_csv(tmp_path / "medians.csv", index=False)
     levels = np.linspace(0.1, 1, 10)
-    found = np.stack([np.full((1, 4, 4), level) for level in levels])
-    np.savez(tmp_path / "pictures.npz", truth=np.zeros((1, 4, 4)), found=found, values=np.geomspace(1e-4, 5, 16))
+    images = np.stack([np.full((1, 4, 4), level) for level in levels])
+    arrays = {"truth": np.zeros((1, 4, 4)), "found": images, "values": np.geomspace(1e-4, 5, 16)}
+    found = Results({"problems": table, "medians": damping.medians(curves)}, arrays)
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        for name, figure in draw.published(tmp_path).items():
+        for name, figure in draw.published(found, THRESHOLDS).items():
             if name == "pictures.png":
                 shown = [float(ax.images[0].get_array().max()) for ax in figure.axes]
                 assert shown == pytest.approx([0, *levels[[0, 1, 3, 4]], 0, *levels[[5, 6, 8, 9]]])

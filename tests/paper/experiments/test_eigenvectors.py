@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import i2f
+from i2f.paper import rows
 from i2f.paper.experiments import eigenvectors
+from i2f.paper.figures import eigenvectors as draw
 from i2f.paper.sweep import Settings
 
 SPECTRUM = torch.logspace(1, -6, 50, dtype=torch.float64)
@@ -29,17 +31,23 @@ def test_law_takes_the_whole_spectrum_where_the_noise_is_small():
     assert eigenvectors.direction(SPECTRUM, last["share"], last["floor"]) == 49
 
 
-def test_attack_gives_a_row_a_problem_and_the_pictures_of_the_papers_row(mlp, monkeypatch):
-    """On a network small enough for the law to be checked against c/√λ without any of the figures."""
+def test_attack_gives_a_row_a_problem_and_the_pictures_of_the_papers_row(mlp, monkeypatch, tmp_path):
+    """On a network small enough for the law to be checked against c/√λ; rows that are read again are the same."""
     model, x, y = mlp
     jacobians = [i2f.GradientJacobian(model, x, y), i2f.GradientJacobian(model, x.flip(1), y)]
     monkeypatch.setattr(eigenvectors.shared, "jacobian", lambda p: jacobians[p["image"]])
     monkeypatch.setattr(eigenvectors.data, "load", lambda dataset, n: (x[:n], y[:n]))
-    config = {"dataset": "mnist", "start_seed": 0, "steps": {"gauss-newton": 30, "dgl": 20}, "adam_images": 1}
+    config = {"dataset": "mnist", "start_seed": 0, "gauss_newton_steps": 30, "adam_steps": 20, "adam_images": 1}
     config |= {"images": 1, "levels": 30, "law_norm": 1e-6, "cut": 1.0}  # more levels than eigenvalues
     config |= {"paper_images": 2, "paper_indices": [0, 3], "paper_norm": 1e-5, "end_images": 1, "end_norms": [1e-6]}
-    found = eigenvectors.run(eigenvectors.problems(config), Settings(jobs=1, progress="off"))
+    problems, store = eigenvectors.problems(config), rows.Store(chunks=tmp_path)
+    found = eigenvectors.run(problems, Settings(jobs=1, progress="off", store=store))
+    rows.save(tmp_path / "published", store.asked)
+    store = rows.Store([tmp_path / "published"], solve=False)
+    again = eigenvectors.run(problems, Settings(jobs=1, progress="off", store=store))
     table, pictures = found.tables["problems"], found.arrays["pictures"]
+    pd.testing.assert_frame_equal(again.tables["problems"], table)
+    assert np.array_equal(again.arrays["pictures"], pictures)
     laws = table[table.part == "law"]
     assert all(3 < len(rows) <= 12 and rows["index"].is_unique for _, rows in laws.groupby("method"))
     table = table[table.part != "law"]
@@ -53,6 +61,8 @@ def test_attack_gives_a_row_a_problem_and_the_pictures_of_the_papers_row(mlp, mo
     ours = table[table.method == "gauss-newton"]
     assert ours.mse.to_numpy() == pytest.approx(ours.predicted_mse.to_numpy(), rel=0.02)
     assert list(eigenvectors.rivals(table).index) == ["paper"]
+    shown = found._replace(arrays={"pictures": pictures.reshape(-1, 1, 3, 4)})
+    assert list(draw.published(shown, config)) == ["overview.svg", "pictures.png"]
 
 
 def fake(exponent: float, factor: float) -> pd.DataFrame:

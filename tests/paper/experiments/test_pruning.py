@@ -10,9 +10,11 @@ import pytest
 
 import i2f
 from i2f import claims, figures, statistics
+from i2f.paper import rows
 from i2f.paper.experiments import problems as shared
 from i2f.paper.experiments import pruning
 from i2f.paper.figures import pruning as draw
+from i2f.paper.results import Results
 from i2f.paper.sweep import Settings
 
 mpl.use("Agg")
@@ -25,9 +27,9 @@ CLAIMS = ["protects", "protects-adam", "prediction", "bound", "mask-50", "mask-9
 
 
 def test_every_attacker_gets_every_gradient():
-    tasks = pruning.problems(CONFIG | {"images": 2, "ratios": [0.1, 0.9], "steps": {"gauss-newton": 7, "dgl": 9}})
+    tasks = pruning.problems(CONFIG | {"images": 2, "ratios": [0.1, 0.9], "gauss_newton_steps": 7, "adam_steps": 9})
     assert len(tasks) == 3 * 2 * 2
-    assert {(t["method"], t["mask"], t["steps"]) for t in tasks} == {
+    assert {(t["method"], t["mask"], t["budget"]) for t in tasks} == {
         ("gauss-newton", "none", 7),
         ("gauss-newton", "zeros", 7),
         ("dgl", "none", 9),
@@ -46,10 +48,18 @@ def small(mlp, monkeypatch):
     return J
 
 
-def test_the_table_is_what_pseudo_inverses_say(small, mlp, twin):
-    """Predictions against J by finite differences and NumPy's pseudo-inverse; recovery against rank."""
-    steps = {"gauss-newton": 30, "dgl": 5}
-    found = pruning.run(pruning.problems(CONFIG | {"images": 1, "ratios": [0.1, 0.5, 0.98], "steps": steps}), QUIET)
+def test_the_table_is_what_pseudo_inverses_say(small, mlp, twin, tmp_path):
+    """Predictions against J by finite differences and NumPy's pseudo-inverse; recovery against rank; rows that are read
+    again are the same."""
+    config = CONFIG | {"images": 1, "ratios": [0.1, 0.5, 0.98], "gauss_newton_steps": 30, "adam_steps": 5}
+    found = pruning.run(pruning.problems(config), Settings(jobs=1, progress="off", store=rows.Store(chunks=tmp_path)))
+    store = rows.Store(chunks=tmp_path, solve=False)
+    again = pruning.run(pruning.problems(config), Settings(jobs=1, progress="off", store=store))
+    rows.save(tmp_path / "published", store.asked)
+    store = rows.Store([tmp_path / "published"], solve=False)
+    for known in (again, pruning.run(pruning.problems(config), Settings(jobs=1, progress="off", store=store))):
+        pd.testing.assert_frame_equal(known.tables["problems"], found.tables["problems"])
+        assert np.array_equal(known.arrays["pictures"], found.arrays["pictures"])
     table, pictures = found.tables["problems"], found.arrays["pictures"]
     assert pictures.shape == (1 + 9, 12)
     truth = small.x[0].numpy()
@@ -197,14 +207,13 @@ def points(ax) -> list[tuple[float, float]]:
     return sorted(map(tuple, np.concatenate(drawn).tolist()))
 
 
-def test_published_figures_come_from_the_runs_files(tmp_path):
-    table = fake(4, 0.01, 0.7, images=2).assign(cut=0.05)
-    table.to_csv(tmp_path / "problems.csv", index=False)
+def test_published_figures_are_those_of_what_was_found(tmp_path):
     levels = np.linspace(0, 1, 1 + 15)
-    np.save(tmp_path / "pictures.npy", np.stack([np.full((1, 4, 4), level) for level in levels]))
+    images = np.stack([np.full((1, 4, 4), level) for level in levels])
+    found = Results({"problems": fake(4, 0.01, 0.7, images=2)}, {"pictures": images})
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        for name, figure in draw.published(tmp_path).items():
+        for name, figure in draw.published(found, THRESHOLDS).items():
             if name == "pictures.png":
                 shown = [float(ax.images[0].get_array().max()) for ax in figure.axes]
                 assert len(shown) == 3 * (1 + 5)
