@@ -25,15 +25,18 @@ JUDGED = ["image", "variance", "predicted_rmse", "rmse", "relative_error", "boun
 def problems(config: Config) -> dict[str, list[Problem]]:
     """The attacks, by table: "problems", and "deep" where a deep network is asked for.
 
-    config: dataset, split, root, init, weight_seed, start_seed; models, variances, level, level_images (see `noisy`);
-    attackers, the first of whom meets every model, the others the first one alone; steps: method -> budget; dampings: ε
-    of damped I²F. deep_network: "model init activation", attacked by Gauss–Newton alone, with deep_steps, on
-    deep_images under deep_variances.
+    config: dataset, split, root, init, weight_seed, start_seed; model and its images, linear_images of one linear layer,
+    variances, level, level_images (see `noisy`); attackers, the first of whom meets every model, the others the first
+    one alone; gauss_newton_steps, adam_steps: their budgets; dampings: ε of damped I²F. deep_network: "model init
+    activation", attacked by Gauss–Newton alone, with deep_steps, on deep_images under deep_variances.
     """
-    setting = shared.setting(config)
-    own = {"start_seed": config["start_seed"], "dampings": config["dampings"]}
-    gradients = noisy(setting, config["models"], config["variances"], config["level"], config["level_images"])
-    found = {"problems": _confront(gradients, config["attackers"], config["steps"], own)}
+    setting = shared.setting(config) | {"root": config.get("root") or None}
+    own = {"start_seed": config["start_seed"], "dampings": list(config["dampings"])}
+    steps = {"gauss-newton": config["gauss_newton_steps"], "dgl": config["adam_steps"], "gs": config["adam_steps"]}
+    models = {config["model"]: config["images"]}
+    models |= {"linear": config["linear_images"]} if config["linear_images"] else {}
+    gradients = noisy(setting, models, config["variances"], config["level"], config["level_images"])
+    found = {"problems": _confront(gradients, config["attackers"], steps, own)}
     if config["deep_images"]:
         model, init, activation = config["deep_network"].split()
         setting |= {"init": init, "activation": activation, "normalize": True}
@@ -60,7 +63,8 @@ def noisy(
     for number, (model, images) in enumerate(models.items()):
         for image in range(max(images, 0 if number else level_images)):
             sizes = list(variances) if image < images else [level]
-            found += sweep.grid(**setting, model=model, image=image, noise="gaussian", noise_seed=image, size=sizes)
+            own = {"model": model, "image": image, "noise": "gaussian", "noise_seed": image, "size": sizes}
+            found += sweep.grid(**{**setting, **own})
     return found
 
 
@@ -89,12 +93,12 @@ def run(problems: Mapping[str, list[Problem]], settings: Settings = sweep.DEFAUL
 
 
 def _attack(tasks: list[Problem], settings: Settings) -> pd.DataFrame:
-    predict = partial(shared.predict, dampings=tuple(tasks[0]["dampings"]))
-    tasks = [{name: p[name] for name in p if name != "dampings"} for p in tasks]
     columns = [name for name in tasks[0] if name not in ATTACK]
     gradients = [dict(p) for p in dict.fromkeys(tuple((name, p[name]) for name in columns) for p in tasks)]
+    gradients = [{**p, "dampings": tasks[0]["dampings"]} for p in gradients]
+    tasks = [{name: p[name] for name in p if name != "dampings"} for p in tasks]
     predicted = sweep.run(
-        predict, gradients, settings, ("model", "image"), at_most=len(gradients), description="predictions"
+        shared.predict, gradients, settings, ("model", "image"), at_most=len(gradients), description="predictions"
     )
     found = []
     for words, first_order, together, at_most in (
@@ -104,9 +108,9 @@ def _attack(tasks: list[Problem], settings: Settings) -> pd.DataFrame:
         some = [p for p in tasks if (p["method"] != "gauss-newton") == first_order]
         if some:
             found.append(sweep.run(shared.attack, some, settings, together, at_most, description=words))
-    predicted = predicted.drop(columns=["failed", "reason"])
+    predicted = predicted.drop(columns=["failed", "reason", "dampings"])
     table = pd.concat(found, ignore_index=True).merge(predicted, on=columns, validate="many_to_one")
-    table = table.rename(columns={"size": "variance"}).drop(columns="root", errors="ignore")
+    table = table.rename(columns={"size": "variance"}).drop(columns=["root", "reconstruction"], errors="ignore")
     return table.assign(
         relative_error=shared.relative_error(table),
         rmse_clamped=10 ** (-table.psnr / 20),

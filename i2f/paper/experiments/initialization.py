@@ -13,6 +13,7 @@ from i2f.paper import attackers, sweep
 from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
+from i2f.paper.rows import declare
 from i2f.paper.statistics import convergence, spearman, worst
 from i2f.paper.sweep import Problem, Row, Settings
 
@@ -21,17 +22,18 @@ NETWORK = ("dataset", "init", "weight_seed")
 
 
 def problems(config: Config) -> list[Problem]:
-    """Gaussian noise of every variance on every network's gradients, for every attacker that has `steps`.
+    """Gaussian noise of every variance on every network's gradients, for every attacker.
 
     config: dataset; inits, and unattacked, of which only the prediction is wanted (attacker "none"); weight_seeds,
-    images, noise_seeds: how many (weight seeds are 1, 2, …); variances; steps: attacker -> budget; box_seeds: the
-    attacker with a box sees the first so many weight seeds, under the first variance (default 0).
+    images, noise_seeds: how many (weight seeds are 1, 2, …); variances; gauss_newton_steps, dgl_steps, box_steps: the
+    attackers' budgets; box_seeds: the attacker with a box sees the first so many weight seeds, under the first variance.
     """
     found = []
-    inits, variances, steps = [*config["inits"], *config["unattacked"]], list(config["variances"]), config["steps"]
+    inits, variances = [*config["inits"], *config["unattacked"]], list(config["variances"])
+    steps = {"gauss-newton": config["gauss_newton_steps"], "dgl": config["dgl_steps"], BOX: config["box_steps"]}
     for init, weight_seed in itertools.product(inits, range(1, config["weight_seeds"] + 1)):
         for attacker in ["none"] if init in config["unattacked"] else steps:
-            if attacker == BOX and weight_seed > config.get("box_seeds", 0):
+            if attacker == BOX and weight_seed > config["box_seeds"]:
                 continue
             attack = {}
             if attacker != "none":
@@ -56,24 +58,19 @@ def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     expected_mse = E[I²]/d_x = σ² mean(1/λ_i), per pixel. mean_inverse_sigma = mean(1/√λ_i): what the released code
     averages in its place (1/σ_i of J instead of 1/σ_i²); pixels per unit of gradient.
     """
-    table = sweep.run(_solve, problems, settings, NETWORK, at_most=len(problems), description="networks")
-    return Results({"problems": table.drop(columns=["box", "noise"], errors="ignore")})
+    table = sweep.run(solve, problems, settings, NETWORK, at_most=len(problems), description="networks")
+    return Results({"problems": table.drop(columns=["box", "noise", "reconstruction"], errors="ignore")})
 
 
-def _solve(chunk: list[Problem]) -> list[Row]:
-    """All problems of one network: what is known of its J is computed once for each image."""
-    predicted: dict[tuple[int, float, int], Row] = {}
-    for p in sorted(chunk, key=lambda p: p["image"]):
-        key = (p["image"], p["size"], p["noise_seed"])
-        if key not in predicted:
-            values = spectrum.decompose(shared.jacobian(p)).values
-            predicted[key] = {**shared.predict([p])[0], "mean_inverse_sigma": float(values.rsqrt().mean())}
-    attacked = [p for p in chunk if p["attacker"] != "none"]
-    found = iter(shared.attack(attacked))
-    return [
-        {**predicted[p["image"], p["size"], p["noise_seed"]], **(next(found) if p["attacker"] != "none" else {})}
-        for p in chunk
-    ]
+@declare("problems", defaults=shared.DEFAULTS)
+def solve(chunk: list[Problem]) -> list[Row]:
+    found = iter(shared.attack([p for p in chunk if p["attacker"] != "none"]))
+    rows = []
+    for p in chunk:
+        values = spectrum.decompose(shared.jacobian(p)).values
+        row = {**shared.predict([p])[0], "mean_inverse_sigma": float(values.rsqrt().mean())}
+        rows.append(row | (next(found) if p["attacker"] != "none" else {}))
+    return rows
 
 
 def medians(table: pd.DataFrame) -> pd.DataFrame:
@@ -153,19 +150,20 @@ COMPARISONS: list[tuple[str, Callable[[pd.DataFrame], float], list[View]]] = [
 
 
 def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
-    """The claims, at the variance `paper` and once more at `small`.
+    """The claims, at the first of `variances`, the paper's, and once more at the last.
 
     Bootstrap unit: weight seeds, each with all its initialisations.
     """
+    sizes = {"paper": thresholds["variances"][0], "small": thresholds["variances"][-1]}
     table = tables["problems"]
     table = shared.lost(table[table.attacker != "none"])
-    judged = Judge.of("initialization", f"initialization-{dataset}", thresholds)
+    judged = Judge.of("initialization", f"initialization-{dataset}", {**thresholds, **sizes})
     found = []
     for name, measure, views in COMPARISONS:
         for view in views:
             rows = table[table.attacker == view.attacker]
             columns = ["expected_mse", view.column] if name == "order" else [view.column]
-            paper, small = (_at(rows, thresholds[level], columns) for level in ("paper", "small"))
+            paper, small = (_at(rows, size, columns) for size in sizes.values())
             found.append(
                 judged(
                     name,

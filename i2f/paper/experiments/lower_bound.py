@@ -10,6 +10,7 @@ from i2f.paper import sweep
 from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
+from i2f.paper.rows import declare
 from i2f.paper.statistics import convergence, rank_correlation, spearman
 from i2f.paper.sweep import Problem, Row, Settings
 
@@ -35,7 +36,7 @@ def problems(config: Config) -> list[Problem]:
         p["noise_seed"] = len(variances) * p["image"] + variances.index(p["size"])
         ours = p["model"] == "lenet" and p["init"] == config["inits"][0] and p["image"] < config["attacks"]
         p["attacked"] = ours and math.isclose(p["size"], config["attacked_variance"])
-        p |= {"cg_steps": list(config["cg_steps"]), "steps": config["attack_steps"]}
+        p |= {"cg_steps": list(config["cg_steps"])} | ({"steps": config["attack_steps"]} if p["attacked"] else {})
     return found
 
 
@@ -49,11 +50,12 @@ def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     I with k (Steihaug 1983), and ‖u₁‖ ≥ I_lb: every step is a lower bound, tighter than Eq. 5, for two products.
     rmse, converged, failed, reason: of the Gauss–Newton attack, where there was one.
     """
-    table = sweep.run(_solve, problems, settings, ("model", "init", "image"), at_most=64, description="predictions")
-    return Results({"problems": table.drop(columns=["cg_steps", "steps"])})
+    table = sweep.run(solve, problems, settings, ("model", "init", "image"), at_most=64, description="predictions")
+    return Results({"problems": table.drop(columns=["cg_steps", "steps"], errors="ignore")})
 
 
-def _solve(chunk: list[Problem]) -> list[Row]:
+@declare("problems", defaults=shared.DEFAULTS)
+def solve(chunk: list[Problem]) -> list[Row]:
     return [_row(p, predicted) for p, predicted in zip(chunk, shared.predict(chunk), strict=True)]
 
 
@@ -126,7 +128,7 @@ def order_within_images(table: pd.DataFrame, over: str) -> pd.DataFrame:
 
 
 def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
-    """The experiment's claims. Of the thresholds, `cg_steps` is where conjugate gradients are cut off."""
+    """The experiment's claims. The second of `cg_steps` is where conjugate gradients are cut off."""
     table = tables["problems"]
     lenet, linear = table[table.model == "lenet"], table[table.model == "linear"]
     attacked = table[table.attacked.astype(bool)]
@@ -145,7 +147,7 @@ def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
     if lenet.init.nunique() > 2:
         found.append(judged("inits", order_within_images(lenet, "init"), _median))
     missed = (lenet.expected_mse / lenet.predicted_mse - 1).abs()
-    steps = _steps(thresholds["cg_steps"])
+    steps = _steps(thresholds["cg_steps"][1])
     found += [
         judged("trace", _of(lenet, missed), _median),
         judged("trace-images", order_over_images(lenet, "expected_rmse"), median_order),
