@@ -25,9 +25,9 @@ JUDGED = ["image", "variance", "predicted_rmse", "rmse", "relative_error", "boun
 def problems(config: Config) -> dict[str, list[Problem]]:
     """The attacks, by table: "problems", and "deep" where a deep network is asked for.
 
-    config: dataset, split, root, init, weight_seed, start_seed; model and its images, linear_images of one linear layer,
-    variances, level, level_images (see `noisy`); attackers, the first of whom meets every model, the others the first
-    one alone; gauss_newton_steps, adam_steps: their budgets; dampings: ε of damped I²F. deep_network: "model init
+    config: dataset, split, root, init, weight_seed, start_seed; model and its images, linear_images of one linear
+    layer, variances, level, level_images (see `noisy`); attackers, the first of whom meets every model, the others the
+    first one alone; gauss_newton_steps, adam_steps: their budgets; dampings: ε of damped I²F. deep_network: "model init
     activation", attacked by Gauss–Newton alone, with deep_steps, on deep_images under deep_variances.
     """
     setting = shared.setting(config) | {"root": config.get("root") or None}

@@ -26,7 +26,7 @@ def problems(config: Config) -> list[Problem]:
 
     config: dataset; inits, and unattacked, of which only the prediction is wanted (attacker "none"); weight_seeds,
     images, noise_seeds: how many (weight seeds are 1, 2, …); variances; gauss_newton_steps, dgl_steps, box_steps: the
-    attackers' budgets; box_seeds: the attacker with a box sees the first so many weight seeds, under the first variance.
+    attackers' budgets; box_seeds: weight seeds that the attacker with a box sees, under the first variance alone.
     """
     found = []
     inits, variances = [*config["inits"], *config["unattacked"]], list(config["variances"])

@@ -1,7 +1,5 @@
 """I²F against recovery: error against prediction, where the law ends, one noise level, and the other measures."""
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
@@ -9,18 +7,18 @@ from matplotlib.figure import Figure
 
 from i2f.paper.attackers import ATTACKERS
 from i2f.paper.figures.style import INK, LINE, diagonal, mark_cut, readable_ticks, style
+from i2f.paper.results import Config, Results
 
 LABELS = {name: ATTACKERS[name].label for name in ("gauss-newton", "gauss-newton, box", "dgl", "gs")}
 LABELS["gs"] += ", box"  # among attackers with and without one
 X_LABEL = "predicted RMSE per pixel (I²F)"
 
 
-def published(run: Path) -> dict[str, Figure]:
-    """The figures of a run's folder, by file name."""
-    table = pd.read_csv(run / "problems.csv")
-    first = table.iloc[0]
+def published(found: Results, config: Config) -> dict[str, Figure]:
+    """The figures of a run, by file name."""
+    table = found.tables["problems"]
     return {
-        "overview.svg": overview(table, first.level, first.cut, first.tolerance),
+        "overview.svg": overview(table, config["level"], config["cut"], config["tolerance"]),
         "measures.svg": measures(table),
     }
 
@@ -28,7 +26,7 @@ def published(run: Path) -> dict[str, Figure]:
 def overview(table: pd.DataFrame, level: float, cut: float, tolerance: float) -> Figure:
     """Three panels: error against prediction; their ratio, where the law ends; images at one noise level.
 
-    `table` is the experiment's, as `problems.csv` holds it; `cut` the predicted RMSE that bounds the linear regime.
+    cut: the predicted RMSE that bounds the linear regime.
     """
     style()
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12.5, 4.2), layout="constrained")

@@ -1,6 +1,5 @@
 """The initialisation experiment: what every attacker finds against what I²F expects of every draw."""
 
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -12,21 +11,19 @@ from matplotlib.lines import Line2D
 
 from i2f.paper.attackers import ATTACKERS
 from i2f.paper.figures.style import BLUE, GREEN, INK, LINE, PINK, VERMILION, diagonal, style
+from i2f.paper.results import Config, Results
 
 INITS = {"uniform": BLUE, "normal": VERMILION, "kaiming": GREEN, "xavier": PINK}
 MARKERS = "osD^v"  # one per variance, the largest first
 
 
-def published(run: Path) -> dict[str, Figure]:
-    """The figures of a run's folder, by file name."""
-    return {"overview.svg": overview(pd.read_csv(run / "problems.csv"))}
+def published(found: Results, config: Config) -> dict[str, Figure]:
+    """The figures of a run, by file name."""
+    return {"overview.svg": overview(found.tables["problems"])}
 
 
 def overview(table: pd.DataFrame) -> Figure:
-    """One row per attacker: RMSE per pixel against √(E[I²]/d_x), as found and clamped to [0, 1].
-
-    `table` is the experiment's, as `problems.csv` holds it.
-    """
+    """One row per attacker: RMSE per pixel against √(E[I²]/d_x), as found and clamped to [0, 1]."""
     style()
     attackers = [name for name in ("gauss-newton", "gauss-newton, box", "dgl") if (table.attacker == name).any()]
     size = (8.6, 3.6 * len(attackers))

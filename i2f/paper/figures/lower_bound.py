@@ -1,7 +1,5 @@
 """The lower bound and what it bounds: I_lb against I, and how far each cheap estimate is from I."""
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -10,6 +8,7 @@ from matplotlib.figure import Figure
 
 from i2f.paper.attackers import ATTACKERS
 from i2f.paper.figures.style import AMBER, BLUE, GREEN, INK, LINE, PINK, VERMILION, diagonal, readable_ticks, style
+from i2f.paper.results import Config, Results
 
 NETWORKS = {  # (model, init) -> colour, marker
     ("lenet", "uniform"): (BLUE, "o"),
@@ -22,9 +21,9 @@ OTHER = (INK, "X")  # one linear layer
 NAMES = {"lenet": "LeNet", "linear": "linear"}
 
 
-def published(run: Path) -> dict[str, Figure]:
-    """The figures of a run's folder, by file name."""
-    return {"overview.svg": overview(pd.read_csv(run / "problems.csv"))}
+def published(found: Results, config: Config) -> dict[str, Figure]:
+    """The figures of a run, by file name."""
+    return {"overview.svg": overview(found.tables["problems"])}
 
 
 def overview(table: pd.DataFrame) -> Figure:

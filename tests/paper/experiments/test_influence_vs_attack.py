@@ -8,6 +8,7 @@ import pytest
 
 import i2f
 from i2f import claims, statistics
+from i2f.paper import rows
 from i2f.paper.attackers import ATTACKERS
 from i2f.paper.experiments import influence_vs_attack as experiment
 from i2f.paper.figures import influence_vs_attack as draw
@@ -15,6 +16,8 @@ from i2f.paper.sweep import Settings
 
 SETTING = {"dataset": "mnist", "init": "uniform", "weight_seed": 1}
 CONFIG = SETTING | {"level": 1e-6, "level_images": 1, "dampings": [0.1], "start_seed": 0, "deep_images": 0}
+CONFIG |= {"model": "lenet", "images": 1, "linear_images": 0, "variances": [1e-6], "attackers": ["dgl"]}
+CONFIG |= {"gauss_newton_steps": 1, "adam_steps": 1}
 THRESHOLDS = {"level": 1e-5, "cut": 0.05, "accuracy": 0.01, "tolerance": 0.1}
 THRESHOLDS |= {"order": 0.9, "power": 0.9, "images_order": 0.5}
 QUIET = Settings(jobs=1, progress="off")
@@ -44,29 +47,36 @@ def test_every_variance_for_the_first_images_and_one_level_for_the_others():
 
 
 def test_who_attacks_what():
-    config = CONFIG | {"models": {"lenet": 1, "linear": 1}, "variances": [1e-7, 1e-5], "level": 1e-5, "level_images": 2}
-    config |= {"attackers": experiment.WHO, "steps": {"gauss-newton": 5, "dgl": 6, "gs": 7}}
+    config = CONFIG | {"linear_images": 1, "variances": [1e-7, 1e-5], "level": 1e-5, "level_images": 2}
+    config |= {"attackers": experiment.WHO, "gauss_newton_steps": 5, "adam_steps": 6}
     tasks = experiment.problems(config)["problems"]
     met = {name: [(t["model"], t["image"]) for t in tasks if t["attacker"] == name] for name in experiment.WHO}
     assert met["gauss-newton"] == [("lenet", 0), ("lenet", 0), ("lenet", 1), ("linear", 0), ("linear", 0)]
     assert met["dgl"] == [("lenet", 0), ("lenet", 0), ("lenet", 1)]
     assert met["gauss-newton, box"] == met["gs"] == [("lenet", 0), ("lenet", 0)]
-    assert {(t["method"], t["steps"]) for t in tasks} == {("gauss-newton", 5), ("dgl", 6), ("gs", 7)}
+    assert {(t["method"], t["steps"]) for t in tasks} == {("gauss-newton", 5), ("dgl", 6), ("gs", 6)}
 
 
-def on_the_linear_model(attackers, steps):
-    config = CONFIG | {"models": {"linear": 1}, "variances": [1e-6], "attackers": attackers, "steps": steps}
-    return experiment.run(experiment.problems(config), QUIET).tables["problems"]
+def on_the_linear_model(attackers, settings=QUIET, **steps):
+    config = CONFIG | {"model": "linear", "attackers": attackers} | steps
+    return experiment.run(experiment.problems(config), settings).tables["problems"]
 
 
 def test_either_kind_of_attacker_may_come_alone():
     for attacker in ("gauss-newton", "dgl"):
-        assert list(on_the_linear_model([attacker], {"gauss-newton": 1, "dgl": 1}).attacker) == [attacker]
+        assert list(on_the_linear_model([attacker]).attacker) == [attacker]
+
+
+def test_rows_are_read_where_they_are_known(tmp_path):
+    known = [rows.Store(chunks=tmp_path, solve=solve) for solve in (True, False)]
+    solved, read = (on_the_linear_model(["dgl"], Settings(jobs=1, progress="off", store=store)) for store in known)
+    pd.testing.assert_frame_equal(solved, read)
+    assert set(known[1].asked) == {"predictions", "problems"}
 
 
 def test_the_table_says_what_its_columns_say():
     """On the linear model: I²F as the least squares of Jᵀ d = δ by QR, the damped one as a ridge regression."""
-    table = on_the_linear_model(["gauss-newton", "dgl", "gs"], {"gauss-newton": 30, "dgl": 3, "gs": 3})
+    table = on_the_linear_model(["gauss-newton", "dgl", "gs"], gauss_newton_steps=30, adam_steps=3)
     assert list(table.attacker) == ["gauss-newton", "dgl", "gs"]
     x, y = i2f.data.load("mnist", 1)
     model = i2f.models.build("linear", "mnist", "uniform", seed=1, normalize=False).double()
@@ -160,8 +170,7 @@ def test_a_deep_network_has_a_claim_of_its_own():
 
 
 def test_deep_problems_are_of_the_network_named():
-    config = CONFIG | {"models": {"lenet": 1}, "variances": [1e-6], "attackers": ["dgl"], "steps": {"dgl": 1}}
-    config |= {"deep_network": "cnn8x16 kaiming softplus", "deep_images": 2, "deep_variances": [1e-12, 1e-10]}
+    config = CONFIG | {"deep_network": "cnn8x16 kaiming softplus", "deep_images": 2, "deep_variances": [1e-12, 1e-10]}
     tasks = experiment.problems(config | {"deep_steps": 3})["deep"]
     assert len(tasks) == 4
     assert {(t["model"], t["init"], t["activation"], t["normalize"]) for t in tasks} == {

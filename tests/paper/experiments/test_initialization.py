@@ -9,6 +9,7 @@ import pytest
 
 import i2f
 from i2f import claims, statistics
+from i2f.paper import rows
 from i2f.paper.experiments import initialization
 from i2f.paper.figures import initialization as draw
 from i2f.paper.sweep import Settings
@@ -17,7 +18,8 @@ mpl.use("Agg")
 
 INITS = ("uniform", "normal", "kaiming", "xavier")
 CONFIG = {"dataset": "mnist", "unattacked": ["normal-released"]}
-THRESHOLDS = {"paper": 1e-3, "small": 1e-5, "share": 0.9, "correlation": 0.8, "accuracy": 0.1, "cut": 0.05}
+CONFIG |= {"gauss_newton_steps": 2, "dgl_steps": 3, "box_steps": 4, "box_seeds": 0}
+THRESHOLDS = {"variances": [1e-3, 1e-5], "share": 0.9, "correlation": 0.8, "accuracy": 0.1, "cut": 0.05}
 
 
 @pytest.fixture(autouse=True)
@@ -27,9 +29,8 @@ def few_draws(monkeypatch):
 
 
 def test_every_network_meets_every_attacker_with_the_same_noise():
-    steps = {"gauss-newton": 10, "gauss-newton, box": 4, "dgl": 100}
     sizes = {"weight_seeds": 3, "images": 2, "variances": [1e-3, 1e-5], "noise_seeds": 2, "box_seeds": 1}
-    found = initialization.problems(CONFIG | {"inits": INITS, "steps": steps} | sizes)
+    found = initialization.problems(CONFIG | {"inits": INITS} | sizes)
     table = pd.DataFrame(found)
     counts = table.groupby(["attacker", "init"]).size().unstack()
     assert (counts.loc["gauss-newton", list(INITS)] == 3 * 2 * 2 * 2).all()
@@ -38,14 +39,21 @@ def test_every_network_meets_every_attacker_with_the_same_noise():
     assert counts["normal-released"].dropna().to_dict() == {"none": 3 * 2 * 2 * 2}
     bounded = table[table.attacker == "gauss-newton, box"]
     assert set(bounded["size"]) == {1e-3}
+    assert set(bounded.steps) == {4}
     assert bounded.box.all()
     assert not table[table.attacker == "dgl"].box.any()
 
 
-def test_a_run_gives_the_expectation_and_the_errors_of_every_network():
+def test_a_run_gives_the_expectation_and_the_errors_of_every_network(tmp_path):
     sizes = {"weight_seeds": 1, "images": 1, "variances": [1e-5], "noise_seeds": 1}
-    found = initialization.problems(CONFIG | {"inits": ["normal"], "steps": {"gauss-newton": 2, "dgl": 3}} | sizes)
-    table = initialization.run(found, Settings(jobs=1, progress="off")).tables["problems"]
+    tasks = initialization.problems(CONFIG | {"inits": ["normal"]} | sizes)
+    found, again = (
+        initialization.run(tasks, Settings(jobs=1, progress="off", store=rows.Store(chunks=tmp_path, solve=solve)))
+        for solve in (True, False)
+    )
+    table = found.tables["problems"]
+    pd.testing.assert_frame_equal(table, again.tables["problems"])  # read where it is known
+    assert set(draw.published(found, CONFIG)) == {"overview.svg"}
     assert list(table.attacker) == ["gauss-newton", "dgl", "none"]
     assert list(table.steps[:2]) == [2, 3]
     assert table.mse.isna().tolist() == [False, False, True]

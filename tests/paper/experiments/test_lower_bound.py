@@ -11,14 +11,16 @@ from scipy.stats import spearmanr
 
 import i2f
 from i2f import claims, statistics
+from i2f.paper import rows
 from i2f.paper.experiments import lower_bound
 from i2f.paper.experiments import problems as shared
 from i2f.paper.figures import lower_bound as draw
+from i2f.paper.sweep import Settings
 
 mpl.use("Agg")
 SIZES = [1e-7, 1e-5, 1e-3]
 CG = "cg_rmse, 20 steps"
-THRESHOLDS = {"tight": 10.0, "order": 0.8, "accuracy": 0.1, "gain": 2.0, "cg_steps": 20}
+THRESHOLDS = {"tight": 10.0, "order": 0.8, "accuracy": 0.1, "gain": 2.0, "cg_steps": [1, 20]}
 
 
 @pytest.fixture(autouse=True)
@@ -27,10 +29,12 @@ def few_draws(monkeypatch):
     monkeypatch.setattr(claims, "bootstrap", partial(statistics.bootstrap, draws=100))
 
 
+CONFIG = {"dataset": "mnist", "images": 3, "inits": ["normal", "uniform"], "linear_inits": ["uniform"]}
+CONFIG |= {"variances": SIZES, "attacks": 2, "attacked_variance": 1e-5, "attack_steps": 50, "cg_steps": [1]}
+
+
 def test_problems_draw_noise_anew_and_attack_the_first_network_only():
-    config = {"dataset": "mnist", "images": 3, "inits": ["normal", "uniform"], "linear_inits": ["uniform"]}
-    config |= {"variances": SIZES, "attacks": 2, "attacked_variance": 1e-5, "attack_steps": 50, "cg_steps": [1]}
-    found = pd.DataFrame(lower_bound.problems(config))
+    found = pd.DataFrame(lower_bound.problems(CONFIG))
     assert len(found) == 3 * 3 * 3
     for _, network in found.groupby(["model", "init"]):
         assert network.noise_seed.nunique() == 9
@@ -45,7 +49,7 @@ def test_columns_are_what_they_say(mlp, monkeypatch):
     J = i2f.GradientJacobian(model, x, y)
     monkeypatch.setattr(shared, "jacobian", lambda problem: J)
     problem = {"noise": "gaussian", "size": 1e-6, "noise_seed": 3, "attacked": False, "cg_steps": [1, 12]}
-    (row,) = lower_bound._solve([problem])
+    (row,) = lower_bound.solve([problem])
     dense = J.dense()
     delta = i2f.perturb.gaussian(J.gradient, 1e-6, seed=3)
     squares = torch.linalg.svdvals(dense).square()
@@ -61,6 +65,18 @@ def test_columns_are_what_they_say(mlp, monkeypatch):
     assert row["cg_rmse, 1 step"] == pytest.approx(float(first) / 12**0.5, rel=1e-6)
     assert row["bound_rmse"] <= row["cg_rmse, 1 step"] <= row["cg_rmse, 12 steps"] <= row["predicted_rmse"] * (1 + 1e-6)
     assert 1 <= row["directions"] <= 12
+
+
+def test_rows_are_read_where_they_are_known(tmp_path):
+    own = {"images": 1, "inits": ["uniform"], "linear_inits": [], "variances": [1e-5, 1e-7], "attack_steps": 1}
+    tables = []
+    for solve in (True, False):
+        settings = Settings(jobs=1, progress="off", store=rows.Store(chunks=tmp_path, solve=solve))
+        found = lower_bound.run(lower_bound.problems(CONFIG | own), settings)
+        tables.append(found.tables["problems"])
+    pd.testing.assert_frame_equal(*tables)
+    assert list(tables[1].attacked) == [True, False]
+    assert set(draw.published(found, CONFIG)) == {"overview.svg"}
 
 
 def test_directions_count_equal_eigenvalues(mlp, monkeypatch):
