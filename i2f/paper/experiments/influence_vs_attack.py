@@ -141,6 +141,20 @@ def correlations(table: pd.DataFrame, model: str = "lenet") -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["attacker", "error"])
 
 
+def agreement(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per data set, network and attacker: how many attacks, how many of them converged, medians of the rest."""
+    ratios = {
+        "measured / predicted": table.rmse / table.predicted_rmse,
+        "I_lb / predicted": table.bound_rmse / table.predicted_rmse,
+    }
+    groups = table.assign(**ratios).groupby(["dataset", "model", "attacker"], sort=False)
+    medians = {"predicted_rmse": "predicted RMSE", "rmse": "RMSE", "relative_error": "relative error"}
+    found = groups[[*medians, *ratios]].median().rename(columns=medians)
+    found.insert(0, "attacks", groups.size())
+    found.insert(1, "converged", groups.converged.sum())
+    return found
+
+
 def at_every_level(table: pd.DataFrame) -> pd.Series:
     """Whether a row's image met every noise level."""
     return table.groupby(["model", "image"]).variance.transform("nunique") == table.variance.nunique()
