@@ -430,7 +430,7 @@ def judge_designed(gain=(20, 20), isotropic=(20, 20), averaged=2.0, off=(0, 0), 
     """Designed noise over the others along the sharpest directions, and how far isotropic noise's error is off, in
     images of even and of odd number; what being told a linear and a designed covariance leaves; accuracy gained."""
     rows = []
-    config = {"images": N, "levels": [0.002], "draws": 1, "told": N, "steps": 0, "start_seed": 0}
+    config = {"images": N, "levels": [0.002], "draws": 1, "told": N, "gauss_newton_steps": 0, "start_seed": 0}
     config |= dict.fromkeys(frontier.OWN, 0) | {"methods": {}, "seeds": 0}
     for p in designed_noise.problems(config)["problems"]:
         which, kind = p["image"] % 2, p["kind"]

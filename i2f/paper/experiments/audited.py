@@ -5,25 +5,27 @@ import math
 import pandas as pd
 
 from i2f.audit import audit
-from i2f.paper import data, devices, sweep
+from i2f.paper import sweep
 from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
+from i2f.paper.rows import declare
 from i2f.paper.statistics import convergence
 from i2f.paper.sweep import Problem, Row, Settings
 
 PREDICTED, SUGGESTED = "predicted", "suggested"
+ATTACKED = {"attacked_rmse": "converged", "attacked_psnr": "decibel", "judged": "converged"}
 
 
 def problems(config: Config) -> list[Problem]:
     """Every image under noise of each variance, and under the noise that its audit recommends for each target PSNR.
 
-    config: dataset, model, init, weight_seed, normalize; images, variances, targets (dB), steps of the attack.
+    config: dataset, model, init, weight_seed; images, variances, targets (dB), gauss_newton_steps.
     """
     parts = [(PREDICTED, v) for v in config["variances"]] + [(SUGGESTED, t) for t in config["targets"]]
-    setting = shared.setting(config)
+    setting = {**shared.setting(config), "normalize": False}
     return [
-        {**setting, "image": image, "part": part, "asked": asked, "steps": config["steps"]}
+        {**setting, "image": image, "part": part, "asked": asked, "steps": config["gauss_newton_steps"]}
         for image in range(config["images"])
         for part, asked in parts
     ]
@@ -34,15 +36,16 @@ def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     of the audit, for the perturbation drawn; expected_psnr: over draws, for the best of the attackers that an audit
     considers, for whom the noise is chosen; attacked_rmse, attacked_psnr: of Gauss–Newton without a prior (PSNR of the
     clamped image)."""
-    table = sweep.run(_solve, problems, settings, ("image",), at_most=8, description="audits")
+    table = sweep.run(solve, problems, settings, ("image",), at_most=8, description="audits")
     return Results({"problems": table.drop(columns="steps")})
 
 
-def _solve(chunk: list[Problem]) -> list[Row]:
+@declare("problems", defaults=shared.SETTING, kinds=ATTACKED)
+def solve(chunk: list[Problem]) -> list[Row]:
     rows = []
     for p in chunk:
-        x, y = (t.to(devices.current()) for t in data.load(p["dataset"], n=1, offset=p["image"]))
-        model = shared.network(p)
+        J = shared.jacobian(p)
+        model, x, y = J.map.model, J.x, J.map.y
         variance = p["asked"]
         if p["part"] == SUGGESTED:
             (first,) = audit(model, x, y, target_psnr=p["asked"])

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from i2f.attacks import LowRank, invert, invert_many
+from i2f.attacks import LowRank, Reconstruction, invert, invert_many
 from i2f.attacks.prior import TAU
 from i2f.audit.defense import Defense
 from i2f.core import spectrum
@@ -29,6 +29,7 @@ from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import frontier
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
+from i2f.paper.rows import declare
 from i2f.paper.statistics import convergence
 from i2f.paper.sweep import Problem, Row, Settings
 
@@ -38,17 +39,18 @@ SHARPEST = 10  # directions, the least protected ones by isotropic noise
 FLOOR = 1e-6  # of the isotropic variance: what the attacker who knows the covariance allows for outside the row space
 CUT = 0.05  # predicted RMSE that bounds the linear regime
 ATTACK = ("steps", "start_seed")  # of a problem, and no columns of the table
+TOGETHER = (*shared.NETWORK, "image", *ATTACK)  # missing problems that agree in these share J and an attack's settings
 
 
 def problems(config: Config) -> dict[str, list[Problem]]:
     """By table: attacks on every image under every kind, level and draw, and the trainings of `frontier.problems`.
 
-    config: dataset, model, init, weight_seed, normalize; images; levels: ‖δ‖ over ‖g‖; draws; told: of how many images
-    also the attacker who knows the covariance of the noise, of the kinds `TOLD`, at the last level; steps, start_seed:
-    of the attack; and what `frontier.problems` takes.
+    config: dataset, init, weight_seed; images; levels: ‖δ‖ over ‖g‖; draws; told: of how many images also the attacker
+    who knows the covariance of the noise, of the kinds `TOLD`, at the last level; gauss_newton_steps, start_seed: of
+    the attack; and what `frontier.problems` takes.
     """
-    setting, levels = shared.setting(config), config["levels"]
-    attack = {name: config[name] for name in ATTACK}
+    setting, levels = frontier.setting(config), config["levels"]
+    attack = {"steps": config["gauss_newton_steps"], "start_seed": config["start_seed"]}
     usual = {"image": range(config["images"]), "level": levels, "kind": KINDS, "noise_seed": range(config["draws"])}
     told = {"image": range(config["told"]), "level": levels[-1:], "kind": list(TOLD), "noise_seed": [0]}
     found = sweep.grid(**setting, **usual, told=False, **attack) + sweep.grid(**setting, **told, told=True, **attack)
@@ -60,15 +62,17 @@ def run(problems: dict[str, list[Problem]], settings: Settings = sweep.DEFAULT) 
 
     predicted_mse, predicted_sharpest: the mean squared error per pixel, and along the `SHARPEST` eigenvectors of
     largest λ, over draws; mse, sharpest: the attack's; worst_predicted: the smallest error of any direction; bayes: the
-    mean error of an attacker who has a prior and knows the covariance; energy: E.
+    mean error of an attacker who has a prior and knows the covariance; energy: E; evaluations: of the attack, and where
+    the covariance is known, also of the attack that it starts from.
     """
-    table = sweep.run(_solve, problems["problems"], settings, ("image",), at_most=32, description="attacks")
+    table = sweep.run(solve, problems["problems"], settings, TOGETHER, at_most=32, description="attacks")
     trained = frontier.run(problems["frontier"], settings).tables
     return Results({"problems": table.drop(columns=[*ATTACK]), **trained})
 
 
-def _solve(chunk: list[Problem]) -> list[Row]:
-    """A chunk has one image. The attacker who knows the covariance starts where the attack without it ended."""
+@declare("problems", defaults=shared.SETTING, kinds={"sharpest": "converged"})
+def solve(chunk: list[Problem]) -> list[Row]:
+    """A chunk agrees in `TOGETHER`. The attacker who knows the covariance starts where the attack without it ended."""
     J = shared.jacobian(chunk[0])
     steps, seed = chunk[0]["steps"], chunk[0]["start_seed"]
     values, vectors = spectrum.decompose(J)
@@ -81,11 +85,11 @@ def _solve(chunk: list[Problem]) -> list[Row]:
         shares = noise(p["kind"], p["level"]).variances(J)
         energy = (p["level"] * float(J.gradient.norm())) ** 2
         at = sent.index(_sent(p))
-        found = attacks[at]
-        x = found.x
+        found, spent = attacks[at], attacks[at].evaluations
         if p["told"]:
-            x = knowing_covariance(J, gradients[at], shares, FLOOR * energy / J.shape[1], x, steps)
-        along = (vectors.T @ (x - J.x).reshape(-1).double()).square()
+            found = knowing_covariance(J, gradients[at], shares, FLOOR * energy / J.shape[1], found.x, steps)
+            spent += found.evaluations
+        along = (vectors.T @ (found.x - J.x).reshape(-1).double()).square()
         errors = shares / values
         rows.append(
             {
@@ -98,6 +102,7 @@ def _solve(chunk: list[Problem]) -> list[Row]:
                 "bayes": float((errors * TAU**2 / (errors + TAU**2)).mean()),
                 "rmse": float(along.mean()) ** 0.5,
                 "predicted_rmse": float(errors.mean()) ** 0.5,
+                "evaluations": spent,
                 "converged": found.converged,
                 "matched": found.matched,
                 "failed": found.failed,
@@ -119,8 +124,8 @@ def noise(kind: str, level: float) -> Defense:
 
 def knowing_covariance(
     J: GradientJacobian, gradient: Tensor, variances: Tensor, floor: float, start: Tensor, steps: int
-) -> Tensor:
-    """The image found by an attacker who knows the covariance Σ = V diag(s) Vᵀ + floor·I and continues from `start`.
+) -> Reconstruction:
+    """What is found by an attacker who knows the covariance Σ = V diag(s) Vᵀ + floor·I and continues from `start`.
 
     To first order nothing is gained. But outside the row space of J the gradient came without noise, and its curvature
     there reveals what the row space hides.
@@ -128,8 +133,7 @@ def knowing_covariance(
     values, vectors = spectrum.decompose(J)
     rows = (J.dense().T @ (vectors / values.sqrt())).T  # Vᵀ, (d_x, d_θ)
     known = LowRank(rows, variances, floor)
-    found = invert(J.map.model, gradient, J.map.y, J.x.shape, covariance=known, start=start, steps=steps)
-    return found.x
+    return invert(J.map.model, gradient, J.map.y, J.x.shape, covariance=known, start=start, steps=steps)
 
 
 def gains(table: pd.DataFrame) -> pd.DataFrame:
@@ -148,11 +152,19 @@ def gains(table: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
 
 
+def knowing(table: pd.DataFrame) -> pd.DataFrame:
+    """The attacks that know the covariance, with `ratio`: their RMSE over that of the attack without, on the same
+    gradient."""
+    told, keys = table.told.astype(bool), ["image", "kind", "level", "noise_seed"]
+    pairs = table[told].merge(table[~told], on=keys, suffixes=("", "_untold"))
+    return pairs.assign(ratio=pairs.rmse / pairs.rmse_untold)
+
+
 def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
     """The experiment's claims. Of the thresholds, `gain` is a ratio of squared errors, `accuracy` a relative difference
     of an MSE, `margin` an accuracy (see `frontier.judge`)."""
     table = tables["problems"]
-    told, usual = table[table.told.astype(bool)], table[~table.told.astype(bool)]
+    usual = table[~table.told.astype(bool)]
     judged = Judge.of("designed_noise", f"designed-{dataset}", thresholds)
     gained = gains(table)
     words: dict[str, Any] = {"sharpest": SHARPEST, "converged": convergence(usual)}
@@ -164,11 +176,8 @@ def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
     linear = shared.lost(usual[usual.predicted_mse <= CUT**2])
     if len(linear):
         found.append(judged("prediction", linear, _off, cut=CUT, **words))
-    for kind in TOLD:
-        mine, keys = usual[usual.kind == kind], ["image", "level", "noise_seed"]
-        pairs = told[told.kind == kind].merge(mine, on=keys, suffixes=("", "_untold"))
-        if len(pairs):
-            found.append(judged(f"told-{kind}", pairs, lambda t: float((t.rmse / t.rmse_untold).median())))
+    for kind, pairs in knowing(table).groupby("kind", sort=False):
+        found.append(judged(f"told-{kind}", pairs, lambda t: float(t.ratio.median())))
     return found + (frontier.judge(tables, thresholds, dataset) if len(tables["frontier"]) else [])
 
 

@@ -18,6 +18,7 @@ from i2f.paper import sweep, trainings
 from i2f.paper.claims import LEARNT, Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
+from i2f.paper.rows import declare
 from i2f.paper.sweep import Problem, Row, Settings
 from i2f.paper.trainings import FIELDS, Method, Training
 
@@ -28,27 +29,33 @@ FIRST = 50  # digits whose median gradient norm is clipped to
 def problems(config: Config) -> list[Problem]:
     """One training for every method, value and seed.
 
-    config: dataset, init, weight_seed, and what else the network's columns hold; methods: name -> values, of "dp" as
-    multiples of the clipping norm, which is the median gradient norm at the start; seeds; reference: of how many digits
-    an audit gives the privacy; and the fields of `trainings.Training`.
+    config: dataset, init, weight_seed; methods: name -> values, of "dp" as multiples of the clipping norm, which is the
+    median gradient norm at the start; seeds; reference: of how many digits an audit gives the privacy; and the fields
+    of `trainings.Training`.
     """
     own = {name: config[name] for name in OWN}
     return [
-        {**shared.setting(config), "method": method, "value": float(value), "seed": seed, **own}
+        {**setting(config), "method": method, "value": float(value), "seed": seed, **own}
         for method, values in config["methods"].items()
         for value in values
         for seed in range(config["seeds"])
     ]
 
 
+def setting(config: Config) -> Problem:
+    """LeNet on pixels, which `trainings.start` builds."""
+    return {**shared.setting(config), "model": "lenet", "normalize": False}
+
+
 def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     """One row per training: accuracy on digits that were not trained on, and privacy (see `privacy`)."""
     together, seeds = ("method", "value"), len({p["seed"] for p in problems})
-    table = sweep.run(_solve, problems, settings, together, at_most=seeds, whole=True, description="trainings")
+    table = sweep.run(solve, problems, settings, together, at_most=seeds, whole=True, description="trainings")
     return Results({"frontier": table.drop(columns=[*OWN])})
 
 
-def _solve(chunk: list[Problem]) -> list[Row]:
+@declare("frontier", kinds={"accuracy": "unfinished"})  # a training spends its epochs, and rounding grows along the way
+def solve(chunk: list[Problem]) -> list[Row]:
     """A chunk has one method and value."""
     known = privacy(chunk[0])
     return [{"privacy": known, "accuracy": accuracy(p)} for p in chunk]

@@ -1,17 +1,16 @@
 """Audits and attacks: the PSNR predicted and measured, requested and measured."""
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from i2f.paper.figures.style import BLUE, LINE, style
+from i2f.paper.figures.style import BLUE, LINE, marks, style
+from i2f.paper.results import Config, Results
 
 
-def published(run: Path) -> dict[str, Figure]:
-    """The figures of a run's folder, by file name."""
-    return {"overview.svg": overview(pd.read_csv(run / "problems.csv"))}
+def published(found: Results, config: Config) -> dict[str, Figure]:
+    """The figures of a run, by file name."""
+    return {"overview.svg": overview(found.tables["problems"])}
 
 
 def overview(table: pd.DataFrame) -> Figure:
@@ -21,8 +20,7 @@ def overview(table: pd.DataFrame) -> Figure:
     panels = {"predicted": ("psnr", "predicted PSNR, dB"), "suggested": ("asked", "requested PSNR, dB")}
     for ax, (part, (column, label)) in zip(axes, panels.items(), strict=True):
         rows = table[table.part == part]
-        face = [BLUE if done else "white" for done in rows.converged]
-        ax.scatter(rows[column], rows.attacked_psnr, s=28, facecolor=face, edgecolor=BLUE, zorder=3)
+        marks(ax, rows[column], rows.attacked_psnr, rows.converged, BLUE, "o")
         low, high = min(ax.get_xlim()[0], ax.get_ylim()[0]), max(ax.get_xlim()[1], ax.get_ylim()[1])
         ax.plot([low, high], [low, high], color=LINE, lw=1.2, zorder=1)
         ax.set(xlabel=label, ylabel="PSNR after Gauss–Newton, dB")

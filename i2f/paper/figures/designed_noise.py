@@ -1,26 +1,25 @@
 """Noise of one energy, five covariances: the errors of an attacker, and the cost to training."""
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
 from i2f.paper.figures.frontier import accuracy_against_privacy
-from i2f.paper.figures.style import BLUE, GREEN, PINK, VERMILION, readable_ticks, style
+from i2f.paper.figures.style import BLUE, GREEN, PINK, SKY, VERMILION, readable_ticks, style
+from i2f.paper.results import Config, Results
 
 KINDS = {  # name -> label, colour, marker
     "isotropic": ("isotropic", VERMILION, "X"),
     "row-space": ("row space", PINK, "D"),
-    "linear": ("∝ JᵀJ, drawn as √c Jᵀz", "#56B4E9", "v"),
+    "linear": ("∝ JᵀJ, drawn as √c Jᵀz", SKY, "v"),
     "designed": ("designed: a noisy input's", BLUE, "o"),
     "averaged": ("water-filled", GREEN, "s"),
 }
 
 
-def published(run: Path) -> dict[str, Figure]:
-    """The figures of a run's folder, by file name."""
-    return {"overview.svg": overview(pd.read_csv(run / "problems.csv"), pd.read_csv(run / "frontier.csv"))}
+def published(found: Results, config: Config) -> dict[str, Figure]:
+    """The figures of a run, by file name."""
+    return {"overview.svg": overview(found.tables["problems"], found.tables["frontier"])}
 
 
 def overview(table: pd.DataFrame, frontier: pd.DataFrame) -> Figure:

@@ -1,5 +1,7 @@
 """The experiment on designed noise: energies, errors by hand, claims on made-up tables."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,15 +9,17 @@ import torch
 
 import i2f
 from i2f import data, models, spectrum, statistics, streams, sweep
-from i2f.paper import trainings
+from i2f.paper import rows, trainings
 from i2f.paper.experiments import designed_noise, frontier
 from i2f.paper.experiments import problems as shared
 from i2f.paper.figures import designed_noise as draw
+from i2f.paper.results import Results
 from i2f.paper.sweep import Settings
 from i2f.paper.trainings import Method
 
 SETTING = {"dataset": "mnist", "model": "lenet", "init": "uniform", "weight_seed": 1, "normalize": False}
-CONFIG = SETTING | {"draws": 1, "told": 0, "steps": 10, "start_seed": 0, "methods": {"none": [0]}, "seeds": 1}
+CONFIG = SETTING | {"draws": 1, "told": 0, "gauss_newton_steps": 10, "start_seed": 0}
+CONFIG |= {"methods": {"none": [0]}, "seeds": 1}
 CONFIG |= {"reference": 1, "digits": 40, "held_out": 20, "epochs": 1, "batch_size": 20, "lr": 0.003}
 THRESHOLDS = {"gain": 10.0, "accuracy": 0.25, "margin": 0.05}
 QUIET = Settings(jobs=1, progress="off")
@@ -26,7 +30,7 @@ def attacks(images, levels, **more):
 
 
 def attacked(tasks):
-    table = sweep.run(designed_noise._solve, tasks, QUIET, ("image",), at_most=32)
+    table = sweep.run(designed_noise.solve, tasks, QUIET, designed_noise.TOGETHER, at_most=32)
     return table.drop(columns=["steps", "start_seed"])
 
 
@@ -62,10 +66,11 @@ def test_the_measured_errors_are_the_expected(table):
 
 
 def test_knowing_the_covariance_helps_against_a_linear_draw_alone():
-    tasks = [p for p in attacks(1, [0.01], told=1, steps=8) if p["kind"] in designed_noise.TOLD]
+    tasks = [p for p in attacks(1, [0.01], told=1, gauss_newton_steps=8) if p["kind"] in designed_noise.TOLD]
     table = attacked(tasks).set_index(["kind", "told"])
     assert table.rmse["linear", True] < 0.5 * table.rmse["linear", False]
     assert table.rmse["designed", True] > 0.9 * table.rmse["designed", False]
+    assert table.evaluations["linear", True] > table.evaluations["linear", False]  # it starts where that one ended
 
 
 @pytest.mark.parametrize("method", ["none", "isotropic", "designed", "dp", "prune"])
@@ -89,6 +94,16 @@ def test_a_defended_mean_is_the_mean_and_noise(method):
         one = trainings.defended(model, x[:1], y[:1], Method(method, 0.9, 1e9), generator)
         kept = torch.cat([g.flatten() for g in one]) != 0
         assert float(kept.double().mean()) == pytest.approx(0.1, abs=0.01)
+
+
+def test_both_tables_are_read_as_they_were_solved(tmp_path):
+    tasks = designed_noise.problems(CONFIG | {"images": 1, "levels": [0.001], "gauss_newton_steps": 1})
+    first = Settings(jobs=1, progress="off", store=rows.Store(chunks=tmp_path))
+    found = designed_noise.run(tasks, first).tables
+    again = designed_noise.run(tasks, replace(first, store=rows.Store(chunks=tmp_path, solve=False))).tables
+    assert list(found) == ["problems", "frontier"]
+    for name, table in found.items():
+        pd.testing.assert_frame_equal(again[name], table)
 
 
 def test_the_frontier_has_one_row_per_training():
@@ -251,7 +266,8 @@ def test_where_isotropic_noise_costs_nothing_there_is_nothing_to_gain():
 
 
 def test_the_figure_has_every_kind(table):
-    left, _, right = draw.overview(table, accuracies()).axes
+    found = Results({"problems": table, "frontier": accuracies()})
+    left, _, right = draw.published(found, CONFIG)["overview.svg"].axes
     assert len(left.lines) == len(designed_noise.KINDS)
     assert len(right.lines) == 2
     assert np.isfinite(left.lines[0].get_ydata()).all()
