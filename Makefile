@@ -40,15 +40,15 @@ $(READY): requirements.lock pyproject.toml
 # Two runs at a time: reading rows and drawing is one core's work. The last call of DVC finds them done.
 repro: $(READY) ## run every notebook on the published rows (DVC), then solve a sample of the rows anew. SEED=: another sample; BUDGET=: its minutes of two cores (8); SHARE=1: all rows; DEVICE=auto | cuda | mps
 	@dvc pull --quiet data.dvc
-	dvc repro --quiet source && python -m i2f.paper.pipeline keys | xargs -P 2 -I KEY dvc --wait-for-lock repro --single-item run@KEY && dvc repro --quiet
-	python -m i2f.paper.pipeline verify $(if $(SEED),--seed $(SEED)) $(if $(BUDGET),--budget $(BUDGET)) $(if $(SHARE),--share $(SHARE))
+	dvc repro --quiet source && python -m i2f.paper keys | xargs -P 2 -I KEY dvc --wait-for-lock repro --single-item run@KEY && dvc repro --quiet
+	python -m i2f.paper verify $(if $(SEED),--seed $(SEED)) $(if $(BUDGET),--budget $(BUDGET)) $(if $(SHARE),--share $(SHARE))
 
 solve: $(READY) ## solve what a run is missing, to publish it: RUN=KEY of params.yaml; resumable; SCHEDULER=tcp://HOST:PORT: on a Dask cluster
-	@test -n "$(RUN)" || { echo "which run? make solve RUN=KEY, one of:" >&2; python -m i2f.paper.pipeline keys >&2; exit 1; }
-	python -m i2f.paper.pipeline solve $(RUN)
+	@test -n "$(RUN)" || { echo "which run? make solve RUN=KEY, one of:" >&2; python -m i2f.paper keys >&2; exit 1; }
+	python -m i2f.paper solve $(RUN)
 
 publish: $(READY) ## make finished runs the published ones (RUN=KEY; default: all): tables, figures, claims, notebooks' outputs, README
-	python -m i2f.paper.pipeline publish $(RUN)
+	python -m i2f.paper publish $(RUN)
 	dvc repro --quiet
 
 # A file of tests, or a notebook, stays in one process; there is one a core.

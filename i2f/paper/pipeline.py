@@ -1,11 +1,10 @@
-"""Notebooks as pipeline stages: `python -m i2f.paper.pipeline source | keys | run | solve | verify | publish`.
+"""Notebooks as pipeline stages, and what a notebook works with.
 
 params.yaml lists the runs: a notebook and its parameters each. A run reads its rows from results/KEY, solves what is
 missing, and writes the executed notebook, its figures, claims and tables into runs/executed/KEY. Only `publish` writes
 to results/. This module and the command line alone read the environment.
 """
 
-import argparse
 import logging
 import os
 import sys
@@ -73,10 +72,10 @@ def save(out: str | Path, run: Run, verdicts: Any, drawn: dict[str, Any]) -> Non
     file name, which name the tables they were drawn from. An empty `out` writes nothing: the notebook is only read."""
     if not out:
         return
-    from i2f.paper import claims, figures, rows
+    from i2f.paper import claims, figures, tables
 
     folder = Path(out)
-    digest = rows.save(folder, run.settings.store.asked)
+    digest = tables.save(folder, run.settings.store.asked)
     claims.save(verdicts, folder / "claims.json")
     for name, figure in drawn.items():
         figures.save(figure, folder / name, digest)
@@ -139,43 +138,7 @@ def _known(what: str, name: str, table: dict[str, Any]) -> Any:
     return table[name]
 
 
-def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(prog="python -m i2f.paper.pipeline", description=__doc__)
-    commands = found.add_subparsers(dest="command", required=True)
-    commands.add_parser("source", help="write every notebook without its outputs, a stage's dependency")
-    commands.add_parser("keys", help="list the runs")
-    for name, words in (("run", "execute a run's notebook"), ("solve", "solve what a run is missing, to publish it")):
-        commands.add_parser(name, help=words).add_argument("key", help="of the run, in params.yaml")
-    command = commands.add_parser("publish", help="make finished runs the published ones; every number follows them")
-    command.add_argument("keys", nargs="*", help="of the runs; default: all")
-    command = commands.add_parser("verify", help="solve a sample of the published rows anew and compare")
-    command.add_argument("--budget", type=float, default=8.0, help="minutes of two cores (default: 8)")
-    command.add_argument("--share", type=float, default=None, help="this share of every table instead; 1: every row")
-    command.add_argument("--seed", default="", help="of the sample; default: what code and tables give")
-    command.add_argument("--runs", nargs="*", default=[], metavar="KEY", help="only of these runs; default: all")
-    return found
+if __name__ == "__main__":  # for a while
+    import runpy
 
-
-def main(argv: list[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
-    if arguments.command == "source":
-        source()
-    elif arguments.command == "keys":
-        print(*runs(), sep="\n")
-    elif arguments.command == "run":
-        run(arguments.key)
-    elif arguments.command == "solve":
-        solve(arguments.key)
-    elif arguments.command == "publish":
-        from i2f.paper import publishing  # which brings PyTorch and the figures
-
-        publishing.publish(arguments.keys)
-    else:
-        from i2f.paper import verify
-
-        return verify.command(arguments)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    runpy.run_module("i2f.paper", run_name="__main__")

@@ -9,7 +9,7 @@ from pathlib import Path
 import joblib
 import nbformat
 
-from i2f.paper import books, claims, ledger, pipeline, rows
+from i2f.paper import books, cells, claims, ledger, pipeline, tables
 from i2f.paper.books import ROOT
 from i2f.paper.pipeline import RESULTS, RUNS
 
@@ -80,14 +80,14 @@ def restore(target: Path) -> None:
 
 def _verified(folder: Path) -> None:
     """Into the provenance of each table, what share of it `verify` has solved anew, and how much of that agreed."""
-    path, known = folder / rows.PROVENANCE, RUNS / "verified.json"
+    path, known = folder / tables.PROVENANCE, RUNS / "verified.json"
     found = json.loads(path.read_text(encoding="utf-8"))
     tried = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
-    before = rows.provenance(RESULTS / folder.name.strip(".").removesuffix(".new"))
+    before = tables.provenance(RESULTS / folder.name.strip(".").removesuffix(".new"))
     for table, about in found["tables"].items():
         same = before.get(table, {}).get("sha256") == about["sha256"]
         about["verified"] = tried.get(about["sha256"]) or (before[table].get("verified") if same else None)
-    rows.write(path, (json.dumps(found, indent=1) + "\n").encode())
+    cells.write(path, (json.dumps(found, indent=1) + "\n").encode())
 
 
 def readme() -> None:
@@ -95,4 +95,4 @@ def readme() -> None:
     path = ROOT / "README.md"
     before, rest = path.read_text(encoding="utf-8").split(OPEN)
     after = rest.split(CLOSE, 1)[1]
-    rows.write(path, f"{before}{OPEN}\n\n{ledger.markdown()}\n\n{CLOSE}{after}".encode())
+    cells.write(path, f"{before}{OPEN}\n\n{ledger.markdown()}\n\n{CLOSE}{after}".encode())

@@ -3,7 +3,7 @@ cluster, resumably."""
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import pandas as pd
 
 from i2f.core.progress import bar
 from i2f.paper import devices, rows
+from i2f.paper.cells import plain, plain_row
 from i2f.paper.workers import RAISED, Problem, Row, Solve, cluster, in_processes, on_cluster
 
 __all__ = ["DEFAULT", "Problem", "Row", "Settings", "Solve", "grid", "run"]
@@ -69,14 +70,14 @@ def run(
     table, after all are done; LookupError for missing rows where the store is not to solve any; ConnectionError where a
     scheduler does not answer or has no worker; ValueError for workers of several threads.
     """
-    problems = [{name: rows.plain(value, name) for name, value in problem.items()} for problem in problems]
+    problems = [{name: plain(value, name) for name, value in problem.items()} for problem in problems]
     if not problems:
         raise ValueError("problems is empty: a sweep needs at least one (did an axis of the grid have no values?)")
     store = settings.store
     declared = rows.declaration(solve) if store is not None else None
     found: dict[str, list[Row]] = {}
     todo: dict[str, Problem] = {}  # equal problems are solved once
-    keys = [declared.key(problem) if declared else json.dumps(problem, sort_keys=True) for problem in problems]
+    keys = [declared.key(problem) if declared else rows.digest(problem) for problem in problems]
     for key, problem in zip(keys, problems, strict=True):
         known = store.find(declared, key) if store is not None and declared is not None else None
         if known is None:
@@ -88,18 +89,11 @@ def run(
             f"{len(todo):,} of {len(problems):,} problems of the table {declared.table!r} have no published row; the "
             f"first: {next(iter(todo.values()))}. Solve them (make solve RUN=...) and publish them (make publish)"
         )
-    chunks = {"|".join(chunk): chunk for chunk in _chunks(todo, list(together), at_most)}
     words = f"{description}: {len(found):,} known, {len(todo):,} to solve" if found else description
-    shown = bar(total=len(todo), description=words, shown=settings.progress if todo else "off")
-    with cluster(settings.scheduler if todo else "") as client, shown as progress:
-        device = settings.device or devices.chosen()
-        tasks = [(name, [todo[key] for key in chunk], solve) for name, chunk in chunks.items()]
-        for name, solved in on_cluster(client, device, tasks) if client else in_processes(settings.jobs, device, tasks):
-            solved = [[rows.plain_row(row) for row in each] for each in solved]
-            found |= zip(chunks[name], solved, strict=True)
-            progress.update(len(solved))
-            if store is not None and declared is not None and not any(_raised(row) for row in itertools.chain(*solved)):
-                store.add(declared, [todo[key] for key in chunks[name]], solved)
+    for chunk, solved in _solved(solve, todo, settings, _chunks(todo, list(together), at_most), words):
+        found |= zip(chunk, solved, strict=True)
+        if store is not None and declared is not None and not any(_raised(row) for row in itertools.chain(*solved)):
+            store.add(declared, [todo[key] for key in chunk], solved)
     if store is not None and declared is not None:
         store.ask(declared, keys)
     table = pd.DataFrame(
@@ -109,6 +103,19 @@ def run(
     if raised and (whole or len(raised) == len(table)):
         raise RuntimeError(f"{len(raised)} of {len(table)} problems failed; the first: {raised[0]['reason']}")
     return table
+
+
+def _solved(
+    solve: Solve, todo: dict[str, Problem], settings: Settings, chunks: list[list[str]], description: str
+) -> Iterator[tuple[list[str], list[list[Row]]]]:
+    """Each chunk of keys with the rows of its problems, as they come, under a bar."""
+    tasks = [("|".join(chunk), [todo[key] for key in chunk], solve) for chunk in chunks]
+    shown = bar(total=len(todo), description=description, shown=settings.progress if todo else "off")
+    with cluster(settings.scheduler if todo else "") as client, shown as progress:
+        device = settings.device or devices.chosen()
+        for name, solved in on_cluster(client, device, tasks) if client else in_processes(settings.jobs, device, tasks):
+            progress.update(len(solved))
+            yield name.split("|"), [[plain_row(row) for row in each] for each in solved]
 
 
 def _raised(row: Row) -> bool:

@@ -10,66 +10,26 @@ import json
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 
 from i2f.core import checks
 from i2f.core.progress import bar
-from i2f.paper import claims, pipeline, rows, workers
+from i2f.paper import cells, claims, pipeline, reproduction, rows, tables, workers
 from i2f.paper.books import ROOT
+from i2f.paper.cells import plain_row
 from i2f.paper.pipeline import RESULTS, RUNS, Run
-from i2f.paper.rows import Declared
+from i2f.paper.reproduction import Case, Report, words
 from i2f.paper.tolerances import Deviation, deviations
-from i2f.paper.workers import Problem, Row, Solve
+from i2f.paper.workers import Row, Solve
 
 COSTS = ROOT / "benchmarks" / "rows.csv"
 LEAST = 2  # rows of every table that a sample has
 CORES = 2  # that a budget's minutes are of
 UNKNOWN = 10.0  # seconds for a row of a table without a measured cost
-
-
-@dataclass(frozen=True)
-class Case:
-    """One published problem with its rows. cost: in seconds of one core, from gradient evaluations."""
-
-    run: str
-    table: str
-    solve: Solve
-    problem: Problem
-    rows: list[Row]
-    cost: float
-
-    @property
-    def declared(self) -> Declared:
-        return rows.declaration(self.solve)
-
-    @property
-    def name(self) -> str:
-        return f"{self.run}/{self.table}"
-
-
-@dataclass
-class Report:
-    """cases: the sample, of `known` published problems. found: those tried, with the deviations of their columns.
-    changed: claims with another verdict than the published one: (id, published, now)."""
-
-    cases: list[Case]
-    known: int
-    found: list[tuple[Case, list[Deviation]]] = field(default_factory=list)
-    changed: list[tuple[str, str, str]] = field(default_factory=list)
-
-    @property
-    def disagreements(self) -> list[tuple[Case, Deviation]]:
-        return [(case, one) for case, several in self.found for one in several if not one.agrees]
-
-    @property
-    def reproduced(self) -> bool:
-        return not self.disagreements and not self.changed and len(self.found) == len(self.cases)
 
 
 def cases(keys: Sequence[str] = ()) -> list[Case]:
@@ -79,10 +39,10 @@ def cases(keys: Sequence[str] = ()) -> list[Case]:
     for key in keys:
         checks.one_of("run", key, pipeline.runs())
     for key in keys or pipeline.runs():
-        for table, about in rows.provenance(RESULTS / key).items():
+        for table, about in tables.provenance(RESULTS / key).items():
             solve = _solver(about["solver"])
             unit = seconds.get((key, table), UNKNOWN)
-            for problem, known in rows.read(RESULTS / key / f"{table}.csv", about):
+            for problem, known in tables.read(RESULTS / key / f"{table}.csv", about):
                 found.append(Case(key, table, solve, problem, known, unit * evaluations(known)))
     return found
 
@@ -101,18 +61,18 @@ def sample(known: Sequence[Case], seed: str, budget: float = math.inf, share: fl
     """
     order = list(known)
     random.Random(seed).shuffle(order)
-    tables: dict[str, list[Case]] = {}
+    by_table: dict[str, list[Case]] = {}
     for case in order:
-        tables.setdefault(case.name, []).append(case)
+        by_table.setdefault(case.name, []).append(case)
     if share is not None:
         if not 0 <= share <= 1:
             raise ValueError(f"share={share:g} is out of range: choose one from 0 (the least) to 1 (every row)")
-        return [case for mine in tables.values() for case in mine[: max(LEAST, math.ceil(share * len(mine)))]]
-    chosen = [case for mine in tables.values() for case in sorted(mine, key=lambda case: case.cost)[:LEAST]]
+        return [case for mine in by_table.values() for case in mine[: max(LEAST, math.ceil(share * len(mine)))]]
+    chosen = [case for mine in by_table.values() for case in sorted(mine, key=lambda case: case.cost)[:LEAST]]
     left = budget - sum(case.cost for case in chosen)
     if left < 0:
         raise ValueError(
-            f"the budget is too small: {LEAST} rows of each of {len(tables)} tables take about "
+            f"the budget is too small: {LEAST} rows of each of {len(by_table)} tables take about "
             f"{(budget - left) / 60 / CORES:.1f} minutes of {CORES} cores; give BUDGET= at least that"
         )
     taken = {id(case) for case in chosen}
@@ -162,7 +122,7 @@ def live(run: Run, count: int = 4, **where: Any) -> None:
         report.found.append((case, check(case, again, brief)))
     wrong = report.disagreements
     print(f"{len(chosen) - len({id(case) for case, _ in wrong})} of {len(chosen)} rows agree")
-    assert not wrong, "\n".join(_words(case, one) for case, one in wrong)
+    assert not wrong, "\n".join(words(case, one) for case, one in wrong)
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -180,7 +140,7 @@ def command(arguments: argparse.Namespace) -> int:
         chosen, settings.jobs, settings.device, arguments.share == 1, settings.progress, kept
     ):
         report.found.append((case, check(case, again, brief)))
-    write(report, RUNS / "report.html")
+    reproduction.write(report, RUNS / "report.html")
     record(report, RUNS / "verified.json")
     return 0 if report.reproduced else 1
 
@@ -203,7 +163,7 @@ def _solved(
     with shown as done:
         for name, (found,) in workers.in_processes(jobs, device, tasks) if tasks else ():
             case, problem, brief = waiting[name]
-            again = [rows.plain_row(row) for row in found]
+            again = [plain_row(row) for row in found]
             if kept and not any(str(row["reason"]).startswith(workers.RAISED) for row in again):
                 kept.add(case.declared, [problem], [again])
             done.update()
@@ -231,7 +191,7 @@ def state(keys: Iterable[str] = ()) -> str:
     for file in sorted(path for path in (ROOT / "i2f").rglob("*") if path.suffix in (".py", ".toml")):
         found.update(file.read_bytes())
     for key in sorted(keys or pipeline.runs()):
-        found.update(rows.digest(RESULTS / key).encode())
+        found.update(tables.digest(RESULTS / key).encode())
     return found.hexdigest()[:12]
 
 
@@ -239,11 +199,11 @@ def record(report: Report, path: Path) -> None:
     """How much of each table was tried, by the table's checksum; `publish` puts it into the provenance."""
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     wrong = {id(case) for case, _ in report.disagreements}
-    tables: dict[str, list[Case]] = {}
+    by_table: dict[str, list[Case]] = {}
     for case, _ in report.found:
-        tables.setdefault(case.name, []).append(case)
-    for mine in tables.values():
-        about = rows.provenance(RESULTS / mine[0].run)[mine[0].table]
+        by_table.setdefault(case.name, []).append(case)
+    for mine in by_table.values():
+        about = tables.provenance(RESULTS / mine[0].run)[mine[0].table]
         problems = sum(origin["problems"] for origin in about["origins"])
         now = {
             "share": round(len(mine) / problems, 4),
@@ -251,75 +211,7 @@ def record(report: Report, path: Path) -> None:
         }
         if now["share"] >= known.get(about["sha256"], now)["share"]:
             known[about["sha256"]] = now
-    rows.write(path, (json.dumps(known, indent=1) + "\n").encode())
-
-
-def write(report: Report, path: Path) -> None:
-    """The report in the terminal, and as one HTML file."""
-    wrong = report.disagreements
-    tables, columns = _by_table(report), _by_column(report)
-    print(f"\n{tables.to_string(index=False)}\n\nlargest deviation by column, over its tolerance")
-    print(f"{columns.to_string(index=False)}\n")
-    for case, one in wrong:
-        print("DISAGREES " + _words(case, one))
-    for name, published, now in report.changed:
-        print(f"CHANGED   {name}: {published} -> {now}")
-    print(f"{'reproduced' if report.reproduced else 'NOT reproduced'}: {_sentence(report)}; report: {path}")
-    folder = Path(__file__).parent
-    template = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined
-    ).get_template("verify.html.j2")
-    page = template.render(
-        report=report,
-        sentence=_sentence(report),
-        tables=tables.to_dict("records"),
-        columns=columns.to_dict("records"),
-        wrong=[(case.name, _described(case), one) for case, one in wrong],
-        origin=rows.origin(),
-    )
-    rows.write(path, page.encode())
-
-
-def _sentence(report: Report) -> str:
-    agreed = len(report.found) - len({id(case) for case, _ in report.disagreements})
-    return (
-        f"{agreed:,} of {len(report.found):,} problems agree, tried of {report.known:,} published; "
-        f"{len(report.changed)} verdicts changed"
-    )
-
-
-def _by_table(report: Report) -> pd.DataFrame:
-    wrong = {id(case) for case, _ in report.disagreements}
-    tried = pd.DataFrame({"table": case.name, "agreed": id(case) not in wrong} for case, _ in report.found)
-    return tried.groupby("table", sort=True).agreed.agg(tried="size", agreed="sum").reset_index()
-
-
-def _by_column(report: Report) -> pd.DataFrame:
-    found = pd.DataFrame(
-        {"table": case.name, "column": d.column, "tolerance": d.kind, "relative": d.relative, "over tolerance": d.size}
-        for case, several in report.found
-        for d in several
-        if d.size > 0
-    )
-    if not len(found):
-        return pd.DataFrame(columns=["table", "column", "tolerance", "relative", "over tolerance"])
-    worst = found.loc[found.groupby(["column", "tolerance"])["over tolerance"].idxmax()]
-    worst = worst.sort_values("over tolerance", ascending=False)
-    return worst.assign(**{n: worst[n].map("{:.2g}".format) for n in ("relative", "over tolerance")})
-
-
-def _words(case: Case, one: Deviation) -> str:
-    return (
-        f"{case.name}: {one.column} was {one.published!r}, is {one.again!r}, {one.size:.3g} times its tolerance "
-        f"({one.kind}); of {_described(case)}"
-    )
-
-
-def _described(case: Case) -> str:
-    defaults = case.declared.defaults
-    return ", ".join(
-        f"{name}={value}" for name, value in case.problem.items() if name not in defaults or defaults[name] != value
-    )
+    cells.write(path, (json.dumps(known, indent=1) + "\n").encode())
 
 
 def _solver(name: str) -> Solve:

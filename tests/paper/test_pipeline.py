@@ -15,7 +15,7 @@ import yaml
 
 from i2f import claims, data, pipeline
 from i2f.attacks import METHODS
-from i2f.paper import books, ledger, publishing, rows
+from i2f.paper import books, ledger, publishing, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -217,12 +217,12 @@ def test_readme_shows_every_claim():
 def test_what_is_published_follows_from_its_tables(key):
     """Tables are whole; figures name the tables that they were drawn from."""
     folder = ROOT / "results" / key
-    tables = rows.provenance(folder)
-    assert tables
-    for name, about in tables.items():
-        assert rows.read(folder / f"{name}.csv", about)
+    published = tables.provenance(folder)
+    assert published
+    for name, about in published.items():
+        assert tables.read(folder / f"{name}.csv", about)
         assert not any(origin["commit"].endswith("+") for origin in about["origins"]), "solved by uncommitted code"
-    digest = rows.digest(folder)
+    digest = tables.digest(folder)
     drawn = [*folder.glob("*.svg"), *folder.glob("*.png")]
     assert drawn
     for figure in drawn:

@@ -8,7 +8,7 @@ import sys
 import pytest
 import solvers
 
-from i2f.paper import publishing, rows, sweep
+from i2f.paper import publishing, sweep, tables
 from i2f.paper.rows import Store
 
 
@@ -20,7 +20,7 @@ def project(tmp_path, monkeypatch):
     for folder, numbers in (("results/one", [1]), ("runs/staged/one", [1, 2])):
         store = Store()
         sweep.run(solvers.powers, sweep.grid(number=numbers), sweep.Settings(jobs=1, progress="off", store=store))
-        rows.save(tmp_path / folder, store.asked)
+        tables.save(tmp_path / folder, store.asked)
     (tmp_path / "results" / "one" / "pending").mkdir()
     (tmp_path / "results" / "one" / "stale.svg").touch()
     (tmp_path / "runs" / "staged" / "one" / "01_one.ipynb").touch()
@@ -39,7 +39,7 @@ def test_the_staged_run_replaces_the_published_one(project):
     promote(project)
     assert {p.name for p in (project / "results").iterdir()} == {"one"}
     assert {p.name for p in (project / "results" / "one").iterdir()} == {"problems.csv", "provenance.json"}
-    assert rows.provenance(project / "results" / "one")["problems"]["rows"] == 2
+    assert tables.provenance(project / "results" / "one")["problems"]["rows"] == 2
 
 
 def test_a_full_disk_leaves_what_was_published(project, monkeypatch):
@@ -71,13 +71,13 @@ def test_a_kill_between_the_renames_is_mended(project):
 
 def test_the_share_that_was_verified_is_kept_with_the_table(project):
     target = project / "results" / "one"
-    checksum = rows.provenance(project / "runs" / "staged" / "one")["problems"]["sha256"]
+    checksum = tables.provenance(project / "runs" / "staged" / "one")["problems"]["sha256"]
     (project / "runs" / "verified.json").write_text(json.dumps({checksum: {"share": 0.5, "agreed": 1.0}}))
     promote(project)
-    assert rows.provenance(target)["problems"]["verified"] == {"share": 0.5, "agreed": 1.0}
+    assert tables.provenance(target)["problems"]["verified"] == {"share": 0.5, "agreed": 1.0}
     (project / "runs" / "verified.json").unlink()
     promote(project)  # the same table again: what was known of it stays
-    assert rows.provenance(target)["problems"]["verified"] == {"share": 0.5, "agreed": 1.0}
+    assert tables.provenance(target)["problems"]["verified"] == {"share": 0.5, "agreed": 1.0}
 
 
 @pytest.mark.slow
@@ -93,7 +93,7 @@ def test_a_run_that_is_not_complete_is_named_and_nothing_published(tmp_path):
     (clone / "params.yaml").write_text(one + "  smoothness-mnist:" + rest.replace("images: 4", "images: 5", 1))
     before = content(clone / "results")
     done = subprocess.run(
-        [sys.executable, "-m", "i2f.paper.pipeline", "publish", "smoothness-mnist"],
+        [sys.executable, "-m", "i2f.paper", "publish", "smoothness-mnist"],
         cwd=clone,
         env={**publishing.os.environ, "PYTHONPATH": str(clone), "I2F_MISSING": ""},
         capture_output=True,

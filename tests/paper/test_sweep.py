@@ -16,7 +16,7 @@ import torch
 
 import i2f
 from i2f import devices, pipeline, sweep
-from i2f.paper import rows, workers
+from i2f.paper import rows, tables, workers
 from i2f.paper.rows import Store
 
 ALONE, PAIR = (sweep.Settings(jobs=jobs, progress="off") for jobs in (1, 2))
@@ -123,7 +123,7 @@ def test_defaults_are_known_by_their_value(log, tmp_path):
 def test_published_rows_and_finished_chunks_are_both_known(log, tmp_path):
     store = Store()
     sweep.run(solvers.powers, sweep.grid(number=[1, 2]), replace(ALONE, store=store))
-    rows.save(tmp_path / "published", store.asked)
+    tables.save(tmp_path / "published", store.asked)
     sweep.run(solvers.powers, sweep.grid(number=[3]), kept(tmp_path / "chunks"))
     solved(log)
     both = Store([tmp_path / "published", tmp_path / "nowhere"], tmp_path / "chunks", solve=False)
@@ -206,11 +206,11 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, log):
     store = tmp_path / "store"
     process = subprocess.Popen([sys.executable, "-c", KILLED, os.path.dirname(__file__), str(store)])
     deadline = time.monotonic() + 60
-    while len(list(store.rglob("*.json"))) < 3 and time.monotonic() < deadline:
+    while len(list(store.glob("[!.]*"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    finished = len(list(store.rglob("*.json")))
+    finished = len(list(store.glob("[!.]*")))
     assert 3 <= finished < len(PROBLEMS)
     solved(log)
     resumed = sweep.run(solvers.slow, PROBLEMS, kept(store))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import solvers
 
-from i2f.paper import claims, pipeline, rows, sweep, tolerances, verify
+from i2f.paper import claims, pipeline, rows, sweep, tables, tolerances, verify
+from i2f.paper.__main__ import main
 from i2f.paper.rows import Entry, Store
 from i2f.paper.tolerances import deviations
 
@@ -31,7 +32,7 @@ def project(tmp_path, monkeypatch):
     sweep.run(solvers.long, LONG, settings["one"])
     sweep.run(solvers.paths, NUMBERS, settings["two"])
     for key, mine in store.items():
-        rows.save(tmp_path / "results" / key, mine.asked)
+        tables.save(tmp_path / "results" / key, mine.asked)
     (tmp_path / "costs.csv").write_text("run,table,seconds\none,problems,1\none,long,30\ntwo,paths,1\n")
     return tmp_path
 
@@ -39,19 +40,19 @@ def project(tmp_path, monkeypatch):
 def move(project, key, table, number, column, factor):
     """Publish a value that is not the solver's."""
     folder, store = project / "results" / key, Store()
-    for name, about in rows.provenance(folder).items():
+    for name, about in tables.provenance(folder).items():
         declared = rows.declaration(verify._solver(about["solver"]))
-        entries = rows.published(folder, declared)
+        entries = tables.entries(folder, declared)
         for mark, entry in entries.items():
             if (name, entry.problem["number"]) == (table, number):
                 moved = [{**row, column: row[column] * factor} if column in row else row for row in entry.rows]
                 entries[mark] = Entry(entry.problem, moved, entry.origin)
         store.asked[name] = (declared, entries)
-    rows.save(folder, store.asked)
+    tables.save(folder, store.asked)
 
 
 def run(*words):
-    return pipeline.main(["verify", *words])
+    return main(["verify", *words])
 
 
 def before_and_after(project):
@@ -165,7 +166,7 @@ def test_what_was_verified_is_recorded_by_the_table(project):
     run("--share", "0", "--seed", "a")
     path = project / "runs" / "verified.json"
     known = json.loads(path.read_text())
-    about = rows.provenance(project / "results" / "one")["problems"]
+    about = tables.provenance(project / "results" / "one")["problems"]
     assert known[about["sha256"]] == {"share": round(2 / 6, 4), "agreed": 1.0}
     run("--share", "1")
     assert json.loads(path.read_text())[about["sha256"]]["share"] == 1.0
