@@ -27,6 +27,7 @@ from i2f.paper.trainings import FIELDS, Method, Training
 
 PLAIN, BOUND, BAYES, DP = "plain", "bound", "bayes", "dp"
 FIRST = 50  # digits whose median gradient norm "dp" clips to
+TRAINED = ("accuracy", "gradient_norm", "lambda_max", "expected_rmse")  # what float32 leaves of a training
 OWN = (*FIELDS, "penalised", "every", "damping", "images", "attacked", "variance", "steps")  # no columns of the table
 
 
@@ -55,7 +56,7 @@ def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     return Results({"problems": table.drop(columns=[*OWN])})
 
 
-@declare("problems", defaults=shared.DEFAULTS)
+@declare("problems", defaults=shared.DEFAULTS, kinds=dict.fromkeys(TRAINED, "head"))
 def solve(chunk: list[Problem]) -> list[list[Row]]:
     """Train each network, and analyse its gradients: one row per test image."""
     found = []

@@ -40,6 +40,9 @@ TRAINING = (
     "batch",
     "seed",
 )
+FACTS = ("loss", "gradient_norm", "lambda_max", "lambda_median", "lambda_min", "condition")
+PREDICTED = ("variance", "noise_norm", "predicted_rmse", "expected_rmse", "bound_rmse")
+LEARNT = tuple(f"{part}_{what}" for part in ("train", "test") for what in ("accuracy", "loss"))
 NEAR = 0.01  # the control's start: its distance from the truth, RMSE per pixel
 STARTS = ("random", "near")
 
@@ -116,7 +119,7 @@ def _epochs(training: Problem) -> Iterator[Weights]:
         next(course)
 
 
-@declare("progress")
+@declare("progress", kinds=dict.fromkeys(LEARNT, "head"))
 def progress(chunk: list[Problem]) -> list[list[Row]]:
     """How well the network does: one row per epoch of the training's `epochs`: accuracy (share) and mean loss on the
     digits that it was trained on, and on held-out ones."""
@@ -145,7 +148,7 @@ def _progress(training: Problem, epoch: int) -> Row:
     return row
 
 
-@declare("problems")
+@declare("problems", kinds=dict.fromkeys((*FACTS, *PREDICTED), "head"))  # of weights trained in float32
 def solve(chunk: list[Problem]) -> list[Row]:
     """A chunk has one training, checkpoint and image, and so one J, and one budget."""
     first = chunk[0]
