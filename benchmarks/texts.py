@@ -33,8 +33,8 @@ PARTS = [  # network and task, attacker, texts
 def attack(network: str, attacker: str, text: int) -> dict:
     """One text's row, and the seconds of one thread. Gauss–Newton starts again where the gradient is not matched, which
     an attacker can see; steps and evaluations are those of all starts."""
-    steps = {texts.SEARCH: SEARCHING_STEPS, texts.TAG: TAG_STEPS}
-    config = {"networks": {network: text + 1}, "levels": {attacker: [0.0]}, "weight_seed": SEED, "steps": steps}
+    config = {"networks": {network: text + 1}, "levels": {attacker: [0.0]}, "weight_seed": SEED}
+    config |= {"refining_steps": None, "searching_steps": SEARCHING_STEPS, "tag_steps": TAG_STEPS}
     (task,) = [p for p in language.problems(config) if p["text"] == text]
     began, best, taken, evaluations = time.perf_counter(), {"relative_residual": math.inf}, 0, 0
     for start in range(STARTS if attacker == texts.SEARCH else 1):

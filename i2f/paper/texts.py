@@ -11,6 +11,7 @@ from i2f.attacks import Reconstruction, invert
 from i2f.core import perturb, spectrum, streams
 from i2f.core.jacobian import GradientJacobian
 from i2f.paper import attackers, devices
+from i2f.paper.rows import declare
 from i2f.paper.sweep import Problem, Row
 from i2f.text import corpus, language
 from i2f.text.language import LanguageModel
@@ -26,6 +27,9 @@ ATTACKERS = {  # name in tables -> in the registry
 }
 READS = (READING, SHARED)
 DENSE = 2**31  # bytes of J up to which I²F is exact
+FLOAT32 = ("gradient_norm", "variance", "lambda_max", "bound_norm", "bound_rmse", "spread")  # of a pretrained network
+SCORES = ("accuracy", "rouge1", "rouge2", "rougeL", "bleu")  # which follow the attack's words
+KINDS = dict.fromkeys(FLOAT32, "head") | dict.fromkeys(SCORES, "converged") | {"found": "diagnostic"}
 
 
 class Span(NamedTuple):
@@ -56,6 +60,7 @@ class Sent:
         return float(self.model.embeddings.std())
 
 
+@declare("problems", kinds=KINDS)
 def solve(chunk: list[Problem]) -> list[Row]:
     """The rows of a chunk, which has one text of one network."""
     sent = _sent(chunk[0])

@@ -326,8 +326,8 @@ def judge_batch_size(mse=1e-12, rank=1568, mixing=1.5, miss=0.0):
                         **ENDED,
                     }
                 )
-    thresholds = {"exact": 1e-8, "share": 0.99, "batch": 2, "hidden": 2.0, "averaging": 0.5, "accuracy": 0.05}
-    return batch_size.judge({"problems": pd.DataFrame(rows)}, thresholds | {"cut": 0.05}, "mnist")
+    thresholds = {"exact": 1e-8, "share": 0.99, "hidden": 2.0, "averaging": 0.5, "accuracy": 0.05, "cut": 0.05}
+    return batch_size.judge({"problems": pd.DataFrame(rows)}, thresholds | {"compared": 2, "group": 2}, "mnist")
 
 
 def judge_deep_networks(products=20, place=SAME, loose=5.0):

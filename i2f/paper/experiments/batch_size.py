@@ -16,9 +16,8 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from i2f.attacks import Reconstruction, invert_many
+from i2f.attacks import invert
 from i2f.core import metrics, spectrum
 from i2f.core.influence import influence
 from i2f.core.jacobian import GradientJacobian
@@ -26,13 +25,13 @@ from i2f.paper import sweep
 from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
+from i2f.paper.rows import declare
 from i2f.paper.statistics import convergence, median, share
 from i2f.paper.sweep import Problem, Row, Settings
 
 NONE, FIXED, SCALED = PARTS = ("no noise", "fixed", "over B²")  # a problem's `part`: what is added to the gradient
 LEVELS = 40  # eigenvalues that a table keeps of a spectrum, evenly spread over its ranks
-EACH = ("image", "expected_rmse", "predicted_rmse", "mse", "rmse")  # columns with a value for each image of the batch
-UNPUBLISHED = ("split", "root", "init", "weight_seed", "steps", "start_seed", "noise", "noise_seed")
+ENDED = ("evaluations", "relative_residual", "steps", "converged", "matched", "failed", "reason")  # how an attack ended
 
 
 def problems(config: Config) -> list[Problem]:
@@ -41,9 +40,9 @@ def problems(config: Config) -> list[Problem]:
     The largest batches first, so that they do not come last in a queue. Every batch has a noise draw of its own.
 
     config: dataset, split, init, weight_seed; sizes, looked, attacked: a number for each batch size; variance: σ² at
-    B = 1; group: so many neighbours are a set, the unit where batch sizes are compared; steps, start_seed: of attacks.
+    B = 1; gauss_newton_steps, start_seed: of attacks.
     """
-    common = {**shared.setting(config), "steps": config["steps"], "start_seed": config["start_seed"]}
+    common = {**shared.setting(config), "budget": config["gauss_newton_steps"], "start_seed": config["start_seed"]}
     variance, counts = config["variance"], zip(config["sizes"], config["looked"], config["attacked"], strict=True)
     found = []
     for batch, looked, attacked in sorted(counts, reverse=True):
@@ -53,7 +52,7 @@ def problems(config: Config) -> list[Problem]:
                 if (part == NONE and not under_attack) or (part == SCALED and batch == 1):
                     continue  # nothing to see; the same as FIXED
                 noise = {"noise": "none" if part == NONE else "gaussian", "size": size, "noise_seed": image}
-                place = {"part": part, "batch": batch, "image": image, "set": image // config["group"]}
+                place = {"part": part, "batch": batch, "image": image}
                 found.append({**common, **place, "attacked": under_attack, **noise})
     return found
 
@@ -61,35 +60,24 @@ def problems(config: Config) -> list[Problem]:
 def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     """Spectrum, prediction and, where `attacked`, Gauss–Newton with the labels known.
 
-    problems: one row per image of a batch and `part`. d_x, rank, lambda_max, lambda_min, and converged and failed are
-    the batch's. The image's, per pixel: expected_rmse = √(E[I²]/pixels); predicted_rmse, Eq. 4 for this noise; mse and
-    rmse of the attack under the best assignment. spectra: (batch, image, share, eigenvalue).
+    problems: one row per image of a batch and `part`. d_x, rank, lambda_max, lambda_min, and what the attack says of
+    itself are the batch's. The image's, per pixel: expected_rmse = √(E[I²]/pixels), NaN where J Jᵀ is singular;
+    predicted_rmse, Eq. 4 for this noise; mse and rmse of the attack under the best assignment. spectra: (batch, image,
+    share, eigenvalue), image: the first of the batch.
     """
-    together = ["batch", "image"]  # they share J
-    table = sweep.run(_solve, problems, settings, together, at_most=3, whole=True, description="batches")
-    batches = table.drop_duplicates(together)
-    spectra = batches[["batch", "image", "spectrum"]].explode("spectrum", ignore_index=True)
+    table = sweep.run(solve, problems, settings, shared.SETTING, at_most=len(PARTS), whole=True, description="batches")
+    spectra = table.loc[table.spectrum.notna(), ["batch", "image", "spectrum"]].explode("spectrum", ignore_index=True)
     spectra["share"], spectra["eigenvalue"] = zip(*spectra.pop("spectrum"), strict=True)
-    table = table.drop(columns=["spectrum", "reason", *UNPUBLISHED], errors="ignore").rename(
-        columns={"size": "variance"}
-    )
-    table = table.explode(["member", *EACH[1:]], ignore_index=True)
-    table["image"] += table.pop("member").astype(int)
-    return Results({"problems": table.astype(dict.fromkeys(EACH[1:], float)), "spectra": spectra})
+    table["image"] += table.pop("member")
+    return Results({"problems": table.drop(columns="spectrum"), "spectra": spectra})
 
 
-def _solve(chunk: list[Problem]) -> list[Row]:
-    """A chunk has one batch of images, attacked in all its problems or in none."""
-    first = chunk[0]
-    J = shared.jacobian(first)
+@declare("problems", defaults=shared.DEFAULTS)
+def solve(chunk: list[Problem]) -> list[list[Row]]:
+    """The rows of a chunk, whose problems are about one batch under one network: the costly part is done once."""
+    J = shared.jacobian(chunk[0])
     seen = look(J)
-    rows = [_unattacked(J, seen, p["size"]) for p in chunk]
-    if not first["attacked"]:
-        return rows
-    deltas = torch.stack([shared.perturbation(J, p) for p in chunk])
-    labels, options = J.map.y.expand(len(chunk), -1), {"steps": first["steps"], "seed": first["start_seed"]}
-    attacks = invert_many(J.map.model, J.gradient + deltas, labels, J.x.shape, **options)
-    return [row | _attacked(J, delta, found) for row, delta, found in zip(rows, deltas, attacks, strict=True)]
+    return [_rows(J, seen, problem) for problem in chunk]
 
 
 class Look(NamedTuple):
@@ -112,42 +100,43 @@ def look(J: GradientJacobian) -> Look:
     return Look(inverse.cpu().numpy(), values.cpu().numpy(), rank)
 
 
-def _unattacked(J: GradientJacobian, seen: Look, variance: float) -> Row:
-    batch, nothing = len(J.x), np.full(len(J.x), np.nan)
-    ranks = np.linspace(0, J.shape[0] - 1, LEVELS).round().astype(int)
-    return {
-        "d_x": J.shape[0],
-        "rank": seen.rank,
-        "lambda_max": seen.values[0],
-        "lambda_min": seen.values[-1],
-        "spectrum": [((k + 1) / J.shape[0], seen.values[k]) for k in ranks],
-        "member": np.arange(batch),
-        "expected_rmse": np.sqrt(variance * seen.inverse * batch / J.shape[0]),
-        **dict.fromkeys(("predicted_rmse", "mse", "rmse"), nothing),
-        "converged": False,
-        "failed": False,
-    }
-
-
-def _attacked(J: GradientJacobian, delta: Tensor, found: Reconstruction) -> Row:
-    moved = influence(J, delta).displacement.view_as(J.x)
-    row = {"predicted_rmse": metrics.rmse(J.x + moved, J.x).cpu().numpy(), "converged": found.converged}
-    if found.failed or not found.x.isfinite().all():
-        return row | {"failed": True}
-    mse = metrics.mse(metrics.assign(found.x, J.x), J.x).clamp_min(shared.FLOOR).cpu().numpy()
-    return row | {"mse": mse, "rmse": np.sqrt(mse)}
+def _rows(J: GradientJacobian, seen: Look, problem: Problem) -> list[Row]:
+    """One row per image; the first one of a batch under noise of fixed size holds the spectrum, (share of d_x, λ)."""
+    d_x, batch = J.shape[0], len(J.x)
+    own: Row = {"d_x": d_x, "rank": seen.rank, "lambda_max": seen.values[0], "lambda_min": seen.values[-1]}
+    each = {"expected_rmse": np.sqrt(problem["size"] * seen.inverse * batch / d_x)}
+    each |= dict.fromkeys(("predicted_rmse", "mse", "rmse"), np.full(batch, np.nan))
+    own |= {"converged": False}
+    if problem["attacked"]:
+        delta = shared.perturbation(J, problem)
+        moved = influence(J, delta).displacement.view_as(J.x)
+        each["predicted_rmse"] = metrics.rmse(J.x + moved, J.x).cpu().numpy()
+        options = {"steps": problem["budget"], "seed": problem["start_seed"]}
+        found = invert(J.map.model, J.gradient + delta, J.map.y, J.x.shape, **options)
+        own |= {name: getattr(found, name) for name in ENDED}
+        own["failed"] = found.failed or not bool(found.x.isfinite().all())
+        if not own["failed"]:
+            mse = metrics.mse(metrics.assign(found.x, J.x), J.x).clamp_min(shared.FLOOR).cpu().numpy()
+            each |= {"mse": mse, "rmse": np.sqrt(mse)}
+    rows: list[Row] = [
+        {"member": member, **own, **{name: values[member] for name, values in each.items()}} for member in range(batch)
+    ]
+    if problem["part"] == FIXED:
+        ranks = np.linspace(0, d_x - 1, LEVELS).round().astype(int)
+        rows[0]["spectrum"] = [((k + 1) / d_x, seen.values[k]) for k in ranks]
+    return rows
 
 
 def ratios(table: pd.DataFrame, batch: int) -> pd.DataFrame:
     """Expected RMSE of an image in a batch of B over that of the same image alone, and what of it is averaging.
 
-    Columns: set, image; total = averaging · mixing, averaging = B; share = log B / log total. Where the batch's J Jᵀ is
+    Columns: image; total = averaging · mixing, averaging = B; share = log B / log total. Where the batch's J Jᵀ is
     singular, the expected error is infinite, and averaging has no share in that.
     """
     fixed = table[table.part == FIXED]
     singular = fixed["rank"] < fixed.d_x
     fixed = fixed.assign(expected_rmse=fixed.expected_rmse.mask(singular, np.inf))
-    wide = fixed.pivot_table(index=["set", "image"], columns="batch", values="expected_rmse").dropna(subset=[1, batch])
+    wide = fixed.pivot_table(index="image", columns="batch", values="expected_rmse").dropna(subset=[1, batch])
     total = wide[batch] / wide[1]
     return pd.DataFrame({"total": total, "mixing": total / batch, "share": np.log(batch) / np.log(total)}).reset_index()
 
@@ -174,11 +163,13 @@ def summary(table: pd.DataFrame, exact: float) -> pd.DataFrame:
 
 
 def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
-    """The experiment's claims. Of the thresholds, `batch` is the batch size that is compared with B = 1."""
-    table = tables["problems"]
-    compared = ratios(table, int(thresholds["batch"]))
+    """The experiment's claims. Batch sizes are compared over sets of `group` neighbours; `compared` is the batch size
+    that is compared with B = 1."""
+    table, group = tables["problems"], int(thresholds["group"])
+    table = table.assign(set=table.image // group, attack=table.image // table.batch)  # the units of the claims
+    compared = ratios(table, int(thresholds["compared"]))
+    compared = compared.assign(set=compared.image // group)
     attacked = table[table.attacked]
-    attacked = attacked.assign(attack=attacked.image // attacked.batch)  # one per batch: the unit of its claims
     noisy = attacked[attacked.part != NONE]
     noisy = noisy.assign(miss=shared.relative_error(noisy))
     judged = Judge.of("batch_size", f"batch_size-{dataset}", thresholds)
@@ -192,18 +183,9 @@ def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
         judged("hides", compared, partial(median, column="total")),
         judged("averaging", compared, partial(median, column="share")),
     ]
+    miss = partial(median, column="miss")
     for size, rows in noisy[noisy.batch > 1].groupby("batch"):
         linear = rows[rows.predicted_rmse <= thresholds["cut"]]
-        converged = convergence(rows[rows.image % size == 0])  # one attack per batch
-        found.append(
-            judged(
-                "prediction",
-                rows,
-                partial(median, column="miss"),
-                linear,
-                suffix=f"-{size}",
-                size=size,
-                converged=converged,
-            )
-        )
+        words = {"size": size, "converged": convergence(rows[rows.image % size == 0])}  # one attack per batch
+        found.append(judged("prediction", rows, miss, linear, suffix=f"-{size}", **words))
     return found

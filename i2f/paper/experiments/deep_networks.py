@@ -20,12 +20,16 @@ from i2f.paper import data, devices, sweep
 from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
+from i2f.paper.rows import declare
 from i2f.paper.statistics import convergence, median, rank_correlation
 from i2f.paper.sweep import Problem, Row, Settings
 
 VARIANCE = 0.06  # τ²: the variance of a pixel over natural images, for which CIFAR-10 has 0.061
 NETWORK = ["dataset", "network"]
-UNPUBLISHED = ["relative", "tolerance", "head", "probes", "solved", "traced"]
+FLOAT32 = ["gradient_norm", "variance", "damping", "lambda_max", "bound_rmse", "second", "last"]
+FLOAT32 += ["damped_rmse", "bayes_value", "bayes_low", "bayes_high"]
+COUNTED = ["products", "solve_products", "trace_products"]
+KINDS = dict.fromkeys(FLOAT32, "head") | dict.fromkeys(COUNTED, "unfinished") | {"residual": "diagnostic"}
 
 
 def problems(config: Config) -> list[Problem]:
@@ -64,13 +68,13 @@ def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     damped_rmse, I²F at ε by conjugate gradients, its residual and products. Where `traced`: bayes_value,
     √(σ² Σ 1/(λ+ε)/d_x), what noise leaves an attacker with that prior on average; bayes_low, bayes_high: its interval
     over `probes` random vectors; bayes_settled: whether each of them converged. prior_rmse: τ, what the attacker knows
-    beforehand. converged: of the bound and of the solve.
+    beforehand. evaluations: all products. converged: of the bound and of the solve.
     """
-    table = sweep.run(_solve, problems, settings, description="networks")
-    return Results({"problems": table.drop(columns=UNPUBLISHED)})
+    return Results({"problems": sweep.run(solve, problems, settings, description="networks")})
 
 
-def _solve(chunk: list[Problem]) -> list[Row]:
+@declare("problems", defaults=shared.DEFAULTS, kinds=KINDS)
+def solve(chunk: list[Problem]) -> list[Row]:
     return [_row(problem) for problem in chunk]
 
 
@@ -109,7 +113,7 @@ def _row(problem: Problem) -> Row:
         ends = {"value": traced.value, "low": traced.low, "high": traced.high}
         row |= {f"bayes_{name}": (max(square, 0.0) / J.shape[0]) ** 0.5 for name, square in ends.items()}
         row |= {"trace_products": traced.products, "bayes_settled": traced.converged}
-    return row
+    return row | {"evaluations": J.products}
 
 
 def _jacobian(problem: Problem) -> GradientJacobian:

@@ -7,6 +7,7 @@ last token make: an RMSE is over the remaining dimensions.
 
 from collections.abc import Iterator
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pandas as pd
@@ -18,23 +19,29 @@ from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
 from i2f.paper.statistics import Statistic, convergence, median, rank_agreement
 from i2f.paper.sweep import Problem, Settings
-from i2f.paper.texts import ATTACKERS, READING, READS, REFINED, SEARCH, SHARED, TAG, solve
+from i2f.paper.texts import ATTACKERS, READING, READS, REFINED, SCORES, SEARCH, SHARED, TAG, solve
+from i2f.text import corpus
+from i2f.text.names import NAMES, PACKAGE
 
 NETWORK = ["network", "task"]
-METRICS = ("accuracy", "rouge1", "rouge2", "rougeL", "bleu")
 
 
 def problems(config: Config) -> list[Problem]:
     """Every network, text and level of noise under every attacker of `levels`.
 
     config: networks, "bert-tiny" or "gpt2-tiny causal" -> texts; levels: attacker -> its levels; few: attacker -> of
-    how many texts, where not of all; steps: attacker -> its budget, where it searches; weight_seed.
+    how many texts, where not of all; refining_steps, searching_steps, tag_steps: budgets of the attackers that search;
+    weight_seed.
+
+    corpus and weights_version say which texts and which files: MiniLM's weights and all networks' words come from one
+    package.
 
     Networks that are too large for Gauss–Newton are only read. So are causal ones, but for what is refined: who
     searches without their text has no labels. Their tied head gives every token a row of the embedding's gradient,
     which is another question than `SHARED` asks.
     """
-    levels, few, steps = config["levels"], config.get("few", {}), config.get("steps", {})
+    levels, few = config["levels"], config.get("few", {})
+    budgets = {REFINED: config["refining_steps"], SEARCH: config["searching_steps"], TAG: config["tag_steps"]}
     for attacker in levels:
         checks.one_of("attacker", attacker, ATTACKERS)
     found = []
@@ -47,12 +54,22 @@ def problems(config: Config) -> list[Problem]:
                 network=network,
                 task=task,
                 weight_seed=config["weight_seed"],
+                weights_version=_installed() if network in NAMES else None,
+                corpus=corpus.CHECKSUM[:16],
                 text=range(min(texts, few.get(attacker, texts))),
                 attacker=attacker,
                 relative=levels[attacker],
-                budget=steps.get(attacker),
+                budget=budgets.get(attacker),
             )
     return found
+
+
+def _installed() -> str | None:
+    """The version of the package with MiniLM's weights and the words; None where it is missing: no row is known."""
+    try:
+        return version(PACKAGE)
+    except PackageNotFoundError:
+        return None
 
 
 def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
@@ -67,8 +84,8 @@ def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     feature_mse (logits), all_found: every token is right; named: F-measure of the tokens that the embedding's
     gradient names, and named_wrongly, how many are not the text's (attacker "reading-shared"). found, truth: the words.
     """
-    table = sweep.run(solve, problems, settings, (*NETWORK, "text"), at_most=64, description="texts")
-    return Results({"problems": table.drop(columns="budget")})
+    together = (*NETWORK, "weight_seed", "text")
+    return Results({"problems": sweep.run(solve, problems, settings, together, at_most=64, description="texts")})
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -82,7 +99,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 def lost(table: pd.DataFrame) -> pd.DataFrame:
     """The table in which an attack that failed has found nothing: no token, no word, and an infinite error."""
     failed = table.failed.astype(bool)
-    shown = [name for name in ("all_found", "named", *METRICS) if name in table]
+    shown = [name for name in ("all_found", "named", *SCORES) if name in table]
     return shared.lost(table).assign(**{name: table[name].mask(failed, 0.0).astype(float) for name in shown})
 
 

@@ -1,7 +1,5 @@
 """Batches: their spectra, what noise leaves of their members, and the attack against the prediction."""
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
@@ -9,14 +7,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from i2f.paper.figures.style import BLUE, VERMILION, diagonal, marks, readable_ticks, style
+from i2f.paper.results import Config, Results
 
 PARTS = {"fixed": ("noise of fixed size", BLUE, "o"), "over B²": ("variance over B²", VERMILION, "s")}
 MARKERS = "os^Dv"  # by batch size, so that colour is not all there is
 
 
-def published(run: Path) -> dict[str, Figure]:
-    """The figures of a run's folder, by file name."""
-    return {"overview.svg": overview(pd.read_csv(run / "problems.csv"), pd.read_csv(run / "spectra.csv"))}
+def published(found: Results, config: Config) -> dict[str, Figure]:
+    """The figures of a run, by file name."""
+    return {"overview.svg": overview(found.tables["problems"], found.tables["spectra"])}
 
 
 def overview(table: pd.DataFrame, spectra: pd.DataFrame) -> Figure:
@@ -80,6 +79,6 @@ def measured_against_predicted(ax: Axes, table: pd.DataFrame) -> Axes:
     ax.set(xscale="log", yscale="log", xlabel="RMSE per pixel, predicted", ylabel="RMSE per pixel, attack")
     diagonal(ax)
     readable_ticks(ax)
-    ax.set_title("Does I²F see it coming?")
+    ax.set_title("Does I²F predict the attack?")
     ax.legend(fontsize="small")
     return ax

@@ -1,7 +1,6 @@
 """Deep networks: what each estimate costs, what it says, and the bound against damped I²F."""
 
 import itertools
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from i2f.paper.figures.style import BLUE, GREEN, INK, LINE, VERMILION, style
+from i2f.paper.results import Config, Results
 
 MARKERS = "os^DvP"
 Columns = dict[str, tuple[str, str, str]]  # of the table -> label, colour, marker
@@ -26,9 +26,9 @@ ESTIMATES: Columns = {
 }
 
 
-def published(run: Path) -> dict[str, Figure]:
-    """The figures of a run's folder, by file name."""
-    return {"overview.svg": overview(pd.read_csv(run / "problems.csv"))}
+def published(found: Results, config: Config) -> dict[str, Figure]:
+    """The figures of a run, by file name."""
+    return {"overview.svg": overview(found.tables["problems"])}
 
 
 def overview(table: pd.DataFrame) -> Figure:

@@ -1,7 +1,5 @@
 """Texts: predicted and measured errors of embeddings, how much is recovered under noise, and the words themselves."""
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
@@ -9,6 +7,7 @@ from matplotlib.figure import Figure
 
 from i2f.paper.attackers import ATTACKERS
 from i2f.paper.figures.style import AMBER, BLUE, GREEN, INK, LINE, PINK, SKY, VERMILION, diagonal, style
+from i2f.paper.results import Config, Results
 
 NETWORKS = {  # (network, task) -> label, colour, marker
     ("bert-tiny", "classification"): ("BERT-type, tiny", BLUE, "o"),
@@ -22,9 +21,9 @@ SHOWN = {READ: ATTACKERS["reading"], REFINED: ATTACKERS["gauss-newton, texts"]}
 RIGHT, WRONG = BLUE, VERMILION
 
 
-def published(run: Path) -> dict[str, Figure]:
-    """The figures of a run's folder, by file name."""
-    table = pd.read_csv(run / "problems.csv")
+def published(found: Results, config: Config) -> dict[str, Figure]:
+    """The figures of a run, by file name."""
+    table = found.tables["problems"]
     return {"overview.svg": overview(table), "words.svg": words(table)}
 
 
@@ -92,11 +91,17 @@ def _plain(token: str) -> str:
     return "".join(letter if letter.isascii() else "□" for letter in token)[:12].replace("$", r"\$")
 
 
-def words(table: pd.DataFrame, network: str = "bert-tiny", task: str = "classification", text: int = 0) -> Figure:
-    """One text as it is recovered at each level of noise, read and refined: right words blue, wrong ones red."""
-    style()
-    rows = table[(table.network == network) & (table.task == task) & (table.text == text)]
+def words_shown(table: pd.DataFrame) -> pd.DataFrame:
+    """The first text of the first network as it is recovered at each level of noise, read and refined."""
+    rows = table[(table[["network", "task", "text"]] == table[["network", "task", "text"]].iloc[0]).all(axis=1)]
     rows = rows[rows.attacker.isin([*SHOWN])].sort_values(["attacker", "relative"], ascending=[False, True])
+    return rows[["network", "task", "attacker", "relative", "truth", "found"]].reset_index(drop=True)
+
+
+def words(table: pd.DataFrame) -> Figure:
+    """The texts of `words_shown`: right words blue, wrong ones red."""
+    style()
+    rows = words_shown(table)
     truth = rows.truth.iloc[0].split()
     lines = [("the text", truth)]
     for attacker, level, found in zip(rows.attacker, rows.relative, rows.found, strict=True):
@@ -111,6 +116,6 @@ def words(table: pd.DataFrame, network: str = "bert-tiny", task: str = "classifi
             word.set(color=colour if row else INK, weight="normal" if row else "bold", family="DejaVu Sans")
     ax.set(xlim=(-2.2, len(inside)), ylim=(-len(lines) + 0.4, 0.7))
     ax.set_axis_off()
-    label = _look((network, task), 0)[0]
+    label = _look((rows.network[0], rows.task[0]), 0)[0]
     ax.set_title(f"{label}: what is recovered, by relative noise (blue: right, red: wrong)", fontsize="small")
     return figure

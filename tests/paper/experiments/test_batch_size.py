@@ -7,17 +7,20 @@ import pytest
 import torch
 
 import i2f
+from i2f.paper import rows
 from i2f.paper.experiments import batch_size
 from i2f.paper.experiments import problems as shared
 from i2f.paper.figures import batch_size as draw
+from i2f.paper.results import Results
 from i2f.paper.sweep import Settings
 
 mpl.use("Agg")
-CONFIG = {"dataset": "mnist", "group": 2, "steps": 50, "start_seed": 0}
+CONFIG = {"dataset": "mnist", "gauss_newton_steps": 50, "start_seed": 0}
 THRESHOLDS = {
     "exact": 1e-6,
     "share": 0.99,
-    "batch": 2,
+    "compared": 2,
+    "group": 2,
     "hidden": 2.0,
     "averaging": 0.5,
     "accuracy": 0.05,
@@ -35,7 +38,6 @@ def test_problems_tile_the_images():
     assert {(p["batch"], p["image"]) for p in tasks if p["part"] == batch_size.NONE} == {(1, 0), (1, 1), (2, 0)}
     assert {p["batch"]: p["size"] for p in tasks if p["part"] == batch_size.SCALED} == {2: 1e-4 / 4, 4: 1e-4 / 16}
     assert {p["size"] for p in tasks if p["part"] == batch_size.FIXED} == {1e-4}
-    assert [p["set"] for p in tasks if p["batch"] == 1 and p["part"] == batch_size.FIXED] == [0, 0, 1]
     assert all(p["noise_seed"] == p["image"] for p in tasks)
     assert tasks[0]["batch"] == 4  # the slowest first
 
@@ -52,7 +54,7 @@ def small():
 
 
 @pytest.fixture
-def tables(small, monkeypatch):
+def tables(small, monkeypatch, tmp_path):
     model, x, y = small
 
     def jacobian(problem):
@@ -62,7 +64,7 @@ def tables(small, monkeypatch):
     monkeypatch.setattr(shared, "jacobian", jacobian)
     sizes = {"sizes": [1, 2], "looked": [2, 2], "attacked": [2, 2]}
     tasks = batch_size.problems(CONFIG | sizes | {"variance": VARIANCE})
-    found = batch_size.run(tasks, Settings(jobs=1, progress="off"))
+    found = batch_size.run(tasks, Settings(jobs=1, progress="off", store=rows.Store(chunks=tmp_path)))
     return found.tables["problems"], found.tables["spectra"]
 
 
@@ -85,6 +87,18 @@ def test_columns_mean_what_they_say(small, tables, twin):
     line = spectra[spectra.batch == 2]
     assert line.share.iloc[[0, -1]].tolist() == pytest.approx([1 / 72, 1])
     assert line.eigenvalue.iloc[0] == pytest.approx(float(values[0]), rel=1e-6)
+
+
+def test_rows_survive_the_store(tables, tmp_path):
+    sizes = {"sizes": [1, 2], "looked": [2, 2], "attacked": [2, 2]}
+    tasks = batch_size.problems(CONFIG | sizes | {"variance": VARIANCE})
+    known = rows.Store(chunks=tmp_path, solve=False)
+    again = batch_size.run(tasks, Settings(store=known)).tables
+    rows.save(tmp_path / "published", known.asked)
+    read = batch_size.run(tasks, Settings(store=rows.Store([tmp_path / "published"], solve=False))).tables
+    for name, table in zip(("problems", "spectra"), tables, strict=True):
+        pd.testing.assert_frame_equal(again[name], table)
+        pd.testing.assert_frame_equal(read[name], table)
 
 
 def test_attacks_land_where_predicted(tables):
@@ -130,7 +144,6 @@ def fake(mixing=1.5, mse=1e-20, error=0.01, rank=1568, sets=4) -> pd.DataFrame:
                         "part": part,
                         "batch": batch,
                         "image": image,
-                        "set": image // 2,
                         "attacked": True,
                         "d_x": 784 * batch,
                         "rank": rank if batch == 2 else 784,
@@ -190,7 +203,8 @@ def test_figures_draw_every_row():
         [(b, i, s, 1 / s) for b, i in ((1, 0), (1, 1), (2, 0)) for s in (0.1, 0.5, 1)],
         columns=["batch", "image", "share", "eigenvalue"],
     )
-    left, middle, right = draw.overview(table, spectra).axes
+    figures = draw.published(Results({"problems": table, "spectra": spectra}), {})
+    left, middle, right = figures["overview.svg"].axes
     assert sum(len(line.get_xdata()) for line in left.lines) == len(spectra)
     assert left.lines[-1].get_ydata().tolist() == [4 * 10, 4 * 2, 4 * 1]  # B² = 4 taken out
     noisy = table[table.part != batch_size.NONE]

@@ -24,7 +24,7 @@ def small():
         patch.setattr(i2f.data, "load", lambda name, n, offset: (torch.full((1, 3, 4, 4), 0.3) + IMAGE, LABEL))
         tasks = deep.problems(CONFIG | {"networks": {"cifar10 resnet20 gelu": 1}})
         shared._network.cache_clear()
-        (row,) = deep._solve(tasks)
+        (row,) = deep.solve(tasks)
         shared._network.cache_clear()  # its moments are the patched ones
         x, y = i2f.data.load("cifar10", 1, 0)
         J = i2f.GradientJacobian(models.build("resnet20", "cifar10", seed=1, activation="gelu").double(), x, y)

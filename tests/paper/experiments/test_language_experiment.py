@@ -10,9 +10,10 @@ pytest.importorskip("transformers", reason="texts need pip install 'i2f[text]'")
 from i2f import language as networks
 from i2f import perturb, text
 from i2f.core.jacobian import GradientJacobian
-from i2f.paper import texts
+from i2f.paper import rows, texts
 from i2f.paper.experiments import language
 from i2f.paper.figures import language as draw
+from i2f.paper.results import Results
 from i2f.paper.sweep import Settings
 from i2f.text import tokens as reading
 
@@ -23,13 +24,19 @@ QUIET = Settings(jobs=1, progress="off")
 
 
 def problems(networks, levels, **more):
-    return language.problems({"networks": networks, "levels": levels, "weight_seed": 1} | more)
+    steps = {"refining_steps": 8, "searching_steps": 8, "tag_steps": 8}
+    return language.problems({"networks": networks, "levels": levels, "weight_seed": 1} | steps | more)
 
 
 @pytest.fixture(scope="module")
-def table():
-    tasks = problems({"bert-tiny": 1}, LEVELS, steps={texts.REFINED: 8})
-    return language.run(tasks, QUIET).tables["problems"]
+def chunks(tmp_path_factory):
+    return tmp_path_factory.mktemp("chunks")
+
+
+@pytest.fixture(scope="module")
+def table(chunks):
+    tasks = problems({"bert-tiny": 1}, LEVELS)
+    return language.run(tasks, Settings(jobs=1, progress="off", store=rows.Store(chunks=chunks))).tables["problems"]
 
 
 def test_problems_are_those_that_an_attacker_can_have():
@@ -44,6 +51,20 @@ def test_problems_are_those_that_an_attacker_can_have():
     }
     with pytest.raises(ValueError, match=r"attacker='readers'.*'reading'"):
         problems({"bert-tiny": 1}, {"readers": [0.0]})
+
+
+def test_rows_survive_the_store(table, chunks, tmp_path):
+    tasks, known = problems({"bert-tiny": 1}, LEVELS), rows.Store(chunks=chunks, solve=False)
+    rows.save(tmp_path, (language.run(tasks, Settings(store=known)), known.asked)[1])
+    read = language.run(tasks, Settings(store=rows.Store([tmp_path], solve=False)))
+    pd.testing.assert_frame_equal(read.tables["problems"], table)
+
+
+@pytest.mark.parametrize("changed", [{"corpus": "another"}, {"weights_version": "another"}])
+def test_other_texts_or_files_are_other_problems(changed):
+    (task,) = problems({"minilm": 1}, {texts.READING: [0.0]})
+    declared = rows.declaration(texts.solve)
+    assert declared.key(task | changed) != declared.key(task)
 
 
 def test_a_row_is_what_j_says_of_its_noise(table):
@@ -183,10 +204,11 @@ def test_no_two_texts_share_the_noise_of_the_embeddings_gradient(monkeypatch):
 
 
 def test_the_figures_draw_what_there_is(table):
-    left, middle, right = draw.overview(table).axes
+    drawn = draw.published(Results({"problems": table}), {})
+    left, middle, right = drawn["overview.svg"].axes
     assert len(left.collections) == 1
     assert len(middle.lines) == 2  # read, refined
     assert all(line.get_ydata().min() > 0 for line in right.lines)
-    words = {t.get_text() for t in draw.words(table).axes[0].texts}
+    words = {t.get_text() for t in drawn["words.svg"].axes[0].texts}
     assert {"nurse", "letter", "read  0", "refined  0.001"} <= words
     assert all(token.isascii() or "□" in token for token in words)
