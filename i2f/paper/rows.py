@@ -43,8 +43,16 @@ class Store:
         return None if entry is None else [dict(row) for row in entry.rows]
 
     def add(self, declared: Declared, problems: Sequence[Problem], rows: Sequence[list[Row]]) -> None:
-        """Keep a finished chunk: one folder, complete or absent."""
+        """Keep a finished chunk: one folder, complete or absent.
+
+        Raises: ValueError for a row that has a column with the name of one of the problems' values.
+        """
         solved = [Entry(declared.filled(p), found, origin()) for p, found in zip(problems, rows, strict=True)]
+        clash = {name for p in problems for name in declared.filled(p)} & {n for e in solved for r in e.rows for n in r}
+        if clash:
+            raise ValueError(
+                f"{min(clash)!r} is a value of {declared.name}'s problems and a column of its rows: rename one"
+            )
         chunk = {declared.key(entry.problem): entry for entry in solved}
         self._known.setdefault(declared.name, {}).update(chunk)
         if self.chunks is not None:

@@ -318,3 +318,13 @@ def test_so_does_one_that_is_left_halfway(unusual):
 def test_so_do_processes_beside(unusual):
     assert (sweep.run(partial(meddles, 9), PROBLEMS, PAIR).threads == 1).all()
     assert surroundings() == unusual
+
+
+@rows.declare("problems")
+def clashes(chunk):
+    return [{"number": 2 * p["number"]} for p in chunk]
+
+
+def test_a_column_with_the_name_of_a_problems_value_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"'number' is a value of .*clashes's problems and a column of its rows"):
+        sweep.run(clashes, sweep.grid(number=[1]), kept(tmp_path))

@@ -18,7 +18,7 @@ from i2f.paper.sweep import Problem, Settings
 
 WHO = ("gauss-newton", "gauss-newton, box", "dgl", "gs")
 ERRORS = {"rmse": "RMSE", "rmse_clamped": "PSNR", "dissimilarity": "1 − SSIM", "feature_mse": "feature MSE"}
-ATTACK = ("attacker", "method", "box", "steps", "start_seed", "dampings")  # what is not of the noisy gradient
+ATTACK = ("attacker", "method", "box", "budget", "start_seed", "dampings")  # what is not of the noisy gradient
 JUDGED = ["image", "variance", "predicted_rmse", "rmse", "relative_error", "bound_rmse"]  # few: fast to resample
 
 
@@ -79,7 +79,7 @@ def _confront(
         for p in gradients:
             whole = levels[p["model"], p["image"]] == max(levels.values())
             if (p["model"] == gradients[0]["model"] or name == attackers[0]) and (whole or not options["box"]):
-                found.append({**p, "attacker": name, **options, "steps": steps[options["method"]], **own})
+                found.append({**p, "attacker": name, **options, "budget": steps[options["method"]], **own})
     return found
 
 

@@ -37,7 +37,7 @@ def problems(config: Config) -> list[Problem]:
                 continue
             attack = {}
             if attacker != "none":
-                attack = {"steps": steps[attacker], **attackers.ATTACKERS[attacker].options}
+                attack = {"budget": steps[attacker], **attackers.ATTACKERS[attacker].options}
             found += sweep.grid(
                 dataset=config["dataset"],
                 init=init,

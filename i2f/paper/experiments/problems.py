@@ -44,6 +44,7 @@ CALL = (
     "batch",
     "root",
     "method",
+    "budget",
     "steps",
     "box",
     "tv",
@@ -147,10 +148,15 @@ def pixels(dataset: str, root: str | None) -> tuple[Tensor, float]:
     return x.mean(0, keepdim=True), float(x.var(0).mean())
 
 
+def _budget(problem: Problem, default: int) -> int:
+    """The attack's budget of steps; a problem that stands in a table calls it `budget`, since its row has `steps`."""
+    return int(problem.get("budget", problem.get("steps", default)))
+
+
 def _long(problem: Problem) -> bool:
     """Whether a problem's attack is of first order, and goes beyond `HEAD` steps."""
     method = METHODS[checks.one_of("method", value(problem, "method"), METHODS)]
-    return method.together and "until" not in problem and problem.get("steps", method.steps) > HEAD
+    return method.together and "until" not in problem and _budget(problem, method.steps) > HEAD
 
 
 def _head(problem: Problem) -> Problem | None:
@@ -166,10 +172,10 @@ def _again(problem: Problem, row: Row) -> Row:
 def attack(problems: list[Problem], options: dict[str, Any] | None = None, keep: bool = False) -> list[Row]:
     """What an attack finds for each problem of one network: errors per pixel against the truth, and how it ended.
 
-    The problem's own `method`, `steps`, `start_seed`, `box`, `tv`, `mask` ("zeros": the attacker takes the zeros of the
-    gradient for pruned), `ridge` (with the mean of `pixels`: a Gaussian prior) and `until` (stop after so many of the
-    steps) choose the attack; `options` are for all of them. First-order methods run together, in float32 as published;
-    the others one after another, in float64.
+    The problem's own `method`, `budget` (of steps), `start_seed`, `box`, `tv`, `mask` ("zeros": the attacker takes the
+    zeros of the gradient for pruned), `ridge` (with the mean of `pixels`: a Gaussian prior) and `until` (stop after so
+    many of the steps) choose the attack; `options` are for all of them. First-order methods run together, in float32 as
+    published; the others one after another, in float64.
 
     A row: `metrics.compare`'s columns; feature_mse (logits); objective_ratio = ‖∇L(x̂) − g‖²/‖δ‖², 1 at the truth;
     relative_residual, steps, evaluations, label_found, converged, matched, failed, reason (see `Reconstruction`);
@@ -203,7 +209,8 @@ def _attack_alike(problems: list[Problem], options: dict[str, Any], keep: bool) 
     deltas = [perturbation(J, p) for J, p in zip(jacobians, problems, strict=True)]
     gradients = torch.stack([J.gradient + delta for J, delta in zip(jacobians, deltas, strict=True)]).to(dtype)
     labels = None if method == "idlg" else torch.stack([J.map.y for J in jacobians])
-    own: dict[str, Any] = {name: first[name] for name in ("steps", "box", "tv", "restarts") if name in first}
+    own: dict[str, Any] = {name: first[name] for name in ("box", "tv", "restarts") if name in first}
+    own["steps"] = _budget(first, METHODS[method].steps)
     if first.get("mask") == "zeros":
         own["mask"] = gradients != 0
     if first.get("ridge"):

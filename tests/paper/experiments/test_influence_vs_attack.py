@@ -54,7 +54,7 @@ def test_who_attacks_what():
     assert met["gauss-newton"] == [("lenet", 0), ("lenet", 0), ("lenet", 1), ("linear", 0), ("linear", 0)]
     assert met["dgl"] == [("lenet", 0), ("lenet", 0), ("lenet", 1)]
     assert met["gauss-newton, box"] == met["gs"] == [("lenet", 0), ("lenet", 0)]
-    assert {(t["method"], t["steps"]) for t in tasks} == {("gauss-newton", 5), ("dgl", 6), ("gs", 6)}
+    assert {(t["method"], t["budget"]) for t in tasks} == {("gauss-newton", 5), ("dgl", 6), ("gs", 6)}
 
 
 def on_the_linear_model(attackers, settings=QUIET, **steps):
@@ -176,7 +176,7 @@ def test_deep_problems_are_of_the_network_named():
     assert {(t["model"], t["init"], t["activation"], t["normalize"]) for t in tasks} == {
         ("cnn8x16", "kaiming", "softplus", True)
     }
-    assert {(t["method"], t["steps"]) for t in tasks} == {("gauss-newton", 3)}
+    assert {(t["method"], t["budget"]) for t in tasks} == {("gauss-newton", 3)}
 
 
 @pytest.mark.parametrize("rmse", [np.nan, 1e-3], ids=["no image", "a best image"])
