@@ -10,7 +10,7 @@ import pandas as pd
 
 from i2f.core import spectrum
 from i2f.paper import attackers, sweep
-from i2f.paper.claims import Claim, Judge, Thresholds
+from i2f.paper.claims import Claim, Judge
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
 from i2f.paper.rows import declare
@@ -149,7 +149,7 @@ COMPARISONS: list[tuple[str, Callable[[pd.DataFrame], float], list[View]]] = [
 ]
 
 
-def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
+def judge(tables: Tables, thresholds: Config, dataset: str) -> list[Claim]:
     """The claims, at the first of `variances`, the paper's, and once more at the last.
 
     Bootstrap unit: weight seeds, each with all its initialisations.

@@ -7,7 +7,7 @@ import pandas as pd
 
 from i2f.core import linalg, spectrum
 from i2f.paper import sweep
-from i2f.paper.claims import Claim, Judge, Thresholds
+from i2f.paper.claims import Claim, Judge
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
 from i2f.paper.rows import declare
@@ -127,7 +127,7 @@ def order_within_images(table: pd.DataFrame, over: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["image", "value"])
 
 
-def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
+def judge(tables: Tables, thresholds: Config, dataset: str) -> list[Claim]:
     """The experiment's claims. The second of `cg_steps` is where conjugate gradients are cut off."""
     table = tables["problems"]
     lenet, linear = table[table.model == "lenet"], table[table.model == "linear"]
