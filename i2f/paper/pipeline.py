@@ -20,6 +20,7 @@ from i2f.paper.books import ROOT
 
 RESULTS = ROOT / "results"
 RUNS = ROOT / "runs"
+PENDING = str(RESULTS / "{key}" / "pending")
 
 
 class Run(NamedTuple):
@@ -39,15 +40,15 @@ def study(notebook: str, names: dict[str, Any]) -> list[Run]:
     key = next((key for key, config in others.items() if config == mine), "")
     found = {key: mine} | {other: config for other, config in others.items() if other != key}
     folders = [RESULTS / other for other in others]
-    return [Run(key, config, settings(folders)) for key, config in found.items()]
+    return [Run(key, config, settings(folders, key)) for key, config in found.items()]
 
 
-def settings(published: list[Path] | None = None) -> Any:
+def settings(published: list[Path] | None = None, key: str = "") -> Any:
     """How this process's sweeps run, as the environment says (`sweep.Settings`).
 
     I2F_JOBS, I2F_DEVICE, I2F_SCHEDULER, I2F_PROGRESS: the fields of `sweep.Settings`. I2F_CHUNKS: the folder of
-    finished chunks (runs/rows by default); I2F_MISSING=refuse: a row that is not published is an error. published:
-    folders of published tables; None: nothing is known, and nothing kept.
+    finished chunks (runs/rows by default), "{key}" in it standing for the run's; I2F_MISSING=refuse: a row that is not
+    published is an error. published: folders of published tables; None: nothing is known, and nothing kept.
     """
     from i2f.paper import devices  # which brings PyTorch, seconds that most commands need not spend
     from i2f.paper.rows import Store
@@ -57,7 +58,8 @@ def settings(published: list[Path] | None = None) -> Any:
     devices.use(given("I2F_DEVICE", ""))
     store = None
     if published is not None:
-        store = Store(published, Path(given("I2F_CHUNKS") or RUNS / "rows"), given("I2F_MISSING") != "refuse")
+        chunks = Path((given("I2F_CHUNKS") or str(RUNS / "rows")).replace("{key}", key))
+        store = Store(published, chunks, given("I2F_MISSING") != "refuse")
     return Settings(
         jobs=int(given("I2F_JOBS") or 0) or None,
         store=store,
@@ -117,10 +119,10 @@ def run(key: str, out: Path | None = None) -> None:
 
 
 def solve(key: str) -> None:
-    """Solve what a run is missing, for publication: finished chunks go to results/KEY/pending, from where the next
-    call goes on."""
+    """Solve what a run is missing, for publication, and what its notebook shows of others: finished chunks go to
+    results/KEY/pending, from where the next call goes on."""
     _known("run", key, runs())
-    os.environ["I2F_CHUNKS"] = str(RESULTS / key / "pending")
+    os.environ["I2F_CHUNKS"] = PENDING
     run(key, RUNS / "solved" / key)
 
 

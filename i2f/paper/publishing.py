@@ -48,7 +48,7 @@ def publish(keys: Sequence[str] = ()) -> None:
 def _stage(key: str) -> None:
     """runs/staged/KEY: the run on the rows that are published or pending, none other."""
     shutil.rmtree(RUNS / "staged" / key, ignore_errors=True)
-    os.environ |= {"I2F_CHUNKS": str(RESULTS / key / "pending"), "I2F_MISSING": "refuse"}
+    os.environ |= {"I2F_CHUNKS": pipeline.PENDING, "I2F_MISSING": "refuse"}
     pipeline.run(key, RUNS / "staged" / key)
 
 

@@ -242,9 +242,9 @@ def test_the_pipeline_reads_settings_from_the_environment(monkeypatch, tmp_path)
         monkeypatch.setenv(f"I2F_{name}", value)
     assert pipeline.settings() == sweep.Settings(3, None, "cpu", "tcp://here:1", "text")
     assert pipeline.settings([tmp_path]).store == Store([tmp_path], pipeline.RUNS / "rows", True)
-    monkeypatch.setenv("I2F_CHUNKS", str(tmp_path))
+    monkeypatch.setenv("I2F_CHUNKS", str(tmp_path / "{key}" / "pending"))
     monkeypatch.setenv("I2F_MISSING", "refuse")
-    assert pipeline.settings([]).store == Store([], tmp_path, False)
+    assert pipeline.settings([], "one").store == Store([], tmp_path / "one" / "pending", False)
     for name in given:
         monkeypatch.delenv(f"I2F_{name}")
     assert pipeline.settings() == sweep.DEFAULT
