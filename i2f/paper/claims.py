@@ -23,7 +23,7 @@ LEAST = {"ranked": LEAST_RANKED, "units": LEAST_UNITS}
 TEXTS = ("statement", "statistic", "source", "note", "condition")
 KEYS = {*TEXTS, "attacker", "unit", "at_least", "at_most", "least"}  # of a claim in a file of words
 
-Thresholds = Mapping[str, float]
+Thresholds = Mapping[str, Any]  # by name, among a run's other parameters
 
 
 @dataclass(frozen=True)

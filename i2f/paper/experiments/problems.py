@@ -148,15 +148,15 @@ def pixels(dataset: str, root: str | None) -> tuple[Tensor, float]:
     return x.mean(0, keepdim=True), float(x.var(0).mean())
 
 
-def _budget(problem: Problem, default: int) -> int:
+def _budget(problem: Problem, default: int) -> Any:
     """The attack's budget of steps; a problem that stands in a table calls it `budget`, since its row has `steps`."""
-    return int(problem.get("budget", problem.get("steps", default)))
+    return problem.get("budget", problem.get("steps", default))
 
 
 def _long(problem: Problem) -> bool:
     """Whether a problem's attack is of first order, and goes beyond `HEAD` steps."""
     method = METHODS[checks.one_of("method", value(problem, "method"), METHODS)]
-    return method.together and "until" not in problem and _budget(problem, method.steps) > HEAD
+    return method.together and "until" not in problem and bool(_budget(problem, method.steps) > HEAD)
 
 
 def _head(problem: Problem) -> Problem | None:

@@ -23,7 +23,7 @@ def published(found: Results, config: Config) -> dict[str, Figure]:
     shown = table[(table.part == "paper") & (table.image == 0)]
     return {
         "overview.svg": overview(table, config["cut"]),
-        "pictures.png": recoveries(shown, found.arrays["pictures"]),
+        "pictures.png": recoveries(shown, list(found.arrays["pictures"])),
     }
 
 

@@ -21,7 +21,7 @@ def published(found: Results, config: Config) -> dict[str, Figure]:
     table = found.tables["problems"]
     return {
         "overview.svg": overview(table, config["cut"]),
-        "pictures.png": recoveries(table[table.image == 0], found.arrays["pictures"]),
+        "pictures.png": recoveries(table[table.image == 0], list(found.arrays["pictures"])),
     }
 
 

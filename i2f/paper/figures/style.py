@@ -45,7 +45,7 @@ def save(figure: Figure, path: Path, source: str = "") -> None:
     in the file's metadata."""
     for points in (c for ax in figure.axes for c in ax.collections if len(np.asarray(c.get_offsets())) > CLOUD):
         points.set_rasterized(True)
-    metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+    metadata: dict[str, str | None] = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     metadata |= {"Source": source} if source else {}
     figure.savefig(path, bbox_inches="tight", dpi=150, metadata=metadata)
     plt.close(figure)
