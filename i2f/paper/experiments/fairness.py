@@ -31,7 +31,7 @@ CAUSES = {  # what might explain an image's error -> columns of the table
     "I²F, for the noise drawn": ["predicted_mse"],
     "I²F and class": ["predicted_mse", "label"],
 }
-UNPUBLISHED = ("split", "root", "init", "weight_seed", "budget")  # of a problem: the same in every row
+UNPUBLISHED = ("split", "root", "init", "weight_seed", "budget", "size")  # the same in every row, or its variance
 
 
 def problems(config: Config) -> list[Problem]:
@@ -51,7 +51,7 @@ def problems(config: Config) -> list[Problem]:
             "part": part,
             "image": image,
             "label": labels[image],
-            "target" if part == "equal" else "variance": config[sizes[part]],
+            "target" if part == "equal" else "size": config[sizes[part]],
             "budget": config["steps"],
         }
         for part, count in parts.items()
@@ -85,7 +85,7 @@ def solve(chunk: list[Problem]) -> list[Row]:
         own = {**p, "noise": "gaussian", "noise_seed": p["image"], "steps": p["budget"]}
         J = shared.jacobian(own)
         unit = expected_square(J, 1.0) / J.shape[0]
-        own["size"] = p["target"] / unit if "target" in p else p["variance"]
+        own["size"] = p["target"] / unit if "target" in p else p["size"]
         predicted = influence(J, shared.perturbation(J, own)).rmse
         with torch.no_grad():
             answered = bool(J.map.model(J.x).argmax(1) == J.map.y)

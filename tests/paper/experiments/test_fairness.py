@@ -70,8 +70,8 @@ def test_parts_are_what_they_should_be():
     problems = fairness.problems(CONFIG | {"images": 5, "strong_images": 2, "equal_images": 3, "target": 0.0016})
     assert [p["image"] for p in problems] == [0, 1, 2, 3, 4, 0, 1, 0, 1, 2]
     assert [p["label"] for p in problems] == [7, 2, 1, 0, 4, 7, 2, 7, 2, 1]
-    assert [p["variance"] for p in problems if p["part"] != "equal"] == [1e-5] * 5 + [1e-3] * 2
-    assert all(p["target"] == 0.0016 and "variance" not in p for p in problems if p["part"] == "equal")
+    assert [p["size"] for p in problems if p["part"] != "equal"] == [1e-5] * 5 + [1e-3] * 2
+    assert all(p["target"] == 0.0016 and "size" not in p for p in problems if p["part"] == "equal")
 
 
 def test_columns_mean_what_they_say(mlp, monkeypatch):
