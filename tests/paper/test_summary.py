@@ -101,6 +101,14 @@ def test_categories_count_as_their_places(ax):
     assert row(ax, "lines").x == "0.5 [0, 1]"
 
 
+def test_words_count_where_there_is_nothing_else(ax):
+    ax.text(0, 1, "a")
+    ax.text(1, 2, "b")
+    assert (row(ax, "texts").points, row(ax, "texts").y) == (2, "1.5 [1, 2]")
+    ax.plot([1], [1])
+    assert list(figures.summary(ax.figure)["drawn as"]) == ["lines"]
+
+
 def test_a_legend_is_no_mark(ax):
     ax.plot([1, 2], [1, 2], label="drawn")
     ax.plot([], [], label="only named")

@@ -177,7 +177,8 @@ def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
     if len(linear):
         found.append(judged("prediction", linear, _off, cut=CUT, **words))
     for kind, pairs in knowing(table).groupby("kind", sort=False):
-        found.append(judged(f"told-{kind}", pairs, lambda t: float(t.ratio.median())))
+        words = {"converged": convergence(pairs)}
+        found.append(judged(f"told-{kind}", pairs, lambda t: float(t.ratio.median()), **words))
     return found + (frontier.judge(tables, thresholds, dataset) if len(tables["frontier"]) else [])
 
 

@@ -20,8 +20,9 @@ def summary(figure: Figure) -> pd.DataFrame:
     """One row per panel and kind of mark: how many points, and the median and range of both coordinates, three digits.
 
     Points that are not finite, or not positive on a logarithmic axis, are not drawn, and not counted. Of a bar its end
-    counts; of a bar over a range (`vlines`) both ends; a rule across the panel (`axvline`) has one coordinate. Pictures
-    count their pixels, as y. A panel without marks has a row that says so; one that is hidden has none.
+    counts; of a range (`vlines`) both ends; a rule across the panel (`axvline`) has one coordinate. Pictures count
+    their pixels, as y, and texts where nothing else is drawn. A panel without marks has a row that says so; a hidden
+    one has none.
     """
     rows = []
     for number, ax in enumerate(figure.axes, 1):
@@ -53,6 +54,8 @@ def _marks(ax: Axes) -> Iterator[Mark]:
             found.setdefault("ranges", []).extend(_plain(path.vertices) for path in drawn.get_paths())
     for bars in (container for container in ax.containers if isinstance(container, BarContainer)):
         found.setdefault("bars", []).append(np.array([_end(bar, bars.orientation == "vertical") for bar in bars]))
+    if ax.texts and not found and not ax.images:  # elsewhere words only name what is drawn
+        found["texts"] = [np.array([text.get_unitless_position() for text in ax.texts], float)]
     for kind, parts in found.items():
         x, y = np.concatenate([part.reshape(-1, 2) for part in parts]).T
         yield kind, None if kind == "horizontal rules" else x, None if kind == "vertical rules" else y

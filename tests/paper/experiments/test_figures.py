@@ -1,17 +1,28 @@
 """Figures: what is drawn is what is in the table, and the same drawing gives the same bytes."""
 
+import inspect
+from importlib import import_module
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
-from i2f import claims, figures
+from i2f import claims, figures, pipeline
 from i2f.attacks import METHODS
 from i2f.paper.attackers import ATTACKERS
 from i2f.paper.figures import eigenvectors, leakage, verdicts
+from i2f.paper.results import Results
 
 mpl.use("Agg")
+
+
+@pytest.mark.parametrize("experiment", sorted({entry["experiment"] for entry in pipeline.runs().values()}))
+def test_figures_are_drawn_from_what_was_found_and_the_parameters(experiment):
+    """Never from files: those of a notebook that solved more are not the published ones."""
+    published = import_module(f"i2f.paper.figures.{experiment}").published
+    assert list(inspect.signature(published).parameters) == ["found", "config"]
 
 
 @pytest.fixture
@@ -64,9 +75,9 @@ def test_the_same_drawing_gives_the_same_bytes(table, tmp_path, ending):
 
 def test_pictures_hold_the_pixels(table):
     truth, found = np.zeros((3, 8, 8)), [np.full((3, 8, 8), v) for v in (0.2, 0.4, 2.0, 0.2, 0.4, 2.0)]
-    paper = table[table.part == "paper"]
-    figure = eigenvectors.recoveries(paper, [truth, *found])
-    shown = [ax.images[0].get_array() for ax in figure.axes]
+    drawn = eigenvectors.published(Results({"problems": table}, {"pictures": np.stack([truth, *found])}), {"cut": 0.05})
+    assert list(drawn) == ["overview.svg", "pictures.png"]
+    shown = [ax.images[0].get_array() for ax in drawn["pictures.png"].axes]
     assert len(shown) == 8
     assert shown[0].max() == 0
     assert shown[-1].max() == 1  # clamped for display
@@ -78,7 +89,8 @@ def test_leakage_draws_every_path_and_every_picture():
         columns=["method", "evaluations", "mse"],
     )
     truth, images = np.full((1, 8, 8), 0.1), np.linspace(0, 2, 5 * 3 * 64).reshape(5, 3, 1, 8, 8)
-    figure = leakage.overview(paths, truth, images, [5, 50, 500])
+    found = Results({"paths": paths}, {"truth": truth, "images": images})
+    (figure,) = leakage.published(found, {"costs": [5, 50, 500]}).values()
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     for who in (ATTACKERS[name] for name in METHODS):
         assert list(lines[f"{who.label} (knows {who.told})"].get_ydata()) == [0.5, 0.05, 0.005]
