@@ -44,7 +44,7 @@ MEASURES = {  # by column
     "influence": "I²F",
 }
 STEP = 1e-4  # h of the sensitivity: h‖ξ‖ per pixel
-ATTACK = ("steps", "start_seed")  # of a problem, and no columns of the table
+ATTACK = ("budget", "start_seed")  # of a problem, and no columns of the table
 
 
 def problems(config: Config) -> list[Problem]:
@@ -67,7 +67,7 @@ def problems(config: Config) -> list[Problem]:
             images=images,
             image=range(images),
             level=config["levels"],
-            steps=config["gauss_newton_steps"],
+            budget=config["gauss_newton_steps"],
             start_seed=config["start_seed"],
         )
     return found

@@ -136,7 +136,7 @@ def test_a_large_network_is_asked_for_less():
     tasks = efficiency.problems(CONFIG | {"dataset": "cifar10", "images": 2, "deep": ["resnet20 default gelu"]})
     assert [t["method"] for t in tasks if t["network"] == "resnet20 default gelu"] == [*efficiency.DEEP] * 2
     assert tasks[0]["network"] == "resnet20 default gelu"  # the costliest first
-    assert [t.get("steps") for t in tasks[:3]] == [None, 3, 4]
+    assert [t.get("budget") for t in tasks[:3]] == [None, 3, 4]
     (row,) = efficiency.solve(tasks[:1])
     assert (row["d_x"], row["d_theta"]) == (3072, 272_474)
     assert row["evaluations"] <= 52
