@@ -28,12 +28,13 @@ help: ## show this list
 
 env: $(READY) ## make the environment (.venv), from requirements.lock
 
+# Compiled when it is installed: where Python may not write bytecode, each process would compile PyTorch anew.
 $(READY): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "i2f needs Python 3.11, 3.12 or 3.13 (with venv); none was found. Try: make env PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	    "uv==$$(sed -n 's/^uv==\([^ ]*\).*/\1/p' requirements.lock)"
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -31,6 +31,11 @@ class _Below(TorchDispatchMode):
         self.detached: dict[int, Tensor] = {}  # kept alive, so that no other takes its place
         self.stops = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: PyTorch would import its compiler, seconds of every process, to say that it must not compile this."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tensors = _tensors(args, kwargs or {})
         self.stops |= any(value._cdata in self.detached for value in tensors)
