@@ -39,7 +39,7 @@ def test_every_network_meets_every_attacker_with_the_same_noise():
     assert counts["normal-released"].dropna().to_dict() == {"none": 3 * 2 * 2 * 2}
     bounded = table[table.attacker == "gauss-newton, box"]
     assert set(bounded["size"]) == {1e-3}
-    assert set(bounded.steps) == {4}
+    assert set(bounded.budget) == {4}
     assert bounded.box.all()
     assert not table[table.attacker == "dgl"].box.any()
 

@@ -25,7 +25,7 @@ def test_a_problem_says_which_image_network_and_noise(digits):
 
 
 def test_prediction_is_what_the_formulas_say():
-    (row,) = shared.predict([NOISY], dampings=(0.5,))
+    (row,) = shared.predict([{**NOISY, "dampings": [0.5]}])
     J = shared.jacobian(NOISY)
     delta = perturb.gaussian(J.gradient, 1e-8, seed=0)
     A = J.dense().numpy()

@@ -14,9 +14,8 @@ CONFIG = {
     "dataset": "mnist",
     "init": "kaiming",
     "weight_seed": 1,
-    "normalize": True,
     "relative": 1e-2,
-    "steps": 15,
+    "gauss_newton_steps": 15,
     "start_seed": 0,
 }
 
