@@ -199,10 +199,11 @@ def test_a_choice_holds_for_the_process(monkeypatch):
     assert devices.chosen() == "cuda"
 
 
-def test_a_notebooks_device_goes_before_the_environments(monkeypatch):
+def test_a_notebooks_device_is_the_environments(monkeypatch):
     monkeypatch.setattr(devices, "_chosen", "cpu")
+    monkeypatch.setenv("I2F_DEVICE", "auto")
+    assert pipeline.settings().device == devices.chosen() == "auto"
     monkeypatch.setenv("I2F_DEVICE", "nowhere")
-    assert pipeline.settings("auto").device == devices.chosen() == "auto"
     with pytest.raises(ValueError, match="device='nowhere'"):
         pipeline.settings()
     monkeypatch.delenv("I2F_DEVICE")

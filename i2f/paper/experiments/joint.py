@@ -56,7 +56,7 @@ def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     return Results({"problems": table.drop(columns=[*OWN])})
 
 
-@declare("problems", kinds=dict.fromkeys(TRAINED, "head"))
+@declare("problems", kinds=dict.fromkeys(TRAINED, "trained"))
 def solve(chunk: list[Problem]) -> list[list[Row]]:
     """Train each network, and analyse its gradients: one row per test image."""
     found = []
