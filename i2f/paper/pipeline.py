@@ -72,10 +72,14 @@ def settings(published: list[Path] | None = None, key: str = "") -> Any:
 def save(out: str | Path, run: Run, verdicts: Any, drawn: dict[str, Any]) -> None:
     """Write what a run found into the folder `out`: the tables that it read or solved, claims.json, and its figures by
     file name, which name the tables they were drawn from. An empty `out` writes nothing: the notebook is only read."""
-    if not out:
-        return
+    from matplotlib import pyplot
+
     from i2f.paper import claims, figures, tables
 
+    if not out:
+        for figure in drawn.values():
+            pyplot.close(figure)  # or the notebook would show it under this cell
+        return
     folder = Path(out)
     digest = tables.save(folder, run.settings.store.asked)
     claims.save(verdicts, folder / "claims.json")
@@ -138,9 +142,3 @@ def _known(what: str, name: str, table: dict[str, Any]) -> Any:
 
         checks.one_of(what, name, table)
     return table[name]
-
-
-if __name__ == "__main__":  # for a while
-    import runpy
-
-    runpy.run_module("i2f.paper", run_name="__main__")
