@@ -93,7 +93,7 @@ def check(case: Case, again: Sequence[Row], brief: bool) -> list[Deviation]:
         (known,), (row,) = case.rows, again
         stored = {name: known.get(name) for name in how.again(case.problem, known)}
         pairs = [
-            ({how.column: known[how.column]}, {how.column: row[how.column]}),
+            ({how.column: known[how.column]}, {how.column: row.get(how.column)}),
             (stored, how.again(case.problem, known)),
         ]
     else:
@@ -151,7 +151,9 @@ def _solved(
     """Each case with its rows solved anew, and whether that was brief; in parallel, those that cost most first."""
     tasks, waiting = [], {}
     for number, case in enumerate(sorted(chosen, key=lambda case: -case.cost)):
-        head = case.declared.brief.head(case.problem) if case.declared.brief and not whole else None
+        how = case.declared.brief
+        able = how is not None and not whole and how.column in case.rows[0]  # an attack that ended early is no long one
+        head = how.head(case.problem) if how is not None and able else None
         problem = head or case.problem
         known = kept.find(case.declared, case.declared.key(problem)) if kept else None
         if known is not None:

@@ -44,6 +44,9 @@ def long(chunk):
     found = []
     for p in chunk:
         end = p.get("until", p["steps"])
+        if p["steps"] < 2:  # ended before the early part was over
+            found.append({"final": float(end)})
+            continue
         found.append({"early": 2.0 * p["number"], "kept": np.arange(end), "final": float(np.arange(end).sum())})
     return found
 

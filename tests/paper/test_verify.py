@@ -119,6 +119,22 @@ def test_long_rows_are_tried_in_brief_and_whole_when_all_are(project, tmp_path, 
     assert {brief for table, brief in seen if table == "long"} == {False}
 
 
+def test_an_attack_that_ended_early_is_tried_whole(project):
+    store = Store()
+    settings = sweep.Settings(jobs=1, progress="off", store=store)
+    sweep.run(solvers.long, [{"number": 1, "steps": 1}, {"number": 2, "steps": 9}], settings)
+    tables.save(project / "results" / "two", store.asked)
+    assert run("--share", "0", "--runs", "two") == 0
+    move(project, "two", "long", 1, "final", 2)
+    assert run("--share", "0", "--runs", "two") == 1
+
+
+def test_a_brief_solve_that_raises_disagrees(project):
+    case = next(case for case in verify.cases(["one"]) if case.table == "long")
+    found = verify.check(case, [{"failed": True, "reason": "raised MemoryError: all of it"}], brief=True)
+    assert not all(one.agrees for one in found)
+
+
 def test_the_objective_at_the_end_of_the_brief_part_counts(project):
     for number in range(3):
         move(project, "one", "long", number, "early", 1.5)
