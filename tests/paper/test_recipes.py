@@ -27,11 +27,12 @@ def clone(tmp_path_factory):
 
 
 def sh(folder: Path, command: str) -> str:
-    """Carry out a command line with the clone's own package; what it said."""
+    """Carry out a command line with the clone's own package, as if no `make` had called the tests; what it said."""
     own = {"PYTHONPATH": str(folder), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "I2F_MISSING": ""}
     own |= {"DVC_NO_ANALYTICS": "1", "JUPYTER_PLATFORM_DIRS": "1", "I2F_JOBS": "1"}
+    outer = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     done = subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=os.environ | own, capture_output=True, text=True, check=False
+        ["bash", "-c", command], cwd=folder, env=outer | own, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
