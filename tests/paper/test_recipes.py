@@ -64,12 +64,12 @@ def test_one_run_on_the_published_rows(clone):
 
 def test_one_parameter_changed_and_published(clone):
     """Only the new row is solved, whether to be looked at or to be published; what was published stays as it was."""
-    before = (clone / "results" / KEY / "problems.csv").read_text().splitlines()
+    before = (clone / "results" / KEY / "survey.csv").read_text().splitlines()
     sh(clone, RECIPES[1])
     (chunk,) = (clone / "runs" / "rows").iterdir()
     (about,) = tables.provenance(chunk).values()
     assert about["rows"] == 1
-    lines = (clone / "runs" / "executed" / KEY / "problems.csv").read_text().splitlines()
+    lines = (clone / "runs" / "executed" / KEY / "survey.csv").read_text().splitlines()
     assert len(lines) == len(before) + 1
     assert set(before) < set(lines)
     name, value = re.search(r"parameters\.(\w+)=(\S+)", RECIPES[1]).groups()
@@ -77,13 +77,13 @@ def test_one_parameter_changed_and_published(clone):
     assert f"      {name}: {value}\n" in params  # `dvc exp run` leaves the changed parameter
     sh(clone, made(clone, RECIPES[2]))
     assert len(list((clone / "results" / KEY / "pending").iterdir())) == 1
-    notebook = next((clone / "notebooks").glob("08_*.ipynb"))
+    notebook = next((clone / "notebooks").glob("01_*.ipynb"))
     notebook.write_text(re.sub(rf"{name} = \d+", f"{name} = {value}", notebook.read_text()))
     sh(clone, made(clone, RECIPES[3]).splitlines()[0])
-    assert (clone / "results" / KEY / "problems.csv").read_text().splitlines() == lines
+    assert (clone / "results" / KEY / "survey.csv").read_text().splitlines() == lines
     assert not (clone / "results" / KEY / "pending").exists()
     changed = {line.split()[-1] for line in sh(clone, "git status --porcelain").splitlines()}
-    assert {f"results/{KEY}/problems.csv", "results/claims.json", "README.md", "params.yaml"} - changed <= {
+    assert {f"results/{KEY}/survey.csv", "results/claims.json", "README.md", "params.yaml"} - changed <= {
         "README.md",
         "results/claims.json",
     }
