@@ -136,6 +136,20 @@ def test_parameters_that_are_no_runs_own_come_first_without_a_name(elsewhere):
     assert found[0].config["size"] == 7
 
 
+@pytest.mark.parametrize("name", sorted({entry["notebook"] for entry in RUNS.values()}))
+def test_a_reader_may_change_a_parameter(name):
+    """The notebook then shows the reader's run, which is no published one, and reads the published rows that it shares."""
+    changed = books.parameters(ROOT / "notebooks" / f"{name}.ipynb")
+    first = next(key for key, value in changed.items() if isinstance(value, int))
+    names = changed | {first: changed[first] + 1, "pipeline": pipeline}
+    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    (line,) = (line for cell in cells for line in cell.source.splitlines() if "pipeline.study" in line)
+    exec(line, names)
+    run = names["run"] if "run" in names else names["runs"][0]
+    assert (run.key, run.config[first]) == ("", changed[first] + 1)
+    assert run.settings.store.published == [ROOT / "results" / key for key in RUNS if RUNS[key]["notebook"] == name]
+
+
 def test_sources_do_not_see_outputs(elsewhere):
     pipeline.source()
     source, path = elsewhere / "runs" / "source" / "01_one.ipynb", elsewhere / "notebooks" / "01_one.ipynb"
