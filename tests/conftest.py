@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import i2f
+from i2f.paper import networks
 
 
 @pytest.fixture(autouse=True)
@@ -167,6 +168,22 @@ def digits():
 def lenet():
     """The released LeNet with its released weights, float64, fed with pixels."""
     return i2f.models.build("lenet", "mnist", "uniform", seed=1, normalize=False).double()
+
+
+def build_crop():
+    """(model, x, y) of LeNet on 8×8 pixels, the middle of the first digit: 64 rows of J in place of 784. Float64."""
+    x, y = i2f.data.load("mnist", n=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = nn.Sequential(*networks.lenet((1, 8, 8), 10)).double().eval()
+        for p in model.parameters():
+            nn.init.uniform_(p, -0.5, 0.5)
+    return model, x[..., 10:18, 10:18].double(), y
+
+
+@pytest.fixture
+def crop():
+    return build_crop()
 
 
 @pytest.fixture(scope="session")

@@ -213,9 +213,9 @@ def test_without_labels_as_good_as_with(lenet, digits, backward):
     assert float(metrics.mse(found.x, x)) <= 1e-10
 
 
-def test_wrong_label_is_a_case(lenet, digits, backward):
-    x, y = digits[0][1:2], digits[1][1:2]
-    found = i2f.invert(lenet, backward(lenet, x, y), (y + 1) % 10, x.shape, steps=15)
+def test_wrong_label_is_a_case(crop, backward):
+    model, x, y = crop
+    found = i2f.invert(model, backward(model, x, y), (y + 1) % 10, x.shape, steps=15)
     assert found.relative_residual > 1e-2
     assert not found.matched
     assert "match" not in found.reason  # why it stopped is another question

@@ -1,5 +1,6 @@
 """The scale of the loss changes no answer, and gradients beyond the range of a dtype are refused."""
 
+import functools
 import math
 
 import pytest
@@ -56,23 +57,27 @@ def at_scale(backward, c, dtype, attack):
     return found, mse(found, x)
 
 
+@pytest.fixture(scope="module")
+def plain(backward):
+    """The attack at c = 1, once."""
+    return functools.cache(functools.partial(at_scale, backward, 1.0))
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize(
     ("dtype", "c"),
     [
         (D, 1e-100),
-        (D, 1e-30),
         (D, 1e-15),
         (D, 1e30),
         (torch.float32, 1e-15),
-        (torch.float32, 1e-12),
         (torch.float32, 1e15),
     ],
 )
-def test_no_answer_depends_on_the_scale_of_the_loss(backward, monkeypatch, attack, dtype, c):
+def test_no_answer_depends_on_the_scale_of_the_loss(backward, plain, monkeypatch, attack, dtype, c):
     if attack == "krylov":
         monkeypatch.setattr(steps.StepSolver, "fits", lambda problem: False)
-    (one, error), (found, other) = at_scale(backward, 1.0, dtype, attack), at_scale(backward, c, dtype, attack)
+    (one, error), (found, other) = plain(dtype, attack), at_scale(backward, c, dtype, attack)
     assert other == pytest.approx(error, rel=1e-6 if dtype == D else 1e-3)
     assert found.loss == pytest.approx(one.loss * (1 if attack in ("whitened", "gs") else c**2), rel=1e-3)
     assert found.relative_residual == pytest.approx(one.relative_residual, rel=1e-3)
@@ -96,9 +101,9 @@ def test_neighbours_of_other_scales(backward):
     g = backward(model, x.float(), y)
     sent = torch.stack([g * 3e37, g, g * 1e-12, 2 * g, g])
     for method in ("dgl", "gauss-newton"):
-        together = i2f.invert_many(model, sent, y.expand(5, 1), x.shape, method=method, steps=20, seed=3)
+        together = i2f.invert_many(model, sent, y.expand(5, 1), x.shape, method=method, steps=10, seed=3)
         for one, found in zip(sent, together, strict=True):
-            alone = i2f.invert(model, one, y, x.shape, method=method, steps=20, seed=3)
+            alone = i2f.invert(model, one, y, x.shape, method=method, steps=10, seed=3)
             torch.testing.assert_close(found.x, alone.x, rtol=1e-4, atol=1e-4)
             assert found.failed == alone.failed
 

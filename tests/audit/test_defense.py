@@ -1,6 +1,7 @@
 """Defences by name, and noise that is designed: no other of its energy protects the worst direction more."""
 
 import copy
+import functools
 import math
 
 import pytest
@@ -8,15 +9,33 @@ import torch
 from torch.nn import functional as F
 
 import i2f
+from conftest import build_tiny
 from i2f import spectrum, streams
 from i2f.audit import audit
 from i2f.audit.defense import KINDS, Defense, parse
 from i2f.audit.noise import averaged, designed, input_noise, squared_norm
 
+# what a defence adds follows J alone: one image, J Jᵀ of condition 7e5, two images behind one gradient
+NETWORKS = ("mlp", "attention", "pair")
+DRAWS = 1000
 
-@pytest.fixture
-def J(tiny):
-    return i2f.GradientJacobian(*tiny)
+
+@pytest.fixture(params=NETWORKS)
+def J(request):
+    return i2f.GradientJacobian(*build_tiny(request.param))
+
+
+@functools.cache
+def drawn(network, text):
+    """(J, formed; so many draws of δ) of a defence, the same at every call; what is relative, is to ‖g‖."""
+    J = i2f.GradientJacobian(*build_tiny(network))
+    J.dense()
+    found = parse(text.replace("‖g‖", repr(1e-9 * float(J.gradient.norm()))))
+    return J, found, torch.stack([found.delta(J, seed) for seed in range(DRAWS)])
+
+
+NOISES = {name: f"{name}:1e-5" for name, kind in KINDS.items() if kind.shares or kind.variance}
+NOISES |= {"none": "none", "clip": "clip:1e9", "dp": "dp:1e9:‖g‖"}
 
 
 @pytest.mark.parametrize(
@@ -68,13 +87,12 @@ def test_a_clipped_gradient_is_scaled_back(J):
     assert Defense("prune", (0.5,)).variance(J) is None
 
 
-@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.shares or kind.variance])
-def test_variances_along_the_singular_vectors_are_those_of_the_draws(J, name):
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", NOISES)
+def test_variances_along_the_singular_vectors_are_those_of_the_draws(network, name):
     """E[(v_iᵀδ)²] = s_i, for noise so small that the first order is all."""
-    values = {"none": (), "clip": (1e9,), "dp": (1e9, 1e-9 * float(J.gradient.norm()))}.get(name, (1e-5,))
-    found, rank = Defense(name, values), spectrum.rank(J)
-    spectral = spectrum.decompose(J)
-    deltas = torch.stack([found.delta(J, seed) for seed in range(1500)])
+    J, found, deltas = drawn(network, NOISES[name])
+    spectral, rank = spectrum.decompose(J), spectrum.rank(J)
     along = (deltas @ J.dense().T) @ spectral.vectors[:, :rank] / spectral.values[:rank].sqrt()
     expected = found.variances(J)[:rank] * (2 if name == "laplace" else 1)  # half of it counts against an attacker
     torch.testing.assert_close(along.square().mean(0), expected, rtol=0.2, atol=1e-30)
@@ -110,9 +128,11 @@ def test_norms_are_not_summed_in_float32(mlp, factor):
     assert parse("designed:0.3").input_variance(K) == pytest.approx(parse("designed:0.3").input_variance(J), rel=1e-3)
 
 
-def test_designed_noise_has_its_energy_and_the_same_error_in_every_direction(J):
-    energy, draws = 1e-8, 1500  # so little that the first order is all
-    deltas = torch.stack([designed(J, energy, seed) for seed in range(draws)])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_designed_noise_has_its_energy_and_the_same_error_in_every_direction(network):
+    J, _, deltas = drawn(network, NOISES["designed"])  # so little that the first order is all
+    energy = (1e-5 * float(J.gradient.norm())) ** 2
+    torch.testing.assert_close(deltas[0], designed(J, energy, seed=0), rtol=1e-6, atol=0)
     assert float(deltas.square().sum(1).mean()) == pytest.approx(energy, rel=0.1)
     rank = spectrum.rank(J)
     values, vectors = spectrum.decompose(J)
@@ -159,9 +179,12 @@ SCALES = [(torch.float64, c) for c in (1e-30, 1e-15, 1e15, 1e30)] + [(torch.floa
 
 @pytest.mark.parametrize(("dtype", "factor"), SCALES)
 @pytest.mark.parametrize(
-    "text", ["relative:0.3", "clip:0.25", "dp:0.25:0.1", "prune:0.5", "quantize:4", "designed:0.1"]
+    ("text", "method"),
+    [
+        *((text, "dense") for text in ("relative:0.3", "clip:0.25", "dp:0.25:0.1", "prune:0.5", "quantize:4")),
+        *(("designed:0.1", method) for method in ("dense", "matrix-free")),  # the others use the gradient alone
+    ],
 )
-@pytest.mark.parametrize("method", ["dense", "matrix-free"])
 def test_defences_do_not_depend_on_the_losss_scale(mlp, dtype, factor, text, method):
     """δ, what is left of it to a knowing attacker, and its variance, all in units of the gradient."""
     model, x, y = mlp

