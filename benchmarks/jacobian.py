@@ -24,6 +24,7 @@ from i2f.core.progress import bar
 
 CHUNKS = (64, 96, 128, 192, 256, 384, 512)
 SQUARE = 1536
+TRIES = 3  # of each chunk
 
 
 def seconds(act: Callable[[], object]) -> float:
@@ -51,10 +52,11 @@ def compare(dataset: str, dtype: torch.dtype, repetitions: int, chunks: tuple[in
     def naive() -> torch.Tensor:
         return forward_over_reverse(J.map, J.x, chunk)
 
-    difference = float(torch.dist(ours(), forward_over_reverse(J.map, J.x)) / torch.linalg.norm(ours()))
+    found = ours()
+    difference = float(torch.dist(found, forward_over_reverse(J.map, J.x)) / torch.linalg.norm(found))
     tried = {}
     for chunk in bar(chunks, description=f"{dataset}, {dtype}: naive chunks"):
-        tried[chunk] = min(seconds(naive) for _ in range(3))
+        tried[chunk] = min(seconds(naive) for _ in range(TRIES))
     chunk = min(tried, key=tried.get)
     best_square = min(seconds(lambda: square @ square) for _ in range(5))
     turns = [(seconds(ours), seconds(naive)) for _ in range(repetitions)]

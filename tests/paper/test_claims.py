@@ -39,7 +39,7 @@ def test_interval_is_over_units_not_rows():
 
 def test_interval_covers_the_truth_about_as_often_as_it_says():
     tables = [noisy(30, 2, 1.0, seed) for seed in range(60)]
-    covered = sum(low <= 0 <= high for _, low, high in (statistics.bootstrap(mean, t, "image", 300) for t in tables))
+    covered = sum(low <= 0 <= high for _, low, high in (statistics.bootstrap(mean, t, "image", 150) for t in tables))
     assert 50 <= covered <= 60
 
 
@@ -247,7 +247,7 @@ def test_rank_agreement_is_spearmans_over_the_largest_that_ties_allow():
     for _ in range(5):
         table = pd.DataFrame({"x": rng.integers(4, size=6), "y": rng.integers(3, size=6)}).astype(float)
         largest = {
-            sign: sign * max(sign * spearmanr(table.x, order).statistic for order in permutations(table.y))
+            sign: sign * max(sign * spearmanr(table.x, order).statistic for order in set(permutations(table.y)))
             for sign in (1, -1)
         }
         plain = spearmanr(table.x, table.y).statistic

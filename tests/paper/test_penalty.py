@@ -54,7 +54,7 @@ def test_the_bounds_term_is_the_largest_eigenvalue(tiny):
     model, x, y = tiny
     generator = torch.Generator().manual_seed(0)
     slope, steps, h = _slope(model, x, y, lambda: float(_values(model, x, y)[0].log()))
-    term = penalty.bound(model, x, y, power_steps=200, generator=generator)
+    term = penalty.bound(model, x, y, power_steps=100, generator=generator)
     assert float(term.detach().exp()) == pytest.approx(float(_values(model, x, y)[0]), rel=1e-6)
     assert _along(model, term, steps) == pytest.approx(slope / h, rel=1e-3, abs=1e-6)
 
@@ -163,7 +163,7 @@ def test_both_terms_of_such_networks(name):
     model, x, y = NETWORKS[name]()
     slope, steps, h = _slope(model, x, y, lambda: float(_values(model, x, y)[0].log()))
     values, draw = _values(model, x, y), torch.Generator().manual_seed(0)
-    term = penalty.bound(model, x, y, power_steps=300, generator=draw)
+    term = penalty.bound(model, x, y, power_steps=100, generator=draw)
     assert float(term.detach().exp()) == pytest.approx(float(values[0]), rel=1e-5)
     assert _along(model, term, steps) == pytest.approx(slope / h, rel=1e-3, abs=1e-6)
     assert torch.isfinite(penalty.bayes(model, x, y, float(values[0]), generator=draw))

@@ -45,7 +45,7 @@ HALVES_ORDER = 1 - 6 * (8 * 4**2) / (8 * 63)  # every rank is off by four
 @pytest.fixture(autouse=True, scope="module")
 def few_draws():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(claims, "bootstrap", partial(statistics.bootstrap, draws=20))
+        patch.setattr(claims, "bootstrap", partial(statistics.bootstrap, draws=10))
         yield
 
 

@@ -11,6 +11,7 @@ from i2f.paper.figures import audited as draw
 from i2f.paper.results import Results
 from i2f.paper.sweep import Settings
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 CONFIG = {"dataset": "mnist", "model": "lenet", "init": "uniform", "weight_seed": 1}
 CONFIG |= {"variances": [1e-6], "targets": [30.0], "gauss_newton_steps": 15}
 THRESHOLDS = {"cut": 0.05, "accuracy": 0.2, "within": 1.0}

@@ -15,6 +15,7 @@ from i2f.paper.results import Results
 from i2f.paper.sweep import Settings
 
 mpl.use("Agg")
+pytestmark = pytest.mark.usefixtures("few_draws")
 CONFIG = {"dataset": "mnist", "gauss_newton_steps": 50, "start_seed": 0}
 THRESHOLDS = {
     "exact": 1e-6,

@@ -1,7 +1,5 @@
 """The damping experiment: its problems, its table, verdicts that can go either way, and its figures."""
 
-from functools import partial
-
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -9,7 +7,7 @@ import pytest
 import torch
 
 import i2f
-from i2f import claims, figures, statistics
+from i2f import claims
 from i2f.paper import rows
 from i2f.paper.attackers import ATTACKERS
 from i2f.paper.experiments import damping
@@ -20,6 +18,7 @@ from i2f.paper.sweep import Settings
 
 mpl.use("Agg")
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 THRESHOLDS = {"cut": 0.05, "accuracy": 0.05, "factor": 2.0, "order": 0.9, "near": 0.5}
 CLAIMS = ["none", "map", "pull", "bayes", "weight", "paper", "order", "ranks", "stopping"]
 CONFIG = {"dataset": "mnist", "images": 1, "survey_images": 1, "variances": [1e-6], "prior_weights": []}
@@ -172,11 +171,6 @@ def fake(damped: float, pulled: float, measured: dict[str, float], images: int =
 ERRORS = {"no prior": 0.02, "MAP": 0.01, "MAP, 10ε": 0.05, "MAP, ε = 1": 0.09, "Adam": 0.03}
 
 
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch):
-    monkeypatch.setattr(claims, "bootstrap", partial(statistics.bootstrap, draws=20))
-
-
 def judge(tables) -> list[claims.Claim]:
     return damping.judge(dict(zip(("problems", "curves", "survey"), tables, strict=True)), THRESHOLDS, "mnist")
 
@@ -271,18 +265,13 @@ def points(ax) -> list[tuple[float, float]]:
     return sorted(map(tuple, np.concatenate(drawn).tolist()))
 
 
-def test_published_figures_are_those_of_what_was_found(tmp_path):
+def test_published_figures_are_those_of_what_was_found():
     table, curves, _ = fake(0.5, 1.01, ERRORS, images=2)
     levels = np.linspace(0.1, 1, 10)
     images = np.stack([np.full((1, 4, 4), level) for level in levels])
     arrays = {"truth": np.zeros((1, 4, 4)), "found": images, "values": np.geomspace(1e-4, 5, 16)}
     found = Results({"problems": table, "medians": damping.medians(curves)}, arrays)
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        for name, figure in draw.published(found, THRESHOLDS).items():
-            if name == "pictures.png":
-                shown = [float(ax.images[0].get_array().max()) for ax in figure.axes]
-                assert shown == pytest.approx([0, *levels[[0, 1, 3, 4]], 0, *levels[[5, 6, 8, 9]]])
-            figures.save(figure, tmp_path / folder / name)
-    for name in ("overview.svg", "pictures.png"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    drawn = draw.published(found, THRESHOLDS)
+    assert list(drawn) == ["overview.svg", "pictures.png"]
+    shown = [float(ax.images[0].get_array().max()) for ax in drawn["pictures.png"].axes]
+    assert shown == pytest.approx([0, *levels[[0, 1, 3, 4]], 0, *levels[[5, 6, 8, 9]]])

@@ -11,6 +11,7 @@ from i2f.paper.experiments import deep_networks as deep
 from i2f.paper.experiments import problems as shared
 from i2f.paper.figures import deep_networks as draw
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 CONFIG = {"weight_seed": 1, "relative": 10.0, "tolerance": 1e-4, "head": 8, "solved": 1, "traced": 1, "probes": 40}
 THRESHOLDS = {"products": 52, "order": 0.5, "tight": 10.0}
 SMALL = models.Spec((3, 4, 4), 10, (0.5,) * 3, (0.25,) * 3)

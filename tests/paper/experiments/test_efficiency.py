@@ -10,6 +10,7 @@ from i2f.paper.experiments import efficiency
 from i2f.paper.figures import efficiency as draw
 from i2f.paper.sweep import Settings
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 CONFIG = {"dataset": "mnist", "images": 1, "networks": ["linear default"], "deep": [], "variance": 1e-3, "goal": 0.01}
 CONFIG |= {"gauss_newton_steps": 20, "adam_steps": 5, "lbfgs_steps": 2}
 CONFIG |= {"deep_gauss_newton_steps": 3, "deep_adam_steps": 4}

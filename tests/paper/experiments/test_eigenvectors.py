@@ -11,6 +11,7 @@ from i2f.paper.experiments import eigenvectors
 from i2f.paper.figures import eigenvectors as draw
 from i2f.paper.sweep import Settings
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 SPECTRUM = torch.logspace(1, -6, 50, dtype=torch.float64)
 THRESHOLDS = {"slope_low": -1.05, "slope_high": -0.95, "accuracy": 0.01, "inequality": 100.0, "excess": 2.0}
 
@@ -31,14 +32,23 @@ def test_law_takes_the_whole_spectrum_where_the_noise_is_small():
     assert eigenvectors.direction(SPECTRUM, last["share"], last["floor"]) == 49
 
 
-def test_attack_gives_a_row_a_problem_and_the_pictures_of_the_papers_row(mlp, monkeypatch, tmp_path):
+@pytest.fixture
+def small():
+    """(model, x, y) of six pixels."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.Tanh(), torch.nn.Linear(12, 4)).double().eval()
+        return model, torch.rand(1, 6, dtype=torch.float64), torch.tensor([1])
+
+
+def test_attack_gives_a_row_a_problem_and_the_pictures_of_the_papers_row(small, monkeypatch, tmp_path):
     """On a network small enough for the law to be checked against c/√λ; rows that are read again are the same."""
-    model, x, y = mlp
+    model, x, y = small
     jacobians = [i2f.GradientJacobian(model, x, y), i2f.GradientJacobian(model, x.flip(1), y)]
     monkeypatch.setattr(eigenvectors.shared, "jacobian", lambda p: jacobians[p["image"]])
     monkeypatch.setattr(eigenvectors.data, "load", lambda dataset, n: (x[:n], y[:n]))
     config = {"dataset": "mnist", "start_seed": 0, "gauss_newton_steps": 30, "adam_steps": 20, "adam_images": 1}
-    config |= {"images": 1, "levels": 30, "law_norm": 1e-6, "cut": 1.0}  # more levels than eigenvalues
+    config |= {"images": 1, "levels": 20, "law_norm": 1e-6, "cut": 1.0}  # more levels than eigenvalues
     config |= {"paper_images": 2, "paper_indices": [0, 3], "paper_norm": 1e-5, "end_images": 1, "end_norms": [1e-6]}
     problems, store = eigenvectors.problems(config), rows.Store(chunks=tmp_path)
     found = eigenvectors.run(problems, Settings(jobs=1, progress="off", store=store))
@@ -49,19 +59,19 @@ def test_attack_gives_a_row_a_problem_and_the_pictures_of_the_papers_row(mlp, mo
     pd.testing.assert_frame_equal(again.tables["problems"], table)
     assert np.array_equal(again.arrays["pictures"], pictures)
     laws = table[table.part == "law"]
-    assert all(3 < len(rows) <= 12 and rows["index"].is_unique for _, rows in laws.groupby("method"))
+    assert all(3 < len(rows) <= 6 and rows["index"].is_unique for _, rows in laws.groupby("method"))
     table = table[table.part != "law"]
     assert list(table.part) == ["paper"] * 4 + ["end"] * 3 + ["paper"] * 2
     assert list(table.method) == ["gauss-newton"] * 7 + ["dgl"] * 2
-    assert pictures.shape == (1 + 4, 12)  # the truth, two by each attacker
+    assert pictures.shape == (1 + 4, 6)  # the truth, two by each attacker
     assert np.array_equal(pictures[0], x[0].numpy())
     values = [i2f.spectrum.decompose(J).values for J in jacobians]
-    exact = [row.norm**2 / (12 * float(values[row.image][row.index])) for row in table.itertuples(name="Row")]
+    exact = [row.norm**2 / (6 * float(values[row.image][row.index])) for row in table.itertuples(name="Row")]
     assert table.predicted_mse.to_numpy() == pytest.approx(exact, rel=1e-6)
     ours = table[table.method == "gauss-newton"]
     assert ours.mse.to_numpy() == pytest.approx(ours.predicted_mse.to_numpy(), rel=0.02)
     assert list(eigenvectors.rivals(table).index) == ["paper"]
-    shown = found._replace(arrays={"pictures": pictures.reshape(-1, 1, 3, 4)})
+    shown = found._replace(arrays={"pictures": pictures.reshape(-1, 1, 2, 3)})
     assert list(draw.published(shown, config)) == ["overview.svg", "pictures.png"]
 
 

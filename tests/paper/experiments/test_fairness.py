@@ -1,7 +1,5 @@
 """The fairness experiment: its problems, its table, its statistics, and verdicts that can go either way."""
 
-from functools import partial
-
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -9,7 +7,7 @@ import pytest
 import torch
 
 import i2f
-from i2f import claims, statistics
+from i2f import claims
 from i2f.paper import rows
 from i2f.paper.experiments import fairness
 from i2f.paper.experiments import problems as shared
@@ -18,6 +16,7 @@ from i2f.paper.results import Results
 from i2f.paper.sweep import Settings
 
 mpl.use("Agg")
+pytestmark = pytest.mark.usefixtures("few_draws")
 CONFIG = {"dataset": "mnist", "variance": 1e-5, "strong_variance": 1e-3, "steps": 20}
 THRESHOLDS = {"ratio": 10.0, "p_value": 0.01, "share": 0.8, "narrowing": 0.5}
 
@@ -50,11 +49,6 @@ def fake(width: float, by_class: float, noise: float, equal: float, images: int 
                 }
             )
     return pd.DataFrame(rows)
-
-
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch):
-    monkeypatch.setattr(claims, "bootstrap", partial(statistics.bootstrap, draws=200))
 
 
 def judge(table: pd.DataFrame) -> list[claims.Claim]:

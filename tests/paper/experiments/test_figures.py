@@ -64,13 +64,15 @@ def test_unconverged_attacks_are_shown_as_such(table):
     assert "Gauss–Newton, not converged" in labels
 
 
-@pytest.mark.parametrize("ending", ["svg", "png"])
-def test_the_same_drawing_gives_the_same_bytes(table, tmp_path, ending):
+def test_the_same_drawing_gives_the_same_bytes(table, tmp_path):
     for name in ("a", "b"):
-        figures.save(eigenvectors.overview(table, cut=0.05), tmp_path / f"{name}.{ending}")
-    first, second = ((tmp_path / f"{name}.{ending}").read_bytes() for name in ("a", "b"))
-    assert first == second
-    assert (b"max-width: 100%" in first) == (ending == "svg")  # a page shows it whole
+        figure = eigenvectors.overview(table, cut=0.05)
+        for ending in ("svg", "png"):
+            figures.save(figure, tmp_path / f"{name}.{ending}")
+    for ending in ("svg", "png"):
+        first, second = ((tmp_path / f"{name}.{ending}").read_bytes() for name in ("a", "b"))
+        assert first == second
+        assert (b"max-width: 100%" in first) == (ending == "svg")  # a page shows it whole
 
 
 def test_pictures_hold_the_pixels(table):

@@ -1,19 +1,18 @@
 """I²F against attacks: the problems, the table's columns by another route, verdicts both ways, every row drawn."""
 
-from functools import partial
-
 import numpy as np
 import pandas as pd
 import pytest
 
 import i2f
-from i2f import claims, statistics
+from i2f import claims
 from i2f.paper import rows
 from i2f.paper.attackers import ATTACKERS
 from i2f.paper.experiments import influence_vs_attack as experiment
 from i2f.paper.figures import influence_vs_attack as draw
 from i2f.paper.sweep import Settings
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 SETTING = {"dataset": "mnist", "init": "uniform", "weight_seed": 1}
 CONFIG = SETTING | {"level": 1e-6, "level_images": 1, "dampings": [0.1], "start_seed": 0, "deep_images": 0}
 CONFIG |= {"model": "lenet", "images": 1, "linear_images": 0, "variances": [1e-6], "attackers": ["dgl"]}
@@ -21,12 +20,6 @@ CONFIG |= {"gauss_newton_steps": 1, "adam_steps": 1}
 THRESHOLDS = {"level": 1e-5, "cut": 0.05, "accuracy": 0.01, "tolerance": 0.1}
 THRESHOLDS |= {"order": 0.9, "power": 0.9, "images_order": 0.5}
 QUIET = Settings(jobs=1, progress="off")
-
-
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch):
-    """Verdicts on fabricated tables are as clear with fifty draws."""
-    monkeypatch.setattr(claims, "bootstrap", partial(statistics.bootstrap, draws=50))
 
 
 def test_every_variance_for_the_first_images_and_one_level_for_the_others():

@@ -1,14 +1,11 @@
 """The initialisation experiment: its problems, its table, its figure, and verdicts that can go either way."""
 
-from functools import partial
-
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 
 import i2f
-from i2f import claims, statistics
 from i2f.paper import rows
 from i2f.paper.experiments import initialization
 from i2f.paper.figures import initialization as draw
@@ -16,16 +13,11 @@ from i2f.paper.sweep import Settings
 
 mpl.use("Agg")
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 INITS = ("uniform", "normal", "kaiming", "xavier")
 CONFIG = {"dataset": "mnist", "unattacked": ["normal-released"]}
 CONFIG |= {"gauss_newton_steps": 2, "dgl_steps": 3, "box_steps": 4, "box_seeds": 0}
 THRESHOLDS = {"variances": [1e-3, 1e-5], "share": 0.9, "correlation": 0.8, "accuracy": 0.1, "cut": 0.05}
-
-
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch):
-    """Tables as clear as these need no two thousand of them."""
-    monkeypatch.setattr(claims, "bootstrap", partial(statistics.bootstrap, draws=100))
 
 
 def test_every_network_meets_every_attacker_with_the_same_noise():

@@ -10,6 +10,7 @@ from i2f.paper.experiments import joint
 from i2f.paper.figures import joint as draw
 from i2f.paper.sweep import Settings
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 SETTING = {"dataset": "mnist", "init": "uniform", "weight_seed": 1}
 CONFIG = SETTING | {"seeds": 1, "digits": 60, "held_out": 20, "epochs": 1, "batch_size": 20, "lr": 0.003}
 CONFIG |= {"penalised": 1, "every": 1, "damping": 0.01, "images": 2, "attacked": 1, "variance": 1e-6}

@@ -17,6 +17,7 @@ from i2f.paper.results import Results
 from i2f.paper.sweep import Settings
 from i2f.text import tokens as reading
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 LEVELS = {texts.READING: [0.0, 0.01, 0.3], texts.SHARED: [0.1], texts.REFINED: [1e-3]}
 THRESHOLDS = {"share": 0.9, "cut": 0.1, "accuracy": 0.05, "order": 0.7, "low": 1e-2, "high": 0.5}
 THRESHOLDS |= {"kept": 0.9, "fallen": 0.5, "middle": 0.03}

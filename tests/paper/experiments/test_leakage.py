@@ -90,15 +90,6 @@ def test_rows_survive_the_store(jacobian, tmp_path):
     assert all(np.array_equal(array, read.arrays[name]) for name, array in solved.arrays.items())
 
 
-@pytest.mark.slow
-def test_any_number_of_workers_gives_the_same():
-    short = {"gauss_newton_steps": 2, "adam_steps": 9, "lbfgs_steps": 1, "survey_images": 1}
-    problems = leakage.problems(CONFIG | short | {"model": "linear", "init": "default"})
-    alone, together = (leakage.run(problems, Settings(jobs=jobs, progress="off")).tables for jobs in (1, 2))
-    for name, table in alone.items():
-        pd.testing.assert_frame_equal(table, together[name])
-
-
 @pytest.mark.parametrize(
     ("mse", "label", "verdicts"),
     [(1e-20, True, ["holds", "holds"]), (1e-3, True, ["fails", "holds"]), (1e-20, False, ["holds", "fails"])],

@@ -1,7 +1,5 @@
 """The lower-bound experiment: its problems, its columns by another route, and verdicts that can go either way."""
 
-from functools import partial
-
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -10,7 +8,6 @@ import torch
 from scipy.stats import spearmanr
 
 import i2f
-from i2f import claims, statistics
 from i2f.paper import rows
 from i2f.paper.experiments import lower_bound
 from i2f.paper.experiments import problems as shared
@@ -18,15 +15,10 @@ from i2f.paper.figures import lower_bound as draw
 from i2f.paper.sweep import Settings
 
 mpl.use("Agg")
+pytestmark = pytest.mark.usefixtures("few_draws")
 SIZES = [1e-7, 1e-5, 1e-3]
 CG = "cg_rmse, 20 steps"
 THRESHOLDS = {"tight": 10.0, "order": 0.8, "accuracy": 0.1, "gain": 2.0, "cg_steps": [1, 20]}
-
-
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch):
-    """Verdicts on fabricated tables are clear after a hundred draws."""
-    monkeypatch.setattr(claims, "bootstrap", partial(statistics.bootstrap, draws=100))
 
 
 CONFIG = {"dataset": "mnist", "images": 3, "inits": ["normal", "uniform"], "linear_inits": ["uniform"]}

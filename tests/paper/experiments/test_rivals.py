@@ -13,6 +13,7 @@ from i2f.paper.experiments import rivals
 from i2f.paper.figures import rivals as draw
 from i2f.paper.sweep import Settings
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 THRESHOLDS = {"order": 0.7, "calibration": 1.5}
 ATTACK = {"gauss_newton_steps": 8, "start_seed": 0}
 

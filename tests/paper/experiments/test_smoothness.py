@@ -10,6 +10,7 @@ from i2f.paper.experiments import smoothness
 from i2f.paper.figures import smoothness as draw
 from i2f.paper.sweep import Settings
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 CONFIG = {
     "dataset": "mnist",
     "init": "kaiming",

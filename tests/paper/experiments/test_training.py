@@ -1,19 +1,17 @@
 """The training experiment: its checkpoints, its table, its verdicts, its figures."""
 
-from functools import partial
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 import i2f
-from i2f import claims, statistics
 from i2f.paper import rows
 from i2f.paper.experiments import training
 from i2f.paper.figures import training as draw
 from i2f.paper.sweep import Settings
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 RECIPE = {"digits": 100, "held_out": 10, "optimizer": "adam", "learning_rate": 0.003, "batch": 20, "seed": 0}
 CONFIG = {
     "dataset": "mnist",
@@ -192,11 +190,6 @@ def fake(growth: float, factor: float = 1.0, recovered: float = 1e-12) -> pd.Dat
             }
         )
     return pd.DataFrame(rows)
-
-
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch):
-    monkeypatch.setattr(claims, "bootstrap", partial(statistics.bootstrap, draws=100))
 
 
 def verdicts(table: pd.DataFrame) -> dict[str, str]:
