@@ -138,7 +138,7 @@ def test_parameters_that_are_no_runs_own_come_first_without_a_name(elsewhere):
 
 @pytest.mark.parametrize("name", sorted({entry["notebook"] for entry in RUNS.values()}))
 def test_a_reader_may_change_a_parameter(name):
-    """The notebook then shows the reader's run, which is no published one, and reads the published rows that it shares."""
+    """The notebook then shows the reader's run, which is no published one, and reads the published rows."""
     changed = books.parameters(ROOT / "notebooks" / f"{name}.ipynb")
     first = next(key for key, value in changed.items() if isinstance(value, int))
     names = changed | {first: changed[first] + 1, "pipeline": pipeline}
