@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import subprocess
+import zipfile
 from collections.abc import Mapping
 from functools import cache, partial
 from importlib.metadata import version
@@ -113,9 +114,7 @@ def save(folder: Path, asked: Asked) -> str:
             writer.writerow([encoded(cells[name]) if name in cells else "" for name in header])
         write(path, text.getvalue().encode())
         if arrays:
-            beside = io.BytesIO()
-            np.savez_compressed(beside, **arrays)
-            write(path.with_suffix(".npz"), beside.getvalue())
+            write(path.with_suffix(".npz"), _npz(arrays))
         origins = [{**o, "problems": len(list(same))} for o, same in groupby(entry.origin for entry in found.values())]
         about[table] = {"solver": declared.name, "version": declared.version, "key": key, "rows": len(lines)}
         about[table] |= {"sha256": _checksum(path), "origins": origins}
@@ -172,5 +171,20 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray)
 
 
+def _npz(arrays: Mapping[str, Any]) -> bytes:
+    """As `numpy.load` reads it, the same on every machine: what NumPy's own function writes depends on Python's version,
+    and what is compressed on zlib's."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            member, about = io.BytesIO(), zipfile.ZipInfo(f"{name}.npy")  # dated 1980
+            np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+            about.create_system = 3  # Unix, wherever
+            archive.writestr(about, member.getvalue())
+    return file.getvalue()
+
+
 def _checksum(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Of a table and the arrays beside it."""
+    beside = path.with_suffix(".npz")
+    return hashlib.sha256(path.read_bytes() + (beside.read_bytes() if beside.exists() else b"")).hexdigest()
