@@ -172,8 +172,8 @@ def _is_array(value: Any) -> bool:
 
 
 def _npz(arrays: Mapping[str, Any]) -> bytes:
-    """As `numpy.load` reads it, the same on every machine: what NumPy's own function writes depends on Python's version,
-    and what is compressed on zlib's."""
+    """As `numpy.load` reads it, the same on every machine: what NumPy's own function writes depends on the version of
+    Python, and what is compressed on that of zlib."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
