@@ -268,6 +268,8 @@ def test_tolerances_by_kind():
     assert not only(30.0, 30.1, "psnr", converged=True).agrees
     assert only("a", "b", "reason").agrees
     assert only(1.0, 1.0005, "mine", {"mine": "converged"}).agrees
+    assert only(1.0, 1.004, "cg, 20 steps", {"cg": "krylov"}).agrees
+    assert not only(1.0, 1.004, "cg, 20 steps").agrees
     with pytest.raises(ValueError, match=r"kind of the column mine='convergd' is unknown: did you mean 'converged'"):
         only(1.0, 1.0, "mine", {"mine": "convergd"})
 

@@ -54,7 +54,7 @@ def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     return Results({"problems": table.drop(columns=["cg_steps", "steps"], errors="ignore")})
 
 
-@declare("problems", defaults=shared.DEFAULTS)
+@declare("problems", defaults=shared.DEFAULTS, kinds={CG.rstrip(", "): "krylov"})
 def solve(chunk: list[Problem]) -> list[Row]:
     return [_row(p, predicted) for p, predicted in zip(chunk, shared.predict(chunk), strict=True)]
 
