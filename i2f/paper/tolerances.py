@@ -32,8 +32,8 @@ class Deviation(NamedTuple):
 
 
 def kind(column: str, value: Any, own: Mapping[str, str], finished: bool) -> str:
-    """The kind of a column's tolerance; own: what the experiment declares, of a column or of all whose names go on with a
-    comma ("cg_rmse" of "cg_rmse, 20 steps"). finished: the row's attack converged."""
+    """The kind of a column's tolerance; own: what the experiment declares, of a column or of all whose names go on with
+    a comma ("cg_rmse" of "cg_rmse, 20 steps"). finished: the row's attack converged."""
     named = own.get(column) or own.get(column.split(", ")[0]) or TABLE["columns"].get(column)
     if named is None:
         return "prediction" if isinstance(value, (float, list, np.ndarray)) else "exact"
