@@ -52,8 +52,8 @@ publish: $(READY) ## make finished runs the published ones (RUN=KEY; default: al
 	python -m i2f.paper publish $(RUN)
 	dvc repro --quiet
 
-# A file of tests, or a notebook, stays in one process; there is one per core. In their own order: by the number of tests,
-# the recipes, few and long, would come last and leave the other cores idle.
+# A file of tests, or a notebook, stays in one process; there is one per core. Not sorted by their number of tests: the
+# recipes, few and long, would come last and leave the other cores idle.
 test: $(READY) ## run the tests and validate every notebook
 	@dvc pull --quiet data.dvc
 	pytest -n auto --dist loadfile --no-loadscope-reorder

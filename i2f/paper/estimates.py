@@ -1,7 +1,7 @@
 """A statistic with its confidence interval at any level; to each statistic the interval that fits it.
 
 Intervals are two-sided. A p-value follows by inverting them: it is the smallest α at which the interval of level 1 − α
-decides (`settled`).
+decides.
 """
 
 import math
@@ -40,7 +40,7 @@ class Estimate:
         return self.at(LEVEL)
 
     def map(self, function: Callable[[float], float]) -> Self:
-        """An increasing function of it: exp of a mean of logarithms, tanh of a z."""
+        """An increasing function of it, as exp is of a mean of logarithms."""
 
         def at(level: float) -> Interval:
             low, high = self.at(level)
@@ -166,9 +166,8 @@ def rank_correlation(groups: Sequence[tuple[ArrayLike, ArrayLike]], repeated: bo
     sizes = np.array([len(x) for x, _ in pairs])
     n, value = int(sizes.max() if repeated else sizes.sum()), float(values.mean())
     variances = (1 + values**2 / 2) / np.maximum(sizes - 3, 1)
-    edge = 1 - 12 / float(
-        sizes.min() ** 3 - sizes.min() + 1e-9
-    )  # of two neighbours exchanged; a perfect order has no z
+    least = max(2, int(sizes.min()))
+    edge = 1 - 12 / (least**3 - least)  # ρ with two neighbours exchanged: a perfect order has no z
     error = math.sqrt(float(variances.mean()) / (1 if repeated else len(sizes)))
 
     def at(level: float) -> Interval:
@@ -207,32 +206,39 @@ def effect(values: ArrayLike, labels: ArrayLike) -> Estimate:
     return Estimate(value, at, n, "noncentral F")
 
 
-def explained(values: NDArray[Any], labels: NDArray[Any]) -> float:
+def explained(values: ArrayLike, labels: ArrayLike) -> float:
     """The sum of squares between classes over the total, of units along the first axis; further axes (weight seeds)
     centred one by one and pooled."""
-    centred = values - values.mean(0)
+    centred, belongs = _centred(values), _belongs(labels)
     total = float(np.square(centred).sum())
-    between = sum(
-        float((np.square(centred[labels == name].mean(0)) * (labels == name).sum()).sum()) for name in np.unique(labels)
-    )
-    return between / total if total else math.nan
+    return _between(centred, belongs) / total if total else math.nan
 
 
 def permutation(values: ArrayLike, labels: ArrayLike, draws: int = DRAWS, seed: int = 0) -> float:
     """p of `explained` when the labels of whole units are exchanged: (1 + draws at least as large)/(1 + draws)."""
-    found, names = np.asarray(values, dtype=float), np.asarray(labels)
-    codes = np.unique(names, return_inverse=True)[1]
-    belongs = np.eye(codes.max() + 1)[codes]  # (units, classes)
-    centred = found.reshape(len(found), -1)
-    centred = centred - centred.mean(0)
-    sizes, random = belongs.sum(0)[:, None], np.random.default_rng(seed)
-
-    def between(order: NDArray[Any]) -> float:
-        return float((np.square(belongs[order].T @ centred) / sizes).sum())
-
-    first = between(np.arange(len(found)))
-    larger = sum(between(random.permutation(len(found))) >= first * (1 - 1e-12) for _ in range(draws))
+    centred, belongs, random = _centred(values), _belongs(labels), np.random.default_rng(seed)
+    least = _between(centred, belongs) * (1 - 1e-12)  # rounding makes no draw smaller
+    larger = sum(_between(centred, random.permutation(belongs)) >= least for _ in range(draws))
     return (1 + larger) / (1 + draws)
+
+
+def _centred(values: ArrayLike) -> NDArray[Any]:
+    """(units, further axes), each column without its mean."""
+    found = np.asarray(values, dtype=float)
+    columns = found.reshape(len(found), -1)
+    centred: NDArray[Any] = columns - columns.mean(0)
+    return centred
+
+
+def _belongs(labels: ArrayLike) -> NDArray[Any]:
+    """(units, classes), 1 where a unit is of a class."""
+    codes = np.unique(np.asarray(labels), return_inverse=True)[1]
+    return np.eye(codes.max() + 1)[codes]
+
+
+def _between(centred: NDArray[Any], belongs: NDArray[Any]) -> float:
+    """The sum of squares between classes."""
+    return float((np.square(belongs.T @ centred) / belongs.sum(0)[:, None]).sum())
 
 
 def resampled(statistic: Callable[[NDArray[Any]], NDArray[Any]], units: ArrayLike, draws: int = DRAWS) -> Estimate:
@@ -265,10 +271,7 @@ def resampled(statistic: Callable[[NDArray[Any]], NDArray[Any]], units: ArrayLik
 
 def ordered(pairs: NDArray[Any]) -> NDArray[Any]:
     """Spearman's ρ of each sample of pairs, (samples, n, 2): a statistic for `resampled`."""
-    ranks = stats.rankdata(pairs, axis=1)
-    ranks -= ranks.mean(1, keepdims=True)
-    products = np.einsum("snk,snl->skl", ranks, ranks)
-    found: NDArray[Any] = products[:, 0, 1] / np.sqrt(products[:, 0, 0] * products[:, 1, 1])
+    found: NDArray[Any] = spearman(pairs[:, :, 0].T, pairs[:, :, 1].T)
     return found
 
 
