@@ -128,6 +128,11 @@ def test_permutations_are_all_of_them_in_the_limit():
     assert estimates.permutation(values, labels, draws=5000) == pytest.approx(exact, abs=0.015)
 
 
+def test_a_permutations_p_is_never_zero():
+    labels = np.repeat([0, 1], 20)
+    assert estimates.permutation(labels + 0.001 * rng().normal(size=40), labels, draws=99) == 0.01  # (1 + 0)/(1 + 99)
+
+
 def test_seeds_are_centred_one_by_one_and_units_stay_whole():
     labels = np.repeat([0, 1], 6)
     once = rng().normal(size=12) + labels
