@@ -12,16 +12,32 @@ from typing import Any, Self
 import pandas as pd
 
 from i2f.core import checks
+from i2f.paper import estimates
 from i2f.paper.attackers import knows
+from i2f.paper.estimates import Estimate
 from i2f.paper.statistics import LEAST_RANKED, LEAST_UNITS, Statistic, bootstrap, rounded, verdict
 
 LEARNT = 0.5  # accuracy of a trained network below which a comparison of trainings means nothing
-VERDICTS = ("holds", "holds except when", "holds only when", "fails", "inconclusive")
+VERDICTS = ("holds", "holds except when", "holds only when", "fails", "inconclusive", "not run")
+LEDGERS = {"paper": "the paper's claims", "beyond": "what goes beyond it"}
+LEAST_FINISHED = 0.9  # share of attacks that must have ended at a stationary point, or there is no verdict
 EXCEPTIONS = {("fails", "holds"): "holds only when", ("holds", "fails"): "holds except when"}  # (whole, within) -> both
 WORDS = Path(__file__).parent / "experiments"  # EXPERIMENT.toml: what its claims say
 LEAST = {"ranked": LEAST_RANKED, "units": LEAST_UNITS}
 TEXTS = ("statement", "statistic", "source", "note", "condition")
-KEYS = {*TEXTS, "attacker", "unit", "at_least", "at_most", "least"}  # of a claim in a file of words
+KEYS = {
+    *TEXTS,
+    "number",
+    "ledger",
+    "attacker",
+    "unit",
+    "at_least",
+    "at_most",
+    "least",
+    "not_run",
+}  # of a claim in words
+LEDGER = ("number", "ledger", "method", "p", "needed")  # what claims of the numbered ledgers have besides
+NUMBERS = {"value": math.nan, "low": -math.inf, "high": math.inf, "p": math.nan, "needed": math.nan}  # what null is
 
 Thresholds = Mapping[str, Any]  # by name, among a run's other parameters
 
@@ -52,11 +68,22 @@ class Claim:
     note: str = ""
     condition: str = ""
     within: tuple[float, float, float] | None = None
+    number: int = 0
+    ledger: str = ""
+    method: str = "bootstrap"
+    p: float = math.nan
+    needed: float = math.nan
 
     @property
     def sentence(self) -> str:
-        """The verdict in words, with the condition where it decides."""
-        return f"{self.verdict} {self.condition}" if self.conditional else self.verdict
+        """The verdict in words, with the condition where it decides, its p, or how many units would decide."""
+        if self.conditional:
+            return f"{self.verdict} {self.condition}"
+        if math.isfinite(self.needed):
+            return f"{self.verdict} (about {self.needed:,.0f} {self.unit.replace('_', ' ')}s would decide)"
+        if math.isnan(self.p) or self.verdict == "inconclusive":
+            return self.verdict
+        return f"{self.verdict} (p {'< 0.0001' if self.p < 1e-4 else f'= {self.p:.2g}'})"
 
     @property
     def sample(self) -> str:
@@ -153,16 +180,89 @@ class Judge:
             within=inside,
         )
 
+    def estimate(
+        self,
+        name: str,
+        estimate: Estimate | None,
+        finished: float = 1.0,
+        p: float | None = None,
+        suffix: str = "",
+        **words: Any,
+    ) -> Claim:
+        """The claim `name` of the file, with the id PREFIX-NAME followed by `suffix`: `estimate` lies within its
+        thresholds.
+
+        estimate: None for a claim that was not run; its entry says why (`not_run`). finished: the share of its attacks
+        that ended at a stationary point, or spent the budget that the claim names; too few decide nothing. p: of a test
+        that must reject as well before the claim holds. Numbers are compared as they are published, rounded, so that no
+        verdict hangs on a last digit.
+        """
+        entry = self._entry(name, words)
+        low, high = self._bound(entry.pop("at_least", -math.inf)), self._bound(entry.pop("at_most", math.inf))
+        if math.isinf(low) and math.isinf(high):
+            raise ValueError(f"claim {name!r} has no threshold: give at_least or at_most")
+        given = {**self.thresholds, **entry}
+        about: dict[str, Any] = {key: entry[key].format(**given) for key in TEXTS}
+        about |= {key: entry[key] for key in ("number", "ledger", "unit")}
+        about |= {"id": f"{self.prefix}-{name}{suffix}", "attacker": knows(entry["attacker"]).format(**given)}
+        about["holds_when"] = " and ".join([f"≥ {low:g}"] * (low > -math.inf) + [f"≤ {high:g}"] * (high < math.inf))
+        if estimate is None:
+            about["note"] = entry["not_run"].format(**given)
+            nothing: dict[str, Any] = {"value": math.nan, "low": -math.inf, "high": math.inf, "n": 0, "method": ""}
+            return Claim(**about, **nothing, verdict="not run")
+        measured = _rounded(estimate)
+        decision, chance = estimates.verdict(measured, low, high), estimates.p_value(measured, low, high)
+        if decision == "holds" and p is not None:
+            decision, chance = "holds" if p < 1 - estimates.LEVEL else "inconclusive", max(chance, p)
+        if not finished >= LEAST_FINISHED:
+            decision = "inconclusive"
+            about["note"] = "; ".join([*filter(None, [about["note"]]), f"only {finished:.0%} of the attacks finished"])
+        return Claim(
+            **about,
+            value=estimate.value,
+            low=estimate.interval[0],
+            high=estimate.interval[1],
+            n=estimate.n,
+            method=estimate.method,
+            verdict=decision,
+            p=chance,
+            needed=estimates.needed(measured, low, high) if decision == "inconclusive" else math.nan,
+        )
+
     def _entry(self, name: str, words: dict[str, Any]) -> dict[str, Any]:
         checks.one_of("claim", name, self.entries)
         texts = [text for entry in self.entries.values() for text in entry.values() if isinstance(text, str)]
         fields = {field for text in texts for _, field, _, _ in Formatter().parse(text) if field}
         for word in words:
             checks.one_of("word", word, KEYS | fields)
-        return {"note": "", "condition": ""} | self.entries.get("defaults", {}) | self.entries[name] | words
+        return (
+            {"note": "", "condition": "", "ledger": "paper"}
+            | self.entries.get("defaults", {})
+            | self.entries[name]
+            | words
+        )
 
     def _bound(self, bound: float | str) -> float:
         return float(self.thresholds[bound] if isinstance(bound, str) else bound)
+
+
+def _rounded(estimate: Estimate) -> Estimate:
+    """Value and ends in the digits that are published."""
+
+    def at(level: float) -> estimates.Interval:
+        low, high = estimate.at(level)
+        return rounded(low), rounded(high)
+
+    return Estimate(rounded(estimate.value), at, estimate.n, estimate.method)
+
+
+def adjusted(found: Sequence[Claim]) -> dict[str, float]:
+    """By id, Holm's adjusted p-value of every claim that was run, within its ledger."""
+    result: dict[str, float] = {}
+    for ledger in LEDGERS:
+        mine = [claim for claim in found if claim.ledger == ledger and not math.isnan(claim.p)]
+        result |= zip([claim.id for claim in mine], estimates.holm([claim.p for claim in mine]), strict=True)
+    return result
 
 
 def to_frame(claims: Sequence[Claim]) -> pd.DataFrame:
@@ -198,6 +298,8 @@ def page(table: pd.DataFrame, name: str = "page") -> Any:
 def interval(numbers: tuple[float, float, float]) -> str:
     """value [low, high], in four digits; alone where there is no interval, or one of no width."""
     value, low, high = (f"{number:.4g}" for number in numbers)
+    if math.isnan(numbers[0]):
+        return "–"
     return value if math.isinf(numbers[1]) or value == low == high else f"{value} [{low}, {high}]"
 
 
@@ -210,8 +312,10 @@ def save(claims: Sequence[Claim], path: Path, digits: int = 4) -> None:
     records = {}
     for claim in claims:
         checks.one_of("verdict", claim.verdict, VERDICTS)
-        record = asdict(claim) | {key: plain(getattr(claim, key)) for key in ("value", "low", "high")}
+        record = asdict(claim) | {key: plain(getattr(claim, key)) for key in NUMBERS}
         record["within"] = claim.within and [plain(number) for number in claim.within]
+        if not claim.number:  # a claim outside the numbered ledgers
+            record = {key: record[key] for key in record if key not in LEDGER}
         records[record.pop("id")] = record
     Path(path).write_text(json.dumps(records, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -220,9 +324,7 @@ def load(path: Path) -> list[Claim]:
     """Claims as written by `save`, in their order; an unbounded interval end is null in the file."""
     found = []
     for key, record in json.loads(Path(path).read_text(encoding="utf-8")).items():
-        record |= dict(
-            zip(("value", "low", "high"), _numbers([record[k] for k in ("value", "low", "high")]), strict=True)
-        )
+        record |= {name: null for name, null in NUMBERS.items() if record.get(name) is None}
         record["within"] = record["within"] and _numbers(record["within"])
         found.append(Claim(id=key, **record))
     return found

@@ -14,7 +14,6 @@ import pytest
 
 from i2f import claims, statistics
 from i2f.paper import experiments
-from i2f.paper.attackers import ATTACKERS
 from i2f.paper.experiments import (
     batch_size,
     damping,
@@ -24,11 +23,9 @@ from i2f.paper.experiments import (
     eigenvectors,
     fairness,
     frontier,
-    influence_vs_attack,
     initialization,
     joint,
     language,
-    leakage,
     lower_bound,
     pruning,
     rivals,
@@ -47,40 +44,6 @@ def few_draws():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(claims, "bootstrap", partial(statistics.bootstrap, draws=10))
         yield
-
-
-def judge_leakage(mse=1e-12, label=True, missing=0):
-    table = pd.DataFrame({"image": range(N), "mse": mse, "label_found": label}).astype({"label_found": object})
-    table[["mse", "label_found"]] = table[["mse", "label_found"]].where(table.image >= missing)  # attacks that raised
-    return leakage.judge({"survey": table}, {"exact": 1e-8, "share": 0.99}, "mnist")
-
-
-def judge_influence(errors=(0.0, 0.0, 0.0), place=SAME, power=1, levels=3):
-    """RMSE: the prediction of the image at `place`, times 1 + error of the level; or one over it."""
-    rows = []
-    for model in ("lenet", "linear", "deep"):
-        for attacker in influence_vs_attack.WHO:
-            for image in range(N):
-                for variance, error in [*zip((1e-7, 1e-5, 1e-3), errors, strict=True)][:levels]:
-                    predicted, there = (10 * variance**0.5 * (1 + i / N) for i in (image, place(image)))
-                    rows.append(
-                        {
-                            "model": model,
-                            "attacker": attacker,
-                            "image": image,
-                            "variance": variance,
-                            "box": ATTACKERS[attacker].options["box"],
-                            "predicted_rmse": predicted,
-                            "rmse": (1 + error) * there**power,
-                            "bound_rmse": predicted / 100,
-                            **ENDED,
-                        }
-                    )
-    table = pd.DataFrame(rows)
-    deep = table[(table.model == "deep") & (table.attacker == "gauss-newton")]
-    thresholds = {"level": 1e-5, "cut": 0.05, "accuracy": 0.01, "tolerance": 0.1, "order": 0.9, "power": 0.9}
-    tables = {"problems": table[table.model != "deep"], "deep": deep}
-    return influence_vs_attack.judge(tables, thresholds | {"images_order": 0.5}, "mnist")
 
 
 def judge_lower_bound(looseness=5.0, place=SAME, sizes=(1, 2, 3), inits=(1, 10, 100), trace=0.0, gain=3.0, attack=5.0):
@@ -479,35 +442,6 @@ NOWHERE = [(depth, image) for depth in (2, 4) for image in range(N)]
 GN = "gauss-newton"
 # judge -> names of its claims -> the arguments where they are true, where they are false and between, and the values
 CASES = {
-    judge_leakage: {
-        "image": [({}, 1), ({"mse": 1e-3}, 0), ({"missing": 2}, 0.75)],
-        "label": [({}, 1), ({"label": False}, 0), ({"missing": 2}, 0.75)],
-    },
-    judge_influence: {
-        "accuracy accuracy-linear accuracy-box accuracy-deep": [
-            ({}, 0),
-            ({"errors": (0.5, 0.5, 0.5)}, 0.5),
-            ({"errors": (0.0, 0.02, 0.3)}, 0.3),
-        ],
-        # the last level's median; nowhere; between 0.01 and 1 at the last two levels, 0.1 is half way
-        "end": [({}, 1.4375 * 0.1**0.5), ({"errors": (0.5, 0.5, 0.5)}, 0), ({"errors": (0.0, 0.01, 1.0)}, 0.14375)],
-        f"order-{GN} order-{GN}-box order-dgl order-gs": [
-            ({}, 1),
-            ({"power": -1}, -1),
-            ({"place": HALVES}, 1 - 6 * (24 * 4**2) / (24 * 575)),
-        ],
-        f"power-{GN} power-{GN}-box power-dgl power-gs": [({}, 1), ({"power": -1}, -1)],
-        f"images-{GN} images-{GN}-box images-dgl images-gs": [
-            ({}, 1),
-            ({"power": -1}, -1),
-            ({"place": HALVES}, HALVES_ORDER),
-        ],
-        "bound-unbounded bound-bounded": [
-            ({}, 100),
-            ({"errors": (-0.999, 0.0, 0.0)}, 0.1),
-            ({"errors": (0.0, -0.98, 0.0)}, 2),
-        ],
-    },
     judge_lower_bound: {
         "bound": [({}, 5), ({"looseness": 0.5}, 0.5)],
         "tight tight-linear": [({}, 5), ({"looseness": 50.0}, 50)],
@@ -637,6 +571,7 @@ FLAT = [
     for names, cases in claimed.items()
     for number, case in enumerate(cases)
 ]
+BY_ESTIMATES = {"leakage", "influence_vs_attack"}  # whose intervals are tested in test_estimates.py
 TESTED_BY_ITSELF = {"classes", "classes-others"}  # judged by a p-value
 _KEPT: dict[str, dict[str, claims.Claim]] = {}
 
@@ -662,7 +597,8 @@ def test_a_statistic_is_what_it_should_be(judge, names, number, arguments, value
 
 
 def test_every_claim_of_every_experiment_is_among_the_cases():
-    modules = {name for _, name, _ in pkgutil.iter_modules(experiments.__path__)} - {"problems", "audited", "frontier"}
+    others = {"problems", "audited", "frontier", *BY_ESTIMATES}
+    modules = {name for _, name, _ in pkgutil.iter_modules(experiments.__path__)} - others
     assert modules == {
         judge.__globals__[name].__name__.split(".")[-1]
         for judge in CASES

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from i2f.attacks import METHODS, Iterate, Reconstruction, invert
 from i2f.core import metrics
-from i2f.paper import sweep
+from i2f.paper import estimates, sweep
 from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
@@ -65,23 +66,32 @@ class Trajectory:
 
 def problems(config: Config) -> dict[str, list[Problem]]:
     """ "attackers": every method of `attacks.METHODS` on the gradient of one image, no noise. "survey": Gauss–Newton
-    on the first images, without their labels.
+    on many images, without their labels.
 
-    config: dataset, init, weight_seed, start_seed; image, survey_images; gauss_newton_steps, adam_steps, lbfgs_steps:
-    budgets; costs, in gradient evaluations, at which to look at what each attacker holds.
+    config: dataset, init, weight_seed, start_seed; image; digits of MNIST's train split from first_digit on, each under
+    one of weight_seeds, in rotation, and photographs of CIFAR-10's test split, each under all; gauss_newton_steps,
+    adam_steps, lbfgs_steps: budgets; costs, in gradient evaluations, at which to look at what each attacker holds.
     """
     setting = shared.setting(config) | {"start_seed": config["start_seed"]}
     steps = {"gauss-newton": config["gauss_newton_steps"], "dlg": config["lbfgs_steps"]}
     longest_first = sorted(METHODS, key=lambda method: -METHODS[method].steps)  # none should start when others end
     own = [{"method": method, "budget": steps.get(method, config["adam_steps"])} for method in longest_first]
-    survey = sweep.grid(**setting | {"image": range(config["survey_images"])})
+    places = [
+        ("mnist", "train", shared.rotated(config["first_digit"], config["digits"], config["weight_seeds"])),
+        ("cifar10", "test", shared.rotated(0, config["photographs"], config["weight_seeds"], crossed=True)),
+    ]
+    survey = [
+        {**setting, "dataset": name, "split": split, "image": image, "weight_seed": weight_seed}
+        for name, split, pairs in places
+        for image, weight_seed in pairs
+    ]
     return {"attackers": [{**setting, **method, "costs": list(config["costs"])} for method in own], "survey": survey}
 
 
 def run(problems: Mapping[str, list[Problem]], settings: Settings = sweep.DEFAULT) -> Results:
     """summary: one row per attacker: final error, the label found, and the evaluations until each of `GOALS`. paths:
-    (method, evaluations, mse, loss), for the iterate that the attacker holds best. survey: (image, mse, label_found,
-    evaluations, converged, failed).
+    (method, evaluations, mse, loss), for the iterate that the attacker holds best. survey: (dataset, image,
+    weight_seed, mse, label_found, evaluations, converged, failed).
 
     truth: (C, H, W). images: (attackers, costs, C, H, W), that iterate when so many evaluations were spent, clamped.
     dlg and idlg do not know the label.
@@ -169,10 +179,13 @@ def readable(summary: pd.DataFrame) -> pd.DataFrame:
     return shown.rename(index=lambda name: name.replace("_", " "))
 
 
-def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
-    """The experiment's claims, from the survey: `exact` is an MSE that counts as recovered, `share` that of images."""
-    judged = Judge.of("leakage", f"leakage-{dataset}", thresholds)
-    return [
-        judged("image", tables["survey"], lambda t: float((t.mse <= thresholds["exact"]).mean())),
-        judged("label", tables["survey"], lambda t: float(t.label_found.eq(True).mean())),
-    ]
+def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
+    """One claim per data set of the survey: `exact` is an MSE that counts as recovered, `share` that of images."""
+    judged, found = Judge.of("leakage", "leakage", thresholds), []
+    for name, rows in tables["survey"].groupby("dataset", sort=False):
+        images = (
+            rows.assign(recovered=rows.mse <= thresholds["exact"]).groupby("image")[["recovered", "label_found"]].all()
+        )
+        about: dict[str, Any] = {"labels": int(images.label_found.sum()), "images": len(images)}
+        found.append(judged.estimate(str(name), estimates.share(images.recovered), **about))
+    return found

@@ -63,6 +63,13 @@ def setting(config: Config) -> Problem:
     return {name: config[name] for name in SETTING if name in config}
 
 
+def rotated(first: int, count: int, weight_seeds: int, crossed: bool = False) -> list[tuple[int, int]]:
+    """(image, weight seed): `count` images from number `first` on, under the seeds 1, 2, … in rotation, so that images
+    are independent units; or, `crossed`, each under every seed."""
+    seeds = range(1, weight_seeds + 1)
+    return [(i, s) for s in seeds for i in range(first, first + count) if crossed or s == 1 + i % weight_seeds]
+
+
 def value(problem: Problem, name: str) -> Any:
     """The problem's own, or the default."""
     return problem.get(name, DEFAULTS[name])

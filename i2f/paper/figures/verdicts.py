@@ -15,6 +15,7 @@ COLOURS = {
     "holds only when": SKY,
     "inconclusive": "#BBBBBB",
     "fails": VERMILION,
+    "not run": "#E8E8E8",
 }
 
 
@@ -31,5 +32,5 @@ def bars(found: Sequence[Claim]) -> Axes:
             left = left + counts[name]
     ax.set(xlabel="claims")
     ax.invert_yaxis()
-    ax.legend(fontsize="small", ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1))
+    ax.legend(fontsize="small", ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1))
     return ax
