@@ -20,13 +20,14 @@ ATTACKED = {"attacked_rmse": "converged", "attacked_psnr": "decibel", "judged": 
 def problems(config: Config) -> list[Problem]:
     """Every image under noise of each variance, and under the noise that its audit recommends for each target PSNR.
 
-    config: dataset, model, init, weight_seed; images, variances, targets (dB), gauss_newton_steps.
+    config: dataset, model, init; images of MNIST's train split, from first_digit on, each under one of weight_seeds, in
+    rotation; variances, targets (dB), gauss_newton_steps.
     """
     parts = [(PREDICTED, v) for v in config["variances"]] + [(SUGGESTED, t) for t in config["targets"]]
-    setting = {**shared.setting(config), "normalize": False}
+    setting = {**shared.setting(config), "split": "train", "normalize": False, "steps": config["gauss_newton_steps"]}
     return [
-        {**setting, "image": image, "part": part, "asked": asked, "steps": config["gauss_newton_steps"]}
-        for image in range(config["images"])
+        {**setting, "image": image, "weight_seed": weight_seed, "part": part, "asked": asked}
+        for image, weight_seed in shared.rotated(config["first_digit"], config["images"], config["weight_seeds"])
         for part, asked in parts
     ]
 

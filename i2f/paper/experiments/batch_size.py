@@ -29,31 +29,33 @@ from i2f.paper.rows import declare
 from i2f.paper.statistics import convergence, median, share
 from i2f.paper.sweep import Problem, Row, Settings
 
-NONE, FIXED, SCALED = PARTS = ("no noise", "fixed", "over B²")  # a problem's `part`: what is added to the gradient
+NONE, FIXED = PARTS = ("no noise", "fixed")  # a problem's `part`: what is added to the gradient
 LEVELS = 40  # eigenvalues that a table keeps of a spectrum, evenly spread over its ranks
 ENDED = ("evaluations", "relative_residual", "steps", "converged", "matched", "failed", "reason")  # how an attack ended
 
 
 def problems(config: Config) -> list[Problem]:
-    """For each batch size, the batches that the first `looked` images make, those of the first `attacked` under attack.
+    """For each batch size, the first `looked` batches of it, those of the first `attacked` under attack.
 
-    The largest batches first, so that they do not come last in a queue. Every batch has a noise draw of its own.
+    The largest batches first, so that they do not come last in a queue. The same images under the same weights make
+    batches of every size: the weight seed of a largest batch is 1 + its number % weight_seeds, and smaller batches have
+    that of the largest batch in which they lie.
 
-    config: dataset, split, init, weight_seed; sizes, looked, attacked: a number for each batch size; variance: σ² at
-    B = 1; gauss_newton_steps, start_seed: of attacks.
+    config: dataset, init; first_digit, of MNIST's train split; sizes; looked, attacked: how many batches of each size;
+    weight_seeds; variance: σ² of the noise; gauss_newton_steps: the attack's budget.
     """
-    common = {**shared.setting(config), "budget": config["gauss_newton_steps"], "start_seed": config["start_seed"]}
-    variance, counts = config["variance"], zip(config["sizes"], config["looked"], config["attacked"], strict=True)
+    counts = zip(config["sizes"], config["looked"], config["attacked"], strict=True)
+    common = {**shared.setting(config), "split": "train", "budget": config["gauss_newton_steps"]}
     found = []
     for batch, looked, attacked in sorted(counts, reverse=True):
-        for image in range(0, looked - batch + 1, batch):
-            under_attack = image + batch <= attacked
-            for part, size in ((NONE, 0.0), (FIXED, variance), (SCALED, variance / batch**2)):
-                if (part == NONE and not under_attack) or (part == SCALED and batch == 1):
-                    continue  # nothing to see; the same as FIXED
-                noise = {"noise": "none" if part == NONE else "gaussian", "size": size, "noise_seed": image}
-                place = {"part": part, "batch": batch, "image": image}
-                found.append({**common, **place, "attacked": under_attack, **noise})
+        for number in range(looked):
+            image = config["first_digit"] + batch * number
+            weight_seed = 1 + batch * number // max(config["sizes"]) % config["weight_seeds"]
+            unit = {"weight_seed": weight_seed, "batch": batch, "image": image, "start_seed": image}
+            unit |= {"attacked": number < attacked, "noise_seed": 1000 * weight_seed + image}
+            for part, noise, size in ((NONE, "none", 0.0), (FIXED, "gaussian", config["variance"])):
+                if unit["attacked"] or part == FIXED:  # without noise there is nothing to predict
+                    found.append({**common, **unit, "part": part, "noise": noise, "size": size})
     return found
 
 

@@ -27,21 +27,31 @@ UNPUBLISHED = ["relative", "budget", "start_seed"]
 
 
 def problems(config: Config) -> list[Problem]:
-    """Every image under every network of the family, the deepest first, so that the longest do not come last.
+    """Every image under every network of the family, each with one of `weight_seeds`, in rotation; the deepest first,
+    so that the longest do not come last.
 
-    config: dataset, init, weight_seed; depths, widths, activations; images; relative: the expected norm of the noise
-    over the gradient's; gauss_newton_steps, start_seed: of the attack.
+    config: dataset, init; depths, width, activations; attacked: the depths at which the gradient is attacked too;
+    images of MNIST's train split, from first_digit on; weight_seeds; relative: the expected norm of the noise over the
+    gradient's; gauss_newton_steps: the attack's budget.
     """
-    more = {"relative": config["relative"], "budget": config["gauss_newton_steps"], "start_seed": config["start_seed"]}
-    grid = sweep.grid(
-        **shared.setting(config),
-        normalize=True,
-        depth=sorted(config["depths"], reverse=True),
-        width=sorted(config["widths"], reverse=True),
-        activation=list(config["activations"]),
-        image=range(config["images"]),
-    )
-    return [{**problem, "model": f"cnn{problem['depth']}x{problem['width']}", **more} for problem in grid]
+    setting = {**shared.setting(config), "split": "train", "normalize": True, "width": config["width"]}
+    more = {"relative": config["relative"], "budget": config["gauss_newton_steps"]}
+    return [
+        {
+            **setting,
+            "model": f"cnn{depth}x{config['width']}",
+            "depth": depth,
+            "activation": activation,
+            "image": image,
+            "weight_seed": weight_seed,
+            "start_seed": image,
+            "attacked": depth in config["attacked"],
+            **more,
+        }
+        for depth in sorted(config["depths"], reverse=True)
+        for activation in config["activations"]
+        for image, weight_seed in shared.rotated(config["first_digit"], config["images"], config["weight_seeds"])
+    ]
 
 
 def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
@@ -68,7 +78,9 @@ def _row(problem: Problem) -> Row:
     if rank == J.shape[0]:
         expected = float((variance * values.reciprocal().sum() / J.shape[0]).sqrt())
         condition = float(values[0] / values[-1])
-    (found,) = shared.attack([{**problem, "steps": problem["budget"]}])
+    found = dict.fromkeys(ATTACK, math.nan) | {"converged": False, "matched": False, "failed": False, "reason": ""}
+    if problem["attacked"]:
+        (found,) = shared.attack([problem])
     return {
         "d_theta": J.shape[1],
         "gradient_norm": norm,
