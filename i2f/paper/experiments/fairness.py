@@ -31,77 +31,76 @@ CAUSES = {  # what might explain an image's error -> columns of the table
     "I²F, for the noise drawn": ["predicted_mse"],
     "I²F and class": ["predicted_mse", "label"],
 }
-UNPUBLISHED = ("split", "root", "init", "weight_seed", "budget", "size")  # the same in every row, or its variance
+UNPUBLISHED = ("dataset", "split", "root", "init", "noise", "noise_seed", "start_seed", "budget", "size", "target")
 
 
 def problems(config: Config) -> list[Problem]:
-    """same: the noise `variance` for all `images`. strong: `strong_variance`, for the first `strong_images`. equal: for
-    the first `equal_images`, each image's own variance, so that all have the expected MSE `target`.
+    """same, strong: every digit under every weight seed, one noise variance for all. equal: some digits, under one weight
+    seed each, in rotation, and each with the variance that makes `target` its expected MSE.
 
-    config: dataset, split, init, weight_seed; the above; steps: the attack's budget.
+    config: digits of MNIST's train split from first_digit on, init, weight_seeds (1, 2, …); variance, strong_variance;
+    equal_digits, target; gauss_newton_steps: the attack's budget. Of weight seed 1 the recovered images are kept
+    (`pictured`).
     """
-    setting = shared.setting(config)
-    where = {name: setting[name] for name in ("split", "root") if name in setting}
-    labels = data.load(setting["dataset"], config["images"], **where)[1].tolist()
-    parts = {"same": "images", "strong": "strong_images", "equal": "equal_images"}
-    sizes = {"same": "variance", "strong": "strong_variance", "equal": "target"}
+    first, seeds = config["first_digit"], config["weight_seeds"]
+    every = shared.rotated(first, config["digits"], seeds, crossed=True)
+    parts: list[tuple[str, list[tuple[int, int]], Problem]] = [
+        ("same", every, {"size": config["variance"]}),
+        ("strong", every, {"size": config["strong_variance"]}),
+        ("equal", shared.rotated(first, config["equal_digits"], seeds), {"target": config["target"]}),
+    ]
     return [
         {
-            **setting,
-            "part": part,
+            "dataset": "mnist",
+            "split": "train",
+            "init": config["init"],
+            "weight_seed": weight_seed,
             "image": image,
-            "label": labels[image],
-            "target" if part == "equal" else "size": config[sizes[part]],
-            "budget": config["steps"],
+            "noise": "gaussian",
+            **size,
+            "noise_seed": 1000 * weight_seed + image,  # scaled from part to part, so that the variance alone differs
+            "budget": config["gauss_newton_steps"],
+            "start_seed": image,
+            "part": part,
+            "pictured": weight_seed == 1 and part != "equal",
         }
-        for part, count in parts.items()
-        for image in range(config[count])
+        for part, pairs, size in parts
+        for image, weight_seed in pairs
     ]
 
 
 def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     """Gauss–Newton on every problem.
 
-    One row per attack: `problems.attack`'s columns, the image's `label`, whether the network `answered` with it, the
-    `variance` of its noise, `expected_mse` = E[I²]/d_x, Eq. 4 for the noise drawn (`predicted_rmse`, `predicted_mse`),
-    and `lambda_min`. truth, pictures: the private images and the recovered ones in the table's order, (rows, C, H, W),
-    in [0, 1]; a recovered image is black where its attack raised.
+    One row per attack: `problems.predict`'s and `problems.attack`'s columns, the image's `label`, whether the network
+    `answered` with it, and the `variance` of its noise.
+    truth, pictures: the private images and the recovered ones of the rows that are `pictured`, in the table's order,
+    (rows, C, H, W), in [0, 1]; a recovered image is black where its attack raised.
     """
-    # attacks on images of one class start from the same Gram matrix
-    table = sweep.run(solve, problems, settings, ("part", "label"), at_most=5, description="attacks")
-    where = {name: problems[0][name] for name in ("split", "root") if name in problems[0]}
-    truth = data.load(problems[0]["dataset"], int(table.image.max()) + 1, **where)[0].numpy()[table.image]
+    table = sweep.run(solve, problems, settings, ("weight_seed", "image"), at_most=3, description="attacks")
+    kept = table[table.pictured]
+    truth = data.load("mnist", int(table.image.max()) + 1, split="train")[0].numpy()[kept.image]
     blank = np.zeros_like(truth[0])
-    found = np.stack([one if isinstance(one, np.ndarray) else blank for one in table.pop("picture")])
-    arrays = {"truth": truth, "pictures": (found / 255).astype(np.float32)}
-    return Results({"problems": table.drop(columns=list(UNPUBLISHED), errors="ignore")}, arrays)
+    found = [one if isinstance(one, np.ndarray) else blank for one in kept.picture]
+    arrays = {"truth": truth, "pictures": (np.stack(found) / 255).astype(np.float32)}
+    return Results({"problems": table.drop(columns=["picture", *UNPUBLISHED], errors="ignore")}, arrays)
 
 
-@declare("problems", defaults=shared.DEFAULTS, kinds={"picture": "diagnostic"})  # its errors are compared
+@declare("problems", defaults={**shared.DEFAULTS, "pictured": False}, kinds={"picture": "diagnostic"})
 def solve(chunk: list[Problem]) -> list[Row]:
     rows, attacks = [], []
     for p in chunk:
-        # every image has its own draw, the same in all parts, so that parts differ by its size alone
-        own = {**p, "noise": "gaussian", "noise_seed": p["image"], "steps": p["budget"]}
-        J = shared.jacobian(own)
-        unit = expected_square(J, 1.0) / J.shape[0]
-        own["size"] = p["target"] / unit if "target" in p else p["size"]
-        predicted = influence(J, shared.perturbation(J, own)).rmse
+        J = shared.jacobian(p)
+        own = {**p, "size": p["target"] * J.shape[0] / expected_square(J, 1.0)} if "target" in p else p
         with torch.no_grad():
             answered = bool(J.map.model(J.x).argmax(1) == J.map.y)
-        row = {
-            "answered": answered,
-            "variance": own["size"],
-            "expected_mse": unit * own["size"],
-            "predicted_mse": predicted**2,
-            "predicted_rmse": predicted,
-            "lambda_min": float(spectrum.decompose(J).values[-1]),
-        }
-        rows.append(row)
+        rows.append({"label": int(J.map.y), "answered": answered, "variance": own["size"], **shared.predict([own])[0]})
         attacks.append(own)
     found = shared.attack(attacks, keep=True)
-    for one in found:
-        one["picture"] = np.nan_to_num(255 * one["picture"][0]).round().astype(np.uint8)
+    for p, one in zip(chunk, found, strict=True):
+        picture = one.pop("picture")
+        if p["pictured"]:  # what the errors say is compared, and not every pixel
+            one["picture"] = np.nan_to_num(255 * picture[0]).round().astype(np.uint8)
     return [row | one for row, one in zip(rows, found, strict=True)]
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from i2f.core import spectrum
 from i2f.paper import attackers, sweep
+from i2f.paper.attackers import ATTACKERS
 from i2f.paper.claims import Claim, Judge
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
@@ -17,60 +18,53 @@ from i2f.paper.rows import declare
 from i2f.paper.statistics import convergence, spearman, worst
 from i2f.paper.sweep import Problem, Row, Settings
 
-BOX = "gauss-newton, box"  # slow, and so tried on few networks
-NETWORK = ("dataset", "init", "weight_seed")
+DROPPED = ("dataset", "split", "noise", "noise_seed", "box", "budget", "start_seed", "reconstruction")
+ATTACK = ("method", "box", "budget", "start_seed")  # what is not of the noisy gradient
+NONE = "none"  # the attacker of a gradient that is only looked at
 
 
 def problems(config: Config) -> list[Problem]:
-    """Gaussian noise of every variance on every network's gradients, for every attacker.
+    """Gaussian noise of every variance on the gradients of every network, for every attacker.
 
-    config: dataset; inits, and unattacked, of which only the prediction is wanted (attacker "none"); weight_seeds,
-    images, noise_seeds: how many (weight seeds are 1, 2, …); variances; gauss_newton_steps, dgl_steps, box_steps: the
-    attackers' budgets; box_seeds: weight seeds that the attacker with a box sees, under the first variance alone.
+    config: digits of MNIST's train split from first_digit on, under each of weight_seeds (1, 2, …); inits, and
+    unattacked, of which only the prediction is wanted (attacker "none"); variances; gauss_newton_steps, adam_steps: the
+    attackers' budgets.
     """
+    pairs = shared.rotated(config["first_digit"], config["digits"], config["weight_seeds"], crossed=True)
+    budgets = {"gauss-newton": config["gauss_newton_steps"], "dgl": config["adam_steps"]}
+    meets = [(attacker, init) for attacker in budgets for init in config["inits"]]
+    meets += [(NONE, init) for init in config["unattacked"]]
     found = []
-    inits, variances = [*config["inits"], *config["unattacked"]], list(config["variances"])
-    steps = {"gauss-newton": config["gauss_newton_steps"], "dgl": config["dgl_steps"], BOX: config["box_steps"]}
-    for init, weight_seed in itertools.product(inits, range(1, config["weight_seeds"] + 1)):
-        for attacker in ["none"] if init in config["unattacked"] else steps:
-            if attacker == BOX and weight_seed > config["box_seeds"]:
-                continue
-            attack = {}
-            if attacker != "none":
-                attack = {"budget": steps[attacker], **attackers.ATTACKERS[attacker].options}
-            found += sweep.grid(
-                dataset=config["dataset"],
-                init=init,
-                weight_seed=weight_seed,
-                attacker=attacker,
-                image=range(config["images"]),
-                noise="gaussian",
-                size=variances[:1] if attacker == BOX else variances,
-                noise_seed=range(config["noise_seeds"]),
-                **attack,
-            )
+    for (attacker, init), (image, weight_seed), size in itertools.product(meets, pairs, config["variances"]):
+        problem = {"dataset": "mnist", "split": "train", "init": init, "weight_seed": weight_seed, "image": image}
+        # the noise is scaled from variance to variance, so that the variance alone differs
+        problem |= {"noise": "gaussian", "size": size, "noise_seed": 1000 * weight_seed + image, "attacker": attacker}
+        if attacker != NONE:
+            problem |= {**ATTACKERS[attacker].options, "budget": budgets[attacker], "start_seed": image}
+        found.append(problem)
     return found
 
 
 def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
-    """One row per problem: `problems.predict`'s columns, mean_inverse_sigma, and `problems.attack`'s.
-
-    expected_mse = E[I²]/d_x = σ² mean(1/λ_i), per pixel. mean_inverse_sigma = mean(1/√λ_i): what the released code
-    averages in its place (1/σ_i of J instead of 1/σ_i²); pixels per unit of gradient.
-    """
-    table = sweep.run(solve, problems, settings, NETWORK, at_most=len(problems), description="networks")
-    return Results({"problems": table.drop(columns=["box", "noise", "reconstruction"], errors="ignore")})
-
-
-@declare("problems", defaults=shared.DEFAULTS)
-def solve(chunk: list[Problem]) -> list[Row]:
-    found = iter(shared.attack([p for p in chunk if p["attacker"] != "none"]))
-    rows = []
-    for p in chunk:
-        values = spectrum.decompose(shared.jacobian(p)).values
-        row = {**shared.predict([p])[0], "mean_inverse_sigma": float(values.rsqrt().mean())}
-        rows.append(row | (next(found) if p["attacker"] != "none" else {}))
-    return rows
+    """One row per problem: `problems.predict`'s columns, and `problems.attack`'s where there is an attacker."""
+    gradients = [{name: p[name] for name in p if name not in (*ATTACK, "attacker")} for p in problems]
+    network = ("init", "weight_seed", "image")
+    table = sweep.run(shared.predict, gradients, settings, network, at_most=4, description="predictions")
+    table = table.assign(attacker=[p["attacker"] for p in problems]).drop(columns=["failed", "reason"], errors="ignore")
+    found = []
+    for attacker, together, at_most in (
+        ("gauss-newton", network, 2),
+        ("dgl", ("init", "weight_seed"), 10),  # of one network
+    ):
+        some = [k for k, p in enumerate(problems) if p["attacker"] == attacker]
+        if some:
+            attacks = sweep.run(
+                shared.attack, [problems[k] for k in some], settings, together, at_most, description=attacker
+            )
+            found.append(attacks.set_index(pd.Index(some)))
+    own = pd.concat(found)
+    own = own[[name for name in own if name not in table]]
+    return Results({"problems": table.join(own).drop(columns=list(DROPPED), errors="ignore")})
 
 
 def medians(table: pd.DataFrame) -> pd.DataFrame:
