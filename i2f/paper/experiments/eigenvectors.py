@@ -12,41 +12,48 @@ from i2f.paper import data, sweep
 from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
-from i2f.paper.rows import declare
+from i2f.paper.rows import declaration, declare
 from i2f.paper.statistics import convergence, log_slope
 from i2f.paper.sweep import Problem, Row, Settings
 
-PUBLISHED = ("dataset", "part", "image", "index", "norm", "method")  # what the table says of a problem
+PUBLISHED = ("dataset", "part", "image", "weight_seed", "index", "norm", "method")  # what the table says of a problem
+PREDICTED = ("predicted_mse", "predicted_rmse", "lambda_max", "lambda_min")
 
 
 def problems(config: Config) -> list[Problem]:
-    """Gauss–Newton on every problem of the parts `law`, `paper` and `end`, and Adam on those of the first images (but
-    "end").
+    """Gauss–Newton on every problem of the parts `law` and `paper`, for both data sets, and `end`, for MNIST; Adam on
+    CIFAR-10's first direction of the part `paper`.
 
-    config: dataset, init, weight_seed, start_seed; images, levels, law_norm, cut (see `law`); paper_images,
-    paper_indices, paper_norm; end_images, end_norms; gauss_newton_steps, adam_steps, adam_images: of the attacks.
+    config: init; images of the test splits, from first_image on, each under one of `weight_seeds`, in rotation; levels,
+    law_norm, cut (see `law`); paper_indices, paper_norm; end_images, end_norms; gauss_newton_steps, adam_steps. What
+    attacks on CIFAR-10's first image recover in the part `paper` is `shown`.
     """
-    steps = {"gauss-newton": config["gauss_newton_steps"], "dgl": config["adam_steps"]}
-    setting = shared.setting(config) | {"start_seed": config["start_seed"]}
-    d_x = data.load(config["dataset"], 1)[0].numel()
-    parts = [
-        *law(config["images"], d_x, config["levels"], config["law_norm"], config["cut"]),
-        *paper(config["paper_images"], config["paper_indices"], config["paper_norm"]),
-        *end(config["end_images"], d_x, config["end_norms"]),
-    ]
-    adam = [p for p in parts if p["part"] != "end" and p["image"] < config["adam_images"]]
-    found = [{**p, "method": "gauss-newton"} for p in parts] + [{**p, "method": "dgl"} for p in adam]
-    return [{**setting, **p, "budget": steps[p["method"]]} for p in found]
+    first, found = config["first_image"], []
+    for dataset in ("mnist", "cifar10"):
+        d_x = data.load(dataset, 1)[0].numel()
+        for image, weight_seed in shared.rotated(first, config["images"], config["weight_seeds"]):
+            setting = {"dataset": dataset, "init": config["init"], "weight_seed": weight_seed, "image": image}
+            published = paper(config["paper_indices"], config["paper_norm"])
+            parts = law(d_x, config["levels"], config["law_norm"], config["cut"]) + published
+            if dataset == "mnist" and image < first + config["end_images"]:
+                parts += end(d_x, config["end_norms"])
+            attacks = [{**p, "method": "gauss-newton", "budget": config["gauss_newton_steps"]} for p in parts]
+            if dataset == "cifar10":
+                attacks.append({**published[0], "method": "dgl", "budget": config["adam_steps"]})
+            for p in attacks:
+                shown = {"shown": True} if (dataset, image, p["part"]) == ("cifar10", first, "paper") else {}
+                found.append({**setting, **p, **shown, "start_seed": image})
+    return found
 
 
-def law(images: int, d_x: int, levels: int, norm: float, cut: float) -> list[Problem]:
-    """`levels` directions of every image, spread evenly over log λ, whose predicted RMSE stays within `cut`.
+def law(d_x: int, levels: int, norm: float, cut: float) -> list[Problem]:
+    """`levels` directions, spread evenly over log λ, whose predicted RMSE stays within `cut`.
 
     Which ones these are depends on the spectrum, and so `direction` finds them where the problem is solved: `share` of
     the way down from λ_max to the smallest eigenvalue that is at least `floor`.
     """
     floor, shares = norm * norm / (d_x * cut * cut), np.linspace(0, 1, levels).tolist()
-    return sweep.grid(part="law", image=range(images), share=shares, floor=floor, norm=norm)
+    return sweep.grid(part="law", share=shares, floor=floor, norm=norm)
 
 
 def direction(values: Tensor, share: float, floor: float) -> int:
@@ -59,47 +66,52 @@ def direction(values: Tensor, share: float, floor: float) -> int:
     return int((inside - torch.lerp(inside[0], inside[-1], share)).abs().argmin())
 
 
-def paper(images: int, indices: list[int], norm: float) -> list[Problem]:
+def paper(indices: list[int], norm: float) -> list[Problem]:
     """The paper's own: `norm` 5 along four of the first hundred directions; `index` of λ descending."""
-    return sweep.grid(part="paper", image=range(images), index=list(indices), norm=norm)
+    return sweep.grid(part="paper", index=list(indices), norm=norm)
 
 
-def end(images: int, d_x: int, norms: list[float]) -> list[Problem]:
+def end(d_x: int, norms: list[float]) -> list[Problem]:
     """Growing noise along the first, the middle and the last direction."""
-    return sweep.grid(part="end", image=range(images), index=[0, d_x // 2, d_x - 1], norm=list(norms))
+    return sweep.grid(part="end", index=[0, d_x // 2, d_x - 1], norm=list(norms))
 
 
 def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     """One row per attack (see `problems.score`) with the direction's `index` and `eigenvalue`, λ_max, λ_min and what
-    Eq. 4 predicts. pictures: the images that the "paper" attacks on the first image recovered, the truth in front, in
-    the table's order, in [0, 1]."""
-    table = sweep.run(solve, problems, settings, ("image",), at_most=9, description="attacks")
+    Eq. 4 predicts. pictures: the truth, and what the `shown` attacks recovered, in the table's order, in [0, 1]."""
+    found = []
+    for words, method, together, at_most in (
+        ("Gauss–Newton", "gauss-newton", ("dataset", "image"), 9),
+        ("Adam", "dgl", ("dataset", "weight_seed"), 8),
+    ):
+        tasks = [p for p in problems if p["method"] == method]
+        if tasks:
+            found.append(sweep.run(solve, tasks, settings, together, at_most, description=words))
+    table = pd.concat(found, ignore_index=True)
     table["index"] = table.pop("direction")
-    again = table.duplicated(["part", "image", "index", "norm", "method"]) & table["index"].notna()
+    again = table.duplicated([*PUBLISHED]) & table["index"].notna()
     dropped = {name for p in problems for name in p} - {*PUBLISHED}
-    table = table[~again].drop(columns=list(dropped)).reset_index(drop=True)
+    table = table[~again].drop(columns=[*dropped, "reconstruction"], errors="ignore").reset_index(drop=True)
     pictures = table.pop("picture").dropna()
-    truth = shared.jacobian({**problems[0], "image": 0}).x[0].cpu().numpy()
+    truth = shared.jacobian(next(p for p in problems if p.get("shown"))).x[0].cpu().numpy()
     return Results({"problems": table}, {"pictures": np.stack([truth, *pictures])})
 
 
-@declare("problems", defaults=shared.DEFAULTS, kinds={"picture": "diagnostic"})
+@declare("problems", defaults=shared.DEFAULTS, kinds={"picture": "diagnostic"}, brief=declaration(shared.attack).brief)
 def solve(chunk: list[Problem]) -> list[Row]:
     tasks, rows = [], []
     for p in chunk:
-        index = direction(_spectrum(p), p["share"], p["floor"]) if p["part"] == "law" else p["index"]
-        tasks.append({**p, "index": index, "noise": "eigenvector", "steps": p["budget"]})
-    for p, predicted, found in zip(tasks, shared.predict(tasks), shared.attack(tasks, keep=True), strict=True):
+        values = spectrum.decompose(shared.jacobian(p)).values
+        index = direction(values, p["share"], p["floor"]) if p["part"] == "law" else p["index"]
+        task = {**p, "index": index, "noise": "eigenvector"}
+        (predicted,) = shared.predict([task])
+        row = {"direction": index, "eigenvalue": float(values[index])}
+        rows.append(row | {name: predicted[name] for name in PREDICTED})
+        tasks.append(task)
+    for p, row, found in zip(tasks, rows, shared.attack(tasks, keep=True), strict=True):
         picture = found.pop("picture")[0]
-        row = {"direction": p["index"], "eigenvalue": float(_spectrum(p)[p["index"]])}
-        row |= {name: predicted[name] for name in ("predicted_mse", "predicted_rmse", "lambda_max", "lambda_min")}
-        row |= found
-        rows.append(row | {"picture": picture} if p["part"] == "paper" and p["image"] == 0 else row)
+        row |= found | ({"picture": picture} if p.get("shown") else {})
     return rows
-
-
-def _spectrum(problem: Problem) -> Tensor:
-    return spectrum.decompose(shared.jacobian(problem)).values
 
 
 def rivals(table: pd.DataFrame) -> pd.DataFrame:
