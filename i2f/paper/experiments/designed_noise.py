@@ -43,18 +43,33 @@ TOGETHER = (*shared.NETWORK, "image", *ATTACK)  # missing problems that agree in
 
 
 def problems(config: Config) -> dict[str, list[Problem]]:
-    """By table: attacks on every image under every kind, level and draw, and the trainings of `frontier.problems`.
+    """By table: attacks on every digit under every kind of noise, and the trainings of `frontier.problems`.
 
-    config: dataset, init, weight_seed; images; levels: ‖δ‖ over ‖g‖; draws; told: of how many images also the attacker
-    who knows the covariance of the noise, of the kinds `TOLD`, at the last level; gauss_newton_steps, start_seed: of
-    the attack; and what `frontier.problems` takes.
+    config: dataset, init; images: digits of the train split from number first_image on, each under one of weight_seeds, in
+    rotation; level: ‖δ‖ over ‖g‖; gauss_newton_steps: the attackers' budget; and what `frontier.problems` takes. Of the
+    kinds `TOLD`, an attacker who knows the covariance of the noise follows the one who does not.
     """
-    setting, levels = frontier.setting(config), config["levels"]
-    attack = {"steps": config["gauss_newton_steps"], "start_seed": config["start_seed"]}
-    usual = {"image": range(config["images"]), "level": levels, "kind": KINDS, "noise_seed": range(config["draws"])}
-    told = {"image": range(config["told"]), "level": levels[-1:], "kind": list(TOLD), "noise_seed": [0]}
-    found = sweep.grid(**setting, **usual, told=False, **attack) + sweep.grid(**setting, **told, told=True, **attack)
-    return {"problems": found, "frontier": frontier.problems(config)}
+    setting = frontier.setting(config)
+    return {
+        "problems": [
+            {
+                **setting,
+                "split": "train",
+                "weight_seed": weight_seed,
+                "image": image,
+                "level": config["level"],
+                "kind": kind,
+                "noise_seed": 1000 * weight_seed + image,
+                "told": told,
+                "steps": config["gauss_newton_steps"],
+                "start_seed": image,
+            }
+            for image, weight_seed in shared.rotated(config["first_image"], config["images"], config["weight_seeds"])
+            for told, kinds in ((False, KINDS), (True, TOLD))
+            for kind in kinds
+        ],
+        "frontier": frontier.problems(config),
+    }
 
 
 def run(problems: dict[str, list[Problem]], settings: Settings = sweep.DEFAULT) -> Results:

@@ -27,18 +27,18 @@ FIRST = 50  # digits whose median gradient norm is clipped to
 
 
 def problems(config: Config) -> list[Problem]:
-    """One training for every method, value and seed.
+    """One training for every seed, method and value.
 
-    config: dataset, init, weight_seed; methods: name -> values, of "dp" as multiples of the clipping norm, which is the
-    median gradient norm at the start; seeds; reference: of how many digits an audit gives the privacy; and the fields
-    of `trainings.Training`.
+    config: dataset, init; seeds: how many, of which each draws its own weights, order of the digits and noise; methods:
+    name -> values, of "dp" as multiples of the clipping norm, which is the median gradient norm at the start;
+    reference: of how many digits an audit gives the privacy; and the fields of `trainings.Training`.
     """
     own = {name: config[name] for name in OWN}
     return [
-        {**setting(config), "method": method, "value": float(value), "seed": seed, **own}
+        {**setting(config), "weight_seed": seed, "method": method, "value": float(value), "seed": seed, **own}
+        for seed in range(1, config["seeds"] + 1)
         for method, values in config["methods"].items()
         for value in values
-        for seed in range(config["seeds"])
     ]
 
 
@@ -49,16 +49,13 @@ def setting(config: Config) -> Problem:
 
 def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     """One row per training: accuracy on digits that were not trained on, and privacy (see `privacy`)."""
-    together, seeds = ("method", "value"), len({p["seed"] for p in problems})
-    table = sweep.run(solve, problems, settings, together, at_most=seeds, whole=True, description="trainings")
+    table = sweep.run(solve, problems, settings, whole=True, description="trainings")
     return Results({"frontier": table.drop(columns=[*OWN])})
 
 
 @declare("frontier", kinds={"accuracy": "unfinished"})  # a training spends its epochs, and rounding grows along the way
 def solve(chunk: list[Problem]) -> list[Row]:
-    """A chunk has one method and value."""
-    known = privacy(chunk[0])
-    return [{"privacy": known, "accuracy": accuracy(p)} for p in chunk]
+    return [{"privacy": privacy(p), "accuracy": accuracy(p)} for p in chunk]
 
 
 def accuracy(problem: Problem) -> float:

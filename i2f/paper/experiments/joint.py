@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from i2f.attacks import invert
+from i2f.attacks.prior import TAU
 from i2f.core import perturb, spectrum, streams
 from i2f.core.influence import expected_square
 from i2f.core.jacobian import GradientJacobian
@@ -27,31 +28,32 @@ from i2f.paper.trainings import FIELDS, Method, Training
 
 PLAIN, BOUND, BAYES, DP = "plain", "bound", "bayes", "dp"
 FIRST = 50  # digits whose median gradient norm "dp" clips to
-TRAINED = ("accuracy", "gradient_norm", "lambda_max", "expected_rmse")  # what float32 leaves of a training
+TRAINED = ("accuracy", "gradient_norm", "lambda_max", "expected_rmse", "bayes_rmse")  # what float32 leaves of a training
 OWN = (*FIELDS, "penalised", "every", "damping", "images", "attacked", "variance", "steps")  # no columns of the table
 
 
 def problems(config: Config) -> list[Problem]:
     """One network for every seed, method and weight.
 
-    config: dataset, init, weight_seed; methods: "plain": [0], "bound" and "bayes": weights, "dp": noise over clipping
-    norm, on each image's gradient (local differential privacy); seeds; the fields of `trainings.Training`; penalised:
-    images of a batch that the penalty is taken over, at every `every`-th step, with ε = `damping` for "bayes"; images:
-    test images whose gradients are analysed under noise of `variance`, of which the first `attacked` are attacked with
-    gauss_newton_steps.
+    config: dataset, init; seeds: how many, of which each draws its own weights and order of the digits; methods:
+    "plain": [0], "bound" and "bayes": weights, "dp": noise over clipping norm, on each image's gradient (local
+    differential privacy); the fields of `trainings.Training`; penalised: images of a batch that the penalty is taken
+    over, at every `every`-th step, with ε = `damping` for "bayes"; images: of the held-out digits, how many have their
+    gradients analysed under noise of `variance`, of which the first `attacked` are attacked with gauss_newton_steps.
     """
     own = {name: config[name] for name in OWN if name != "steps"} | {"steps": config["gauss_newton_steps"]}
     return [
-        {**shared.setting(config), "method": method, "weight": float(weight), "seed": seed, **own}
-        for seed in range(config["seeds"])
+        {**shared.setting(config), "weight_seed": seed, "method": method, "weight": float(weight), "seed": seed, **own}
+        for seed in range(1, config["seeds"] + 1)
         for method, weights in config["methods"].items()
         for weight in weights
     ]
 
 
 def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
-    """One row per network and image. accuracy: on held-out digits. gradient_norm, lambda_max; expected_rmse: of an
-    image under Gaussian noise of `variance`; of the first `attacked`, Gauss–Newton's rmse and mse_clamped."""
+    """One row per network and image. accuracy: on held-out digits. gradient_norm, lambda_max; expected_rmse, bayes_rmse:
+    of an image under Gaussian noise of `variance`, for an attacker without and with a prior; of the first `attacked`,
+    Gauss–Newton's rmse and mse_clamped."""
     table = sweep.run(solve, problems, settings, whole=True, description="networks")
     return Results({"problems": table.drop(columns=[*OWN])})
 
@@ -93,20 +95,23 @@ def _term(p: Problem, model: nn.Module, x: Tensor, y: Tensor, generator: torch.G
 
 
 def _attacks(model: nn.Module, p: Problem) -> list[Row]:
-    """Test images, which the network was not trained on, under the same variance of noise."""
+    """The first held-out digits, which the network was not trained on, under the same variance of noise."""
     rows = []
-    model = model.double()
-    for image in range(p["images"]):
-        x, y = (t.to(devices.current()) for t in data.load(p["dataset"], 1, image))
+    model, variance = model.double(), p["variance"]
+    for number in range(p["images"]):
+        image = p["digits"] + number
+        x, y = (t.to(devices.current()) for t in data.load(p["dataset"], 1, image, split="train"))
         J = GradientJacobian(model, x, y)
+        values = spectrum.decompose(J).values.clamp(min=0)
         row: Row = {
             "image": image,
             "gradient_norm": float(J.gradient.norm()),
-            "lambda_max": float(spectrum.decompose(J).values[0]),
-            "expected_rmse": (expected_square(J, p["variance"]) / J.shape[0]) ** 0.5,
+            "lambda_max": float(values[0]),
+            "expected_rmse": (expected_square(J, variance) / J.shape[0]) ** 0.5,
+            "bayes_rmse": float((variance / (values + variance / TAU**2)).mean()) ** 0.5,
         }
-        if image < p["attacked"]:
-            delta = perturb.gaussian(J.gradient, p["variance"], image)
+        if number < p["attacked"]:
+            delta = perturb.gaussian(J.gradient, variance, 1000 * p["seed"] + image)
             found = invert(model, J.gradient + delta, y, x.shape, steps=p["steps"], seed=image)
             row |= {
                 "rmse": float((found.x - J.x).square().mean().sqrt()),

@@ -14,7 +14,7 @@ Each is written as the RMSE that it predicts, larger is safer, for noise of stan
 """
 
 import math
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,39 +44,48 @@ MEASURES = {  # by column
     "influence": "I²F",
 }
 STEP = 1e-4  # h of the sensitivity: h‖ξ‖ per pixel
-ATTACK = ("budget", "start_seed")  # of a problem, and no columns of the table
+DROPPED = ("noise", "noise_seed", "budget", "start_seed")  # of a problem, and no columns of the table
 
 
 def problems(config: Config) -> list[Problem]:
-    """Every image of every network at every level of noise.
+    """Attacks on noisy gradients of several networks.
 
-    config: networks, "mnist lenet uniform [activation]" -> images; levels: σ√d_θ, over the mean norm of the network's
-    gradients, so that all its images meet the same variance; weight_seed; gauss_newton_steps, start_seed: of the
-    attack.
+    config: networks: "mnist lenet uniform [activation]" -> variance of the noise, the same for all images, so that
+    their order is not that of a hidden scale; digits: of MNIST's train split from first_digit on, each under one of
+    weight_seeds, in rotation; garments: how many images of another data set's test split, under all; gauss_newton_steps:
+    the attacker's budget.
     """
+    first, seeds = config["first_digit"], config["weight_seeds"]
     found = []
-    for name, images in config["networks"].items():
+    for name, variance in config["networks"].items():
         dataset, model, init, *more = name.split()
-        found += sweep.grid(
-            network=name,
-            dataset=dataset,
-            model=model,
-            init=init,
-            weight_seed=config["weight_seed"],
-            activation=more[0] if more else None,
-            images=images,
-            image=range(images),
-            level=config["levels"],
-            budget=config["gauss_newton_steps"],
-            start_seed=config["start_seed"],
-        )
+        digits = dataset == "mnist"
+        pairs = shared.rotated(first, config["digits"], seeds)
+        found += [
+            {
+                "network": name,
+                "dataset": dataset,
+                "split": "train" if digits else "test",
+                "image": image,
+                "model": model,
+                "init": init,
+                "weight_seed": weight_seed,
+                "activation": more[0] if more else None,
+                "noise": "gaussian",
+                "size": variance,
+                "noise_seed": 1000 * weight_seed + image,
+                "budget": config["gauss_newton_steps"],
+                "start_seed": image,
+            }
+            for image, weight_seed in (pairs if digits else shared.rotated(0, config["garments"], seeds, crossed=True))
+        ]
     return found
 
 
 def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     """One row per problem: every measure's error and its cost in gradient evaluations (`… cost`), the attack's rmse."""
-    table = sweep.run(solve, problems, settings, ("network", "image"), at_most=8, description="attacks")
-    return Results({"problems": table.drop(columns=[*ATTACK])})
+    table = sweep.run(solve, problems, settings, ("network", "weight_seed"), at_most=4, description="attacks")
+    return Results({"problems": table.drop(columns=[*DROPPED]).rename(columns={"size": "variance"})})
 
 
 @declare("problems", defaults=shared.DEFAULTS)
@@ -85,20 +94,10 @@ def solve(chunk: list[Problem]) -> list[Row]:
 
 
 def _row(problem: Problem) -> Row:
-    network = [(name, shared.value(problem, name)) for name in (*shared.NETWORK, "split", "root")]
-    typical = _typical_norm(problem["images"], *network)  # before J, since one J is kept at a time
-    J, seed = shared.jacobian(problem), problem["image"]
-    variance = (problem["level"] * typical) ** 2 / J.shape[1]
-    (attack,) = shared.attack([{**problem, "noise": "gaussian", "size": variance, "noise_seed": seed}])
+    (attack,) = shared.attack([problem])
     kept = ("rmse", "mse_clamped", "converged", "matched", "failed", "reason", "evaluations")
-    return {"variance": variance, **_measures(J, variance, seed), **{name: attack[name] for name in kept}}
-
-
-@lru_cache(maxsize=4)
-def _typical_norm(images: int, *network: tuple[str, Any]) -> float:
-    """The mean norm of the gradient over the network's images, which sets the scale of the noise."""
-    problem = dict(network)
-    return float(np.mean([float(shared.jacobian({**problem, "image": n}).gradient.norm()) for n in range(images)]))
+    measures = _measures(shared.jacobian(problem), problem["size"], problem["noise_seed"])
+    return {**measures, **{name: attack[name] for name in kept}}
 
 
 def _measures(J: GradientJacobian, variance: float, seed: int) -> Row:
