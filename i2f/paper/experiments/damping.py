@@ -27,66 +27,66 @@ from i2f.paper.rows import declare
 from i2f.paper.statistics import Floats, Statistic, convergence, rounded, spearman, worst
 from i2f.paper.sweep import Problem, Row, Settings
 
-PAPER = (0.1, 1.0, 10.0)  # the paper's ε
 DAMPED, PULLED = "damped_rmse", "pulled_rmse"
 MISSES = ("damped_miss", "pulled_miss")
+TOGETHER = ("image", "size")  # problems that share J and δ
 DIGITS = 9  # of computed values of problems, which must be the same on every machine: rows are known by them
 CURVES = "curve_"  # what the columns begin with that hold a list, one number for each of `epsilons`
 KINDS = {name: "converged" for miss in MISSES for name in (miss, CURVES + miss)} | {"picture": "diagnostic"}
 
 
-def problems(config: Config) -> dict[str, list[Problem]]:
-    """ "problems": every attacker on the same noisy gradients; `bayes` is σ²/τ², `ridge` the attacker's own ε.
-    "survey": gradients whose error is predicted only, on more images.
+def problems(config: Config) -> list[Problem]:
+    """Every attacker on the same noisy gradients, each image under one of `weight_seeds`, in rotation; `bayes` is
+    σ²/τ², `ridge` the attacker's own ε.
 
-    config: dataset, split, init, weight_seed; images, survey_images, variances; prior_weights (see `priors`);
-    gauss_newton_steps, adam_steps: of the attacks; smallest, largest: ends of the grid of ε at which errors are
-    predicted.
+    config: init, weight_seeds; digits of MNIST's train split from first_digit on, of which the first known_digits are
+    what the attackers' prior is made of; variances of the noise; paper: the paper's ε; gauss_newton_steps, adam_steps:
+    budgets; smallest, largest: ends of the grid of ε at which errors are predicted.
     """
-    setting, variances = shared.setting(config), list(config["variances"])
-    tau_squared = shared.pixels(setting["dataset"], setting.get("root"))[1]
+    known = config["known_digits"]
+    tau_squared = shared.pixels("mnist", None, known)[1]
     steps = {"gauss-newton": config["gauss_newton_steps"], "dgl": config["adam_steps"]}
-    dampings = grid(config["smallest"], config["largest"])
     found = []
-    for problem in sweep.grid(**setting, noise="gaussian", image=range(config["images"]), size=variances):
-        bayes = rounded(problem["size"] / tau_squared, DIGITS)
-        for name, ridge in priors(bayes, config["prior_weights"]).items():
-            method = ATTACKERS[name if name in ATTACKERS else "MAP"].options["method"]
-            own = {"bayes": bayes, "attacker": name, "method": method, "ridge": ridge, "budget": steps[method]}
-            found.append({**problem, **own, "dampings": dampings})
-    survey = sweep.grid(**setting, noise="gaussian", image=range(config["survey_images"]), size=variances)
-    return {"problems": found, "survey": [{**problem, "dampings": list(PAPER)} for problem in survey]}
+    for image, weight_seed in shared.rotated(config["first_digit"], config["digits"], config["weight_seeds"]):
+        for variance in config["variances"]:
+            bayes = rounded(variance / tau_squared, DIGITS)
+            gradient = {
+                **{"dataset": "mnist", "split": "train", "init": config["init"]},
+                **{"image": image, "weight_seed": weight_seed, "noise": "gaussian", "size": variance},
+                **{"noise_seed": 1000 * weight_seed + image, "known_images": known, "bayes": bayes},
+                **{"start_seed": image, "drawn": image == config["first_digit"]},
+                "dampings": grid(config["smallest"], config["largest"], config["paper"]),
+            }
+            for attacker, ridge in priors(bayes, config["paper"]).items():
+                method = ATTACKERS[attacker].options["method"]
+                own = {"attacker": attacker, "method": method, "ridge": ridge, "budget": steps[method]}
+                found.append({**gradient, **own})
+    return found
 
 
-def priors(bayes: float, weights: Sequence[float]) -> dict[str, float]:
-    """Name in tables -> the ε of its prior; `weights` are in units of `bayes`, 1 always among them."""
-    weighed = {"MAP" if w == 1 else f"MAP, {w:g}ε": rounded(w * bayes, DIGITS) for w in sorted({1, *weights})}
-    return {"no prior": 0.0, **weighed, "MAP, ε = 1": 1.0, "Adam": 0.0}
+def priors(bayes: float, paper: Sequence[float]) -> dict[str, float]:
+    """Attacker -> the ε of its prior."""
+    return {"no prior": 0.0, "MAP": bayes, **{f"MAP, ε = {e:g}": e for e in paper}, "Adam": 0.0}
 
 
-def grid(low: float, high: float, a_decade: int = 2) -> list[float]:
+def grid(low: float, high: float, paper: Sequence[float], a_decade: int = 2) -> list[float]:
     """0, the paper's ε, and `a_decade` values per decade from `low` to `high`; ascending."""
     count = round(a_decade * np.log10(high / low)) + 1
-    return sorted({0.0, *PAPER, *(rounded(e, DIGITS) for e in np.geomspace(low, high, count))})
+    return sorted({0.0, *paper, *(rounded(e, DIGITS) for e in np.geomspace(low, high, count))})
 
 
-def run(problems: Mapping[str, list[Problem]], settings: Settings = sweep.DEFAULT) -> Results:
+def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     """problems: one row per attack, `problems.score`'s columns, and `predictions` at the attacker's own ε. curves: one
-    row per attack and ε, of its `dampings` and the Bayes choice, `predictions`' columns. survey: `problems.predict` at
-    ε = 0 and the paper's. medians: those of `curves`.
+    row per attack and ε, of its `dampings` and the Bayes choice, `predictions`' columns.
 
-    Of the first image: `truth`; `found`, clamped, in the first table's order; `values`, the spectrum of J Jᵀ.
+    Of the `drawn` image: `truth`; `found`, clamped, in the first table's order; `values`, the spectrum of J Jᵀ.
     """
-    tasks = problems["problems"]  # those that agree in image and size share J and δ
-    found = sweep.run(solve, tasks, settings, ("image", "size"), len(tasks), whole=True, description="attacks")
+    found = sweep.run(solve, problems, settings, TOGETHER, len(problems), whole=True, description="attacks")
     pictures, values = found.pop("picture").dropna(), found.pop("spectrum").dropna().iloc[0]
     table = found.drop(columns=["dampings", *(name for name in found if name.startswith(CURVES))])
-    survey = sweep.run(
-        shared.predict, problems["survey"], settings, ("image",), len(problems["survey"]), description="predictions"
-    )
-    curves, truth = _curves(found), shared.jacobian(tasks[0]).x[0].cpu().numpy()
+    truth = shared.jacobian(next(p for p in problems if p["drawn"])).x[0].cpu().numpy()
     return Results(
-        {"problems": table, "curves": curves, "survey": survey.drop(columns="dampings"), "medians": medians(curves)},
+        {"problems": table, "curves": _curves(found)},
         {"truth": truth, "found": np.stack([*pictures]), "values": values},
     )
 
@@ -110,16 +110,17 @@ def solve(chunk: list[Problem]) -> list[Row]:
     rows = []
     for p in chunk:
         J = shared.jacobian(p)
-        delta, mean = shared.perturbation(J, p), shared.pixels(p["dataset"], p.get("root"))[0]
+        delta, mean = shared.perturbation(J, p), shared.pixels(p["dataset"], p.get("root"), p["known_images"])[0]
         # Adam's prior is its start, the same mean image: it is stopped before it has left it altogether
         start = mean if p["method"] == "dgl" else None
         own = {"method": p["method"], "steps": p["budget"], "ridge": p["ridge"], "mean": mean, "start": start}
+        own["seed"] = p["start_seed"]
         found = invert(J.map.model, J.gradient + delta, J.map.y, J.x.shape, **own)
         at = partial(predictions, J, delta, p, found.x.to(J.x) - J.x)
         (mine,) = at([p["ridge"]]).drop(columns=["epsilon", "below"]).to_dict("records")
         row = mine | shared.score(J, delta, found)
         row |= at(epsilons(p)).drop(columns="epsilon").add_prefix(CURVES).to_dict("list")
-        if p["image"] == 0:  # one image's are drawn
+        if p["drawn"]:
             row["picture"] = found.x[0].clamp(0, 1).cpu().numpy().astype(np.float32)
             row["spectrum"] = spectrum.decompose(J).values.cpu().numpy().astype(np.float32)
         rows.append(row)
@@ -136,7 +137,7 @@ def predictions(
     expected squared error of a MAP attacker with this ε, under the problem's noise and pixels N(m, τ²). damped_miss,
     pulled_miss: the distance of either displacement from the one found, `moved`, over that one's length.
     """
-    mean, tau_squared = shared.pixels(problem["dataset"], problem.get("root"))
+    mean, tau_squared = shared.pixels(problem["dataset"], problem.get("root"), problem["known_images"])
     values, vectors = spectrum.decompose(J)
     noise, pull, moved = (
         vectors.T @ v.double().reshape(-1) for v in (J.matvec(delta), mean.to(J.x) - J.x, moved)

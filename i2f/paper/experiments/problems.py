@@ -50,6 +50,7 @@ CALL = (
     "tv",
     "mask",
     "ridge",
+    "known_images",
     "restarts",
     "until",
 )  # and an attack
@@ -148,10 +149,10 @@ def predict(problems: list[Problem]) -> list[Row]:
 
 
 @lru_cache(maxsize=1)
-def pixels(dataset: str, root: str | None) -> tuple[Tensor, float]:
-    """What an attacker can know of images before seeing a gradient, from the train split, which is public: the mean
-    image (1, C, H, W), and τ², the mean variance of a pixel around it."""
-    x = data.load(dataset, split="train", root=root)[0].double()
+def pixels(dataset: str, root: str | None, images: int) -> tuple[Tensor, float]:
+    """What an attacker can know of images before seeing a gradient, from the first so many of the train split, which
+    are public: the mean image (1, C, H, W), and τ², the mean variance of a pixel around it."""
+    x = data.load(dataset, images, split="train", root=root)[0].double()
     return x.mean(0, keepdim=True), float(x.var(0).mean())
 
 
@@ -180,8 +181,8 @@ def attack(problems: list[Problem], options: dict[str, Any] | None = None, keep:
     """What an attack finds for each problem of one network: errors per pixel against the truth, and how it ended.
 
     The problem's own `method`, `budget` (of steps), `start_seed`, `box`, `tv`, `mask` ("zeros": the attacker takes the
-    zeros of the gradient for pruned), `ridge` (with the mean of `pixels`: a Gaussian prior) and `until` (stop after so
-    many of the steps) choose the attack; `options` are for all of them. First-order methods run together, in float32 as
+    zeros of the gradient for pruned), `ridge` (a Gaussian prior, with the mean of `known_images`, see `pixels`) and
+    `until` (stop after so many of the steps) choose the attack; `options` are for all of them. First-order methods run together, in float32 as
     published; the others one after another, in float64.
 
     A row: `metrics.compare`'s columns; feature_mse (logits); objective_ratio = ‖∇L(x̂) − g‖²/‖δ‖², 1 at the truth;
@@ -221,7 +222,8 @@ def _attack_alike(problems: list[Problem], options: dict[str, Any], keep: bool) 
     if first.get("mask") == "zeros":
         own["mask"] = gradients != 0
     if first.get("ridge"):
-        own |= {"ridge": first["ridge"], "mean": pixels(value(first, "dataset"), value(first, "root"))[0]}
+        mean, _ = pixels(value(first, "dataset"), value(first, "root"), first["known_images"])
+        own |= {"ridge": first["ridge"], "mean": mean}
     watch, long = _Watch(first.get("until")), _long(first)
     if long or watch.until is not None:
         own["callback"] = watch

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from i2f.core import spectrum
 from i2f.core.jacobian import GradientJacobian
-from i2f.paper import attackers, sweep
+from i2f.paper import sweep
+from i2f.paper.attackers import ATTACKERS
 from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
@@ -23,37 +24,39 @@ from i2f.paper.rows import declare
 from i2f.paper.statistics import convergence, mean_order, orders, rank_correlation, worst
 from i2f.paper.sweep import Problem, Row, Settings
 
-ATTACKERS = ("ignores", "ignores, Adam", "reads")
+WHO = ("ignores", "reads")
+TOGETHER = ("image", "weight_seed")  # problems that share J
 GRAY = 0.5  # the mean of the images that Gauss–Newton starts from
-HALF, MOST = 0.5, 0.9  # ratios at which the reader of the mask is judged
 
 
 def problems(config: Config) -> list[Problem]:
-    """Every attacker on the first `images` at each of the `ratios`; the ratio is `size`, the share pruned.
+    """Attacks on pruned gradients; the share pruned is `size`. Each image is under one of `weight_seeds`, in rotation.
 
-    config: dataset, init, weight_seed; images, ratios; gauss_newton_steps, adam_steps: of the attacks.
+    config: init, weight_seeds; digits of MNIST's train split from first_digit on meet the reader of the mask at the
+    ratio half, the first law_digits both attackers at all ratios; gauss_newton_steps: budget of the attacks.
     """
-    steps = {"gauss-newton": config["gauss_newton_steps"], "dgl": config["adam_steps"]}
-    found = []
-    for problem in sweep.grid(
-        **shared.setting(config),
-        noise="prune",
-        attacker=ATTACKERS,
-        image=range(config["images"]),
-        size=list(config["ratios"]),
-    ):
-        options = attackers.ATTACKERS[problem["attacker"]].options
-        found.append({**problem, **options, "budget": steps[options["method"]]})
-    return found
+    pairs = shared.rotated(config["first_digit"], config["digits"], config["weight_seeds"])
+    law, ratios = config["first_digit"] + config["law_digits"], sorted({config["half"], *config["ratios"]})
+    return [
+        {
+            **{"dataset": "mnist", "split": "train", "init": config["init"]},
+            **{"image": image, "weight_seed": weight_seed, "noise": "prune", "size": ratio, "attacker": attacker},
+            **ATTACKERS[attacker].options,
+            **{"budget": config["gauss_newton_steps"], "start_seed": image, "drawn": image == config["first_digit"]},
+        }
+        for image, weight_seed in pairs
+        for attacker in WHO
+        for ratio in ratios
+        if image < law or (attacker == "reads" and ratio == config["half"])
+    ]
 
 
 def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     """One row per problem: what was predicted, what was recovered (see `problems.attack`), and for the reader of the
-    mask `kept`'s columns. pictures: the first image's, the truth in front, in the table's order."""
-    # an image's problems share J
-    table = sweep.run(solve, problems, settings, ("attacker", "image"), at_most=9, description="attacks")
-    pictures = table.pop("picture").dropna()
-    truth = shared.jacobian(problems[0]).x[0].cpu().numpy()
+    mask `kept`'s columns. pictures: the `drawn` image's, the truth in front, in the table's order."""
+    table = sweep.run(solve, problems, settings, TOGETHER, at_most=6, description="attacks")
+    pictures, (first, *_) = table.pop("picture").dropna(), (p for p in problems if p["drawn"])
+    truth = shared.jacobian(first).x[0].cpu().numpy()
     return Results({"problems": table}, {"pictures": np.stack([truth, *pictures])})
 
 
@@ -66,7 +69,7 @@ def solve(chunk: list[Problem]) -> list[Row]:
         row = kept(J, shared.perturbation(J, problem)) if problem["mask"] == "zeros" else _whole(problem)
         row |= found | {"mse": max(found["mse"], shared.FLOOR), "rmse": max(found["rmse"], shared.FLOOR**0.5)}
         picture = row.pop("picture")[0]
-        if problem["image"] == 0:  # one image's are drawn
+        if problem["drawn"]:
             row["picture"] = picture
         rows.append(row)
     return rows
