@@ -62,18 +62,22 @@ class Sent:
 
 @declare("problems", kinds=KINDS)
 def solve(chunk: list[Problem]) -> list[Row]:
-    """The rows of a chunk, which has one text of one network."""
+    """The rows of a chunk, which has one text of one network. The size of its noise: `relative`, the expected norm over
+    the gradient's, or `bound`, its I_lb (L2)."""
     sent = _sent(chunk[0])
-    sizes = list(dict.fromkeys(p["relative"] for p in chunk))
-    variances = [(size * float(sent.J.gradient.norm())) ** 2 / sent.J.shape[1] for size in sizes]
     unit = perturb.gaussian(sent.J.gradient, 1.0, seed=chunk[0]["text"])
+    gain, norm = float(sent.J.matvec(unit).norm()) / sent.lambda_max, float(sent.J.gradient.norm())
+    sizes = [
+        (p["bound"] / gain) ** 2 if "bound" in p else (p["relative"] * norm) ** 2 / sent.J.shape[1] for p in chunk
+    ]
+    variances = list(dict.fromkeys(sizes))
     deltas = [variance**0.5 * unit for variance in variances]
     gradients = torch.stack([sent.J.gradient + delta for delta in deltas])
     predicted = [_predicted(sent, delta, variance) for delta, variance in zip(deltas, variances, strict=True)]
     read = _read(sent, gradients)
     rows = []
-    for p in chunk:
-        at, attacker = sizes.index(p["relative"]), p["attacker"]
+    for p, size in zip(chunk, sizes, strict=True):
+        at, attacker = variances.index(size), p["attacker"]
         row: Row = {"embedding_gradient": "shared" if attacker == SHARED else "withheld", "variance": variances[at]}
         row |= predicted[at]
         if attacker == READING:

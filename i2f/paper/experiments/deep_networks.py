@@ -37,8 +37,9 @@ def problems(config: Config) -> list[Problem]:
 
     config: networks: "cifar10 resnet20 gelu" (data set, model, and the activation or the weights where they are not the
     network's own) -> how many images of it, the costliest first; weight_seed; relative: the expected norm of the noise
-    over the gradient's; tolerance: of λ_max; head: number of eigenvalues; solved, traced: of how many images there is
-    damped I²F, and its average over noise; probes: random vectors of the latter.
+    over the gradient's; tolerance: of λ_max; solved: network -> of how many images there is damped I²F; for these
+    networks, head: number of eigenvalues; traced: of how many images there is the average over noise, from so many
+    probes, random vectors.
     """
     found = []
     for name, images in config["networks"].items():
@@ -46,7 +47,8 @@ def problems(config: Config) -> list[Problem]:
         if len(more) > 1:
             raise ValueError(f"network {name!r} has too many words: data set, model, then activation or weights")
         options = {"weights": more[0]} if more and more[0] == "imagenet" else {"activation": more[0] if more else None}
-        found += sweep.grid(
+        solved = config["solved"].get(name, 0)
+        tasks = sweep.grid(
             dataset=dataset,
             network=" ".join([model, *more]),
             model=model,
@@ -55,17 +57,19 @@ def problems(config: Config) -> list[Problem]:
             weight_seed=config["weight_seed"],
             **options,
             image=range(images),
-            **{name: config[name] for name in ("relative", "tolerance", "head", "probes")},
+            head=config["head"] if solved else None,
+            **{name: config[name] for name in ("relative", "tolerance", "probes")},
         )
-    return [p | {name: p["image"] < config[name] for name in ("solved", "traced")} for p in found]
+        found += [p | {"solved": p["image"] < solved, "traced": p["image"] < min(config["traced"], solved)} for p in tasks]
+    return found
 
 
 def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     """One row per image of a network, in float32.
 
     d_x, d_theta, gradient_norm, variance (σ²), damping (ε). lambda_max within `tolerance`, and the products that the
-    bound took; bound_rmse: I_lb at ε. second, last: the second and the `head`-th eigenvalue over λ_max. Where `solved`:
-    damped_rmse, I²F at ε by conjugate gradients, its residual and products. Where `traced`: bayes_value,
+    bound took; bound_rmse: I_lb at ε. Where `head`, second, last: the second and the `head`-th eigenvalue over λ_max. Where
+    `solved`: damped_rmse, I²F at ε by conjugate gradients, its residual and products. Where `traced`: bayes_value,
     √(σ² Σ 1/(λ+ε)/d_x), what noise leaves an attacker with that prior on average; bayes_low, bayes_high: its interval
     over `probes` random vectors; bayes_settled: whether each of them converged. prior_rmse: τ, what the attacker knows
     beforehand. evaluations: all products. converged: of the bound and of the solve.
@@ -84,7 +88,7 @@ def _row(problem: Problem) -> Row:
     variance = (problem["relative"] * norm) ** 2 / J.shape[1]
     damping = variance / VARIANCE
     delta = perturb.gaussian(J.gradient, variance, seed=problem["image"])
-    bound, values = lower_bound(J, delta, damping, problem["tolerance"]), _head(J, problem["head"])
+    bound = lower_bound(J, delta, damping, problem["tolerance"])
     row: Row = {
         "d_x": J.shape[0],
         "d_theta": J.shape[1],
@@ -94,11 +98,12 @@ def _row(problem: Problem) -> Row:
         "lambda_max": bound.lambda_max,
         "products": bound.products,
         "bound_rmse": bound.rmse,
-        "second": float(values[1] / values[0]),
-        "last": float(values[-1] / values[0]),
         "prior_rmse": VARIANCE**0.5,
         "converged": bound.converged,
     }
+    if problem["head"]:
+        values = _head(J, problem["head"])
+        row |= {"second": float(values[1] / values[0]), "last": float(values[-1] / values[0])}
     if problem["solved"]:
         solved = influence(J, delta, damping, rtol=1e-2, max_steps=400)
         row |= {

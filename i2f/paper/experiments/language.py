@@ -27,41 +27,44 @@ NETWORK = ["network", "task"]
 
 
 def problems(config: Config) -> list[Problem]:
-    """Every network, text and level of noise under every attacker of `levels`.
+    """Every text of every network, each under one of `weight_seeds`, in rotation: read without noise, and under noise
+    whose I_lb is `low` and `high`.
 
-    config: networks, "bert-tiny" or "gpt2-tiny causal" -> texts; levels: attacker -> its levels; few: attacker -> of
-    how many texts, where not of all; refining_steps, searching_steps, tag_steps: budgets of the attackers that search;
-    weight_seed.
+    config: networks, "bert-tiny" or "gpt2-tiny causal" -> texts. levels: of relative noise, for the first `swept` texts.
+    refined: so many texts meet Gauss–Newton under `low` and `high` too, of networks that are tiny; gauss_newton_steps:
+    its budget.
+    """
+    found, bounds = [], [{"bound": config[name]} for name in ("low", "high")]
+    for name, texts in config["networks"].items():
+        for text in range(texts):
+            noises = [{"relative": 0.0}, *bounds]
+            noises += [{"relative": level} for level in config["levels"] if text < config["swept"]]
+            seed = 1 + text % config["weight_seeds"]
+            found += [problem(name, text, READING, seed, **noise) for noise in noises]
+            if name.endswith("tiny") and text < config["refined"]:
+                budget = config["gauss_newton_steps"]
+                found += [problem(name, text, REFINED, seed, budget, **bound) for bound in bounds]
+    return found
+
+
+def problem(name: str, text: int, attacker: str, weight_seed: int, budget: int | None = None, **noise: float) -> Problem:
+    """One attack on one text. noise: its `relative` norm, or its `bound`.
 
     corpus and weights_version say which texts and which files: MiniLM's weights and all networks' words come from one
     package.
-
-    Networks that are too large for Gauss–Newton are only read. So are causal ones, but for what is refined: who
-    searches without their text has no labels. Their tied head gives every token a row of the embedding's gradient,
-    which is another question than `SHARED` asks.
     """
-    levels, few = config["levels"], config.get("few", {})
-    budgets = {REFINED: config["refining_steps"], SEARCH: config["searching_steps"], TAG: config["tag_steps"]}
-    for attacker in levels:
-        checks.one_of("attacker", attacker, ATTACKERS)
-    found = []
-    for name, texts in config["networks"].items():
-        network, _, task = name.partition(" ")
-        task = task or "classification"
-        able = ATTACKERS if task == "classification" else (READING, REFINED)
-        for attacker in (a for a in able if a in levels and (a in READS or network.endswith("tiny"))):
-            found += sweep.grid(
-                network=network,
-                task=task,
-                weight_seed=config["weight_seed"],
-                weights_version=_installed() if network in NAMES else None,
-                corpus=corpus.CHECKSUM[:16],
-                text=range(min(texts, few.get(attacker, texts))),
-                attacker=attacker,
-                relative=levels[attacker],
-                budget=budgets.get(attacker),
-            )
-    return found
+    network, _, task = name.partition(" ")
+    return {
+        "network": network,
+        "task": task or "classification",
+        "weight_seed": weight_seed,
+        "weights_version": _installed() if network in NAMES else None,
+        "corpus": corpus.CHECKSUM[:16],
+        "text": text,
+        "attacker": checks.one_of("attacker", attacker, ATTACKERS),
+        "budget": budget,
+        **noise,
+    }
 
 
 def _installed() -> str | None:

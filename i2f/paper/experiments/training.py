@@ -27,65 +27,64 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "sgd": partial(torch.optim.SGD, momentum=0.9),
 }
-# how the network is trained: the same in every problem, see `problems`
-TRAINING = (
-    "dataset",
-    "root",
-    "init",
-    "weight_seed",
-    "digits",
-    "held_out",
-    "optimizer",
-    "learning_rate",
-    "batch",
-    "seed",
-)
+# how the network is trained: the same in every problem of a weight seed, see `problems`
+TRAINING = ("dataset", "root", "init", "weight_seed", "digits", "held_out", "optimizer", "learning_rate", "batch")
 FACTS = ("loss", "gradient_norm", "lambda_max", "lambda_median", "lambda_min", "condition")
 PREDICTED = ("variance", "noise_norm", "predicted_rmse", "expected_rmse", "bound_rmse")
 LEARNT = tuple(f"{part}_{what}" for part in ("train", "test") for what in ("accuracy", "loss"))
-NEAR = 0.01  # the control's start: its distance from the truth, RMSE per pixel
-STARTS = ("random", "near")
+KINDS = ("relative", "fixed")  # of noise, Gaussian
 
 
 def problems(config: Config) -> list[Problem]:
-    """Every checkpoint and test image: no noise, noise of fixed variances, and noise in proportion to the gradient.
+    """Every weight seed's training, checkpoint and image under both kinds of noise; few of them are attacked.
 
-    Gaussian noise throughout. `size` of "fixed": its variance σ²; of "relative": the expected ‖δ‖ over ‖g‖ (in the mean
-    square). An image meets the same draw, up to its size, at every checkpoint.
+    `size` of "fixed": the noise's variance σ²; of "relative": the expected ‖δ‖ over ‖g‖ (in the mean square). An image
+    meets the same draw, up to its size, at every checkpoint. `budget`: the attack's; None: only what I²F predicts.
 
-    `start`: "random" is an attacker's; "near", the truth moved by `NEAR`, is a control that separates images that the
-    gradient does not determine from images that the search does not find.
-
-    config: dataset, root (None: the bundle), init, weight_seed; digits of the train split to train on, held_out digits
-    of the test split to measure on; optimizer, learning_rate, batch; seed of the batches' order, the noise and the
-    starts; epochs: the checkpoints; images; fixed, relative: sizes of the noise; gauss_newton_steps.
+    config: dataset, root (None: the bundle), init; weight_seeds: how many, each with its own order of the batches;
+    digits of the train split to train on, held_out digits of the test split to measure on; optimizer, learning_rate,
+    batch; epochs: the checkpoints; images: of the test split, which no training sees; fixed, relative: the noise's
+    sizes; attacked: how many images meet Gauss–Newton, of gauss_newton_steps, under weight seed 1 at the first and the
+    last checkpoint.
     """
-    training = {name: config[name] for name in TRAINING}
-    noises = [("none", 0.0), *(("fixed", v) for v in config["fixed"]), *(("relative", r) for r in config["relative"])]
+    epochs = config["epochs"]
     return [
-        {**training, "epoch": epoch, "image": image, "noise": noise, "size": size, "start": start}
-        | {"budget": config["gauss_newton_steps"]}
-        for epoch in config["epochs"]
+        {
+            **{name: weight_seed if name == "weight_seed" else config[name] for name in TRAINING},
+            "epoch": epoch,
+            "image": image,
+            "noise": noise,
+            "size": config[noise],
+            "noise_seed": 1000 * weight_seed + image,
+            "start_seed": image,
+            "budget": config["gauss_newton_steps"]
+            if weight_seed == 1 and epoch in (epochs[0], epochs[-1]) and image < config["attacked"]
+            else None,
+        }
+        for weight_seed in range(1, config["weight_seeds"] + 1)
+        for epoch in epochs
         for image in range(config["images"])
-        for noise, size in noises
-        for start in STARTS
+        for noise in KINDS
     ]
 
 
 def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
-    """Gauss–Newton on every problem, at the checkpoint that its training arrives at.
+    """Both kinds of noise at every checkpoint that the trainings arrive at.
 
-    problems: one row each: `problems.score`'s columns, `_facts`' and what I²F predicts. variance: σ² as it was drawn.
-    predicted_rmse: Eq. 4 for the draw; expected_rmse: √(σ² tr((J Jᵀ)⁻¹)/d_x), the root of its mean square over draws;
-    bound_rmse: Eq. 5. RMSE in pixels, per pixel; NaN without noise. progress: `progress`'s table.
+    problems: one row each: `_facts`' columns and what I²F predicts. variance: σ² as it was drawn. predicted_rmse: Eq. 4
+    for the draw; expected_rmse: √(σ² tr((J Jᵀ)⁻¹)/d_x), the root of its mean square over draws; bound_rmse: Eq. 5. RMSE
+    in pixels, per pixel. Where it was attacked, `problems.score`'s columns. progress: `progress`'s table.
     """
-    course = {name: problems[0][name] for name in TRAINING} | {"epochs": sorted({p["epoch"] for p in problems})}
-    learnt = sweep.run(progress, [course], settings, whole=True, description="training")
-    table = sweep.run(solve, problems, settings, (*TRAINING, "epoch", "image", "budget"), 12, description="attacks")
+    epochs = sorted({p["epoch"] for p in problems})
+    trainings = {p["weight_seed"]: {name: p[name] for name in TRAINING} | {"epochs": epochs} for p in problems}
+    learnt = sweep.run(progress, [*trainings.values()], settings, whole=True, description="trainings")
+    together = (*TRAINING, "epoch", "image", "budget")
+    table = sweep.run(solve, problems, settings, together, at_most=len(KINDS), description="checkpoints")
+    dropped = [name for name in TRAINING if name not in ("dataset", "weight_seed")]
     return Results(
         {
-            "problems": table.drop(columns=[*TRAINING[1:], "budget"]),
-            "progress": learnt.drop(columns=[*course, "failed", "reason"]),
+            "problems": table.drop(columns=[*dropped, "noise_seed", "start_seed"]),
+            "progress": learnt.drop(columns=[*dropped, "dataset", "epochs", "failed", "reason"]),
         }
     )
 
@@ -113,7 +112,7 @@ def _epochs(training: Problem) -> Iterator[Weights]:
     def gradients(_: int, chosen: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(F.cross_entropy(model(x[chosen]), y[chosen]), list(model.parameters()))
 
-    course = trainings.epochs(model, steps, len(x), training["batch"], training["seed"], gradients)
+    course = trainings.epochs(model, steps, len(x), training["batch"], training["weight_seed"], gradients)
     while True:
         yield {name: value.clone() for name, value in model.state_dict().items()}
         next(course)
@@ -152,40 +151,33 @@ def _progress(training: Problem, epoch: int) -> Row:
 def solve(chunk: list[Problem]) -> list[Row]:
     """A chunk has one training, checkpoint and image, and so one J, and one budget."""
     first = chunk[0]
-    image, seed = first["image"], first["seed"]
     model = _network(first)
     model.load_state_dict(weights(first, first["epoch"]))
     device = devices.current()
-    x, y = (t.to(device) for t in data.load(first["dataset"], 1, offset=image, root=first["root"]))
+    x, y = (t.to(device) for t in data.load(first["dataset"], 1, offset=first["image"], root=first["root"]))
     model = model.double().to(device).eval()
     J = GradientJacobian(model, x, y)
     facts = _facts(J)
     relative = facts["gradient_norm"] ** 2 / J.shape[1]
     variances = [p["size"] ** 2 * relative if p["noise"] == "relative" else p["size"] for p in chunk]
-    deltas = torch.stack([perturb.gaussian(J.gradient, v, seed=1000 * seed + image) for v in variances])
-    direction = torch.randn(J.x.shape, generator=streams.generator("near", seed), dtype=torch.float64).to(J.x)
-    starts = {"random": None, "near": J.x + NEAR * direction}
-    found: dict[int, Reconstruction] = {}
-    for name, start in starts.items():
-        mine = [i for i, p in enumerate(chunk) if p["start"] == name]
-        if mine:
-            gradients, labels = J.gradient + deltas[mine], y.expand(len(mine), -1)
-            options = {"steps": first["budget"], "seed": seed, "start": start}
-            found |= zip(mine, invert_many(model, gradients, labels, J.x.shape, **options), strict=True)
-    return [
-        {**facts, **_predicted(J, delta, variance), **shared.score(J, delta, found[i])}
-        for i, (delta, variance) in enumerate(zip(deltas, variances, strict=True))
-    ]
+    seeds = [p["noise_seed"] for p in chunk]
+    deltas = [perturb.gaussian(J.gradient, v, seed=seed) for v, seed in zip(variances, seeds, strict=True)]
+    rows = [{**facts, **_predicted(J, delta, v)} for delta, v in zip(deltas, variances, strict=True)]
+    if first["budget"] is not None:
+        gradients, labels = J.gradient + torch.stack(deltas), y.expand(len(chunk), -1)
+        own = {"steps": first["budget"], "seed": [p["start_seed"] for p in chunk]}
+        found = invert_many(model, gradients, labels, J.x.shape, **own)
+        rows = [row | shared.score(J, delta, one) for row, delta, one in zip(rows, deltas, found, strict=True)]
+    return rows
 
 
 def _predicted(J: GradientJacobian, delta: Tensor, variance: float) -> Row:
-    noisy = variance > 0
     return {
         "variance": variance,
         "noise_norm": float(delta.norm()),
-        "predicted_rmse": influence(J, delta).rmse if noisy else np.nan,
-        "expected_rmse": (expected_square(J, variance) / J.shape[0]) ** 0.5 if noisy else np.nan,
-        "bound_rmse": lower_bound(J, delta).rmse if noisy else np.nan,
+        "predicted_rmse": influence(J, delta).rmse,
+        "expected_rmse": (expected_square(J, variance) / J.shape[0]) ** 0.5,
+        "bound_rmse": lower_bound(J, delta).rmse,
     }
 
 
