@@ -19,7 +19,7 @@ from i2f.paper.statistics import LEAST_RANKED, LEAST_UNITS, Statistic, bootstrap
 
 LEARNT = 0.5  # accuracy of a trained network below which a comparison of trainings means nothing
 VERDICTS = ("holds", "holds except when", "holds only when", "fails", "inconclusive", "not run")
-LEDGERS = {"paper": "the paper's claims", "beyond": "what goes beyond it"}
+LEDGERS = {"paper": "the paper's claims", "beyond": "what goes beyond it", "": "older claims, of few images"}
 LEAST_FINISHED = 0.9  # share of attacks that must have ended at a stationary point, or there is no verdict
 EXCEPTIONS = {("fails", "holds"): "holds only when", ("holds", "fails"): "holds except when"}  # (whole, within) -> both
 WORDS = Path(__file__).parent / "experiments"  # EXPERIMENT.toml: what its claims say

@@ -1,5 +1,6 @@
 """The project's own map: its notebooks, the verdicts they reached, and where each part of the paper is found again."""
 
+import math
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -10,12 +11,12 @@ import pandas as pd
 import yaml
 
 from i2f.paper import claims
-from i2f.paper.claims import Claim
+from i2f.paper.claims import LEDGERS, Claim
 
 ROOT = Path(__file__).resolve().parents[2]
 MAP = tomllib.loads((Path(__file__).parent / "ledger.toml").read_text(encoding="utf-8"))
 HEADLINES: list[str] = MAP["headlines"]  # claims that the README shows first
-COLUMNS = ("claim", "attacker", "measured [95% interval]", "holds when", "verdict")
+COLUMNS = ("", "claim", "attacker", "measured [95% interval]", "holds when", "verdict", "p (Holm)")
 
 
 def runs() -> dict[str, dict[str, Any]]:
@@ -40,70 +41,93 @@ def notebooks() -> dict[str, tuple[str, list[str]]]:
 def contents() -> pd.DataFrame:
     """One row per notebook: its question and how its claims came out."""
     return pd.DataFrame(
-        {"notebook": name, "question": title, "claims": _counted(keys) or "–"}
+        {"notebook": name, "question": title, "claims": verdicts(_of(keys)) or "–"}
         for name, (title, keys) in notebooks().items()
     )
 
 
-def paper() -> pd.DataFrame:
-    """One row per experiment of the paper: the notebook, its claims' verdicts, what is different here."""
-    books = {entry["experiment"]: entry["notebook"] for entry in runs().values()}
-    return pd.DataFrame(
-        {
-            "of the paper": part["what"],
-            "notebook": books[part["experiment"]],
-            "claims": _counted(key for key, entry in runs().items() if entry["experiment"] == part["experiment"]),
-            "different here": part["different"],
-        }
-        for part in MAP["paper"]
-        if part["experiment"] in books
-    )
-
-
-def _counted(keys: Iterable[str]) -> str:
-    return _verdicts([claim for key in keys for claim in _claims(key)])
-
-
-def _claims(key: str) -> list[Claim]:
-    path = ROOT / "results" / key / "claims.json"
-    return claims.load(path) if path.exists() else []
-
-
-def _verdicts(found: Sequence[Claim]) -> str:
+def verdicts(found: Iterable[Claim]) -> str:
     """ "3 holds, 1 fails", in the order of `claims.VERDICTS`."""
     counted = Counter(claim.verdict for claim in found)
     return ", ".join(f"{counted[v]} {v}" for v in claims.VERDICTS if counted[v])
 
 
-def thumbnails(width: int = 460) -> None:
-    """Show every run's main figure in small, under its notebook's question."""
-    from IPython.display import HTML, SVG, Image, Markdown, display  # in a notebook only
+def _of(keys: Iterable[str]) -> list[Claim]:
+    paths = [ROOT / "results" / key / "claims.json" for key in keys]
+    return [claim for path in paths if path.exists() for claim in claims.load(path)]
 
-    for name, (title, keys) in notebooks().items():
-        for key in keys:
-            for path in sorted((ROOT / "results" / key).glob("overview.*")):
-                display(Markdown(f"**[{title}]({name})** — {key}"))
-                if path.suffix == ".png":
-                    display(Image(str(path), width=width))
-                else:
-                    fit = "<style>.small svg {width: 100%; height: auto}</style>"
-                    display(HTML(f'<div class="small" style="width: {width}px">{SVG(str(path)).data}</div>{fit}'))
+
+def load(path: Path = ROOT / "results" / "claims.json") -> dict[str, list[Claim]]:
+    """The published claims by ledger, in the order of their numbers."""
+    found = sorted(claims.load(path), key=lambda claim: claim.number)
+    return {ledger: mine for ledger in LEDGERS if (mine := [claim for claim in found if claim.ledger == ledger])}
+
+
+def table(found: Sequence[Claim]) -> pd.DataFrame:
+    """The claims of one ledger as readers see them, by number, with p-values adjusted over all of them (Holm 1979)."""
+    adjusted = claims.adjusted(found)
+    shown = claims.to_frame(found)
+    shown.insert(0, "", [str(c.number) for c in found])
+    return shown.assign(**{"p (Holm)": [_p(adjusted.get(c.id, math.nan)) for c in found]})
+
+
+def _p(value: float) -> str:
+    return "–" if math.isnan(value) else "< 0.0001" if value < 1e-4 else f"{value:.2g}"
 
 
 def markdown(path: Path = ROOT / "results" / "claims.json") -> str:
-    """The claims as the README shows them: the headlines, and every one in a table that opens."""
-    found = claims.load(path)
-    first = [c for name in HEADLINES for c in found if c.id == name]
-    summary = f"All {len(found)} claims: {_verdicts(found)}"
-    return f"{_rows(first)}\n\n<details><summary>{summary}</summary>\n\n{_rows(found)}\n\n</details>"
+    """The claims as the README shows them: the headlines, and each ledger in a table that opens."""
+    ledgers = load(path)
+    chances = {name: p for found in ledgers.values() for name, p in claims.adjusted(found).items()}
+    lines = {c.id: _line(c, _p(chances.get(c.id, math.nan))) for found in ledgers.values() for c in found}
+    head = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    parts = ["\n".join([*head, *(lines[name] for name in HEADLINES if name in lines)])]
+    for ledger, found in ledgers.items():
+        summary = f"{LEDGERS[ledger].capitalize()}, {len(found)}: {verdicts(found)}"
+        rows = "\n".join([*head, *(lines[c.id] for c in found)])
+        parts.append(f"<details><summary>{summary}</summary>\n\n{rows}\n\n</details>")
+    return "\n\n".join(parts)
 
 
-def _rows(found: Sequence[Claim]) -> str:
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    for c in found:
-        within = f" {c.condition}: {claims.interval(c.within)}" if c.within and c.conditional else ""
-        note = f" <br><sub>{c.note}</sub>" if c.note else ""
-        measured = f"{c.statistic}: {claims.interval((c.value, c.low, c.high))}, {c.sample}{note}"
-        cells = f"{c.statement} <br>*{c.id}*", c.attacker, measured, c.holds_when, f"**{c.verdict}**{within}"
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    return "\n".join(lines)
+def _line(c: Claim, p: str) -> str:
+    note = f" <br><sub>{c.note}</sub>" if c.note else ""
+    measured = "" if c.verdict == "not run" else f": {claims.interval((c.value, c.low, c.high))}, {c.sample}"
+    undecided = f" <br><sub>about {c.needed:,.0f} would decide</sub>" if math.isfinite(c.needed) else ""
+    claim, verdict = f"{c.statement} <br>*{c.id}*", f"**{c.verdict}**{undecided}"
+    cells = str(c.number), claim, c.attacker, f"{c.statistic}{measured}{note}", c.holds_when, verdict, p
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def pages() -> dict[str, str]:
+    """What is written from the claims, by path in the repository."""
+    return {"PAPER.md": paper()}
+
+
+def paper() -> str:
+    """PAPER.md: part by part of the paper, what it says, our answer, where it is found, how it is run again."""
+    books = {entry["experiment"]: entry["notebook"] for entry in runs().values()}
+    parts = [MAP["preface"].strip()]
+    for part in MAP["paper"]:
+        keys = [key for key, entry in runs().items() if entry["experiment"] == part["experiment"]]
+        mine = [claim for claim in _of(keys) if claim.ledger == "paper"]
+        notebook = books[part["experiment"]]
+        again = f"dvc repro --force --single-item {' '.join(f'run@{key}' for key in keys)}"
+        here = [f"  - {_sentence(claim)}" for claim in mine]
+        lines = [
+            f"## {part['what']}",
+            f"- *The paper* ({part['where']}): {part['says']}",
+            "- *Here*:",
+            *here,
+            f"- *Notebook*: [{notebook}](notebooks/{notebook}.ipynb). On the published rows: `{again}`; from nothing: "
+            f"`python -m i2f.paper verify --share 1 --runs {' '.join(keys)}`",
+            f"- *Different here*: {part['different']}",
+        ]
+        parts.append("\n".join([lines[0], "", *lines[1:]]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _sentence(c: Claim) -> str:
+    if c.verdict == "not run":
+        return f"{c.statement} **Not run**: {c.note}."
+    measured = f"{c.statistic} {claims.interval((c.value, c.low, c.high))}, {c.sample}"
+    return f"{c.statement} **{c.verdict.capitalize()}**: {measured}."

@@ -19,7 +19,7 @@ OPEN, CLOSE = "<!-- results/claims.json -->", "<!-- end of claims -->"  # in the
 def publish(keys: Sequence[str] = ()) -> None:
     """Publish runs (default: all), one after the other, each atomically: its tables, claims and figures replace those
     of results/KEY once its notebook has run on published and pending rows alone. Then what follows from them: the
-    notebooks' outputs, results/claims.json, the index, the ledger, the README.
+    notebooks' outputs, results/claims.json, the index, the ledger, the README, PAPER.md.
 
     Raises: LookupError for a run that is missing rows, OSError where the disk is full; the run keeps what it had.
     """
@@ -39,7 +39,7 @@ def publish(keys: Sequence[str] = ()) -> None:
     claims.save([claim for file in files if file.exists() for claim in claims.load(file)], RESULTS / "claims.json")
     for stale in {folder for folder in RESULTS.iterdir() if folder.is_dir()} - {RESULTS / key for key in known}:
         shutil.rmtree(stale)
-    readme()
+    pages()
     for notebook in sorted(books.NOTEBOOKS.glob("*.ipynb")):
         if notebook.stem not in {entry["notebook"] for entry in known.values()}:
             books.execute(notebook)
@@ -90,9 +90,12 @@ def _verified(folder: Path) -> None:
     cells.write(path, (json.dumps(found, indent=1) + "\n").encode())
 
 
-def readme() -> None:
-    """Put the claims, as `ledger.markdown` words them, between the README's markers."""
+def pages() -> None:
+    """The pages that follow from the claims: between the README's markers as `ledger.markdown` words them, and
+    PAPER.md."""
     path = ROOT / "README.md"
     before, rest = path.read_text(encoding="utf-8").split(OPEN)
     after = rest.split(CLOSE, 1)[1]
     cells.write(path, f"{before}{OPEN}\n\n{ledger.markdown()}\n\n{CLOSE}{after}".encode())
+    for name, text in ledger.pages().items():
+        cells.write(ROOT / name, text.encode())
