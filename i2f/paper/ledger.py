@@ -1,5 +1,6 @@
 """The project's own map: its notebooks, the verdicts they reached, and where each part of the paper is found again."""
 
+import io
 import math
 import tomllib
 from collections import Counter
@@ -7,13 +8,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pandas as pd
 import yaml
 
-from i2f.paper import claims
+from i2f.paper import books, claims
+from i2f.paper.books import ROOT
 from i2f.paper.claims import LEDGERS, Claim
 
-ROOT = Path(__file__).resolve().parents[2]
 MAP = tomllib.loads((Path(__file__).parent / "ledger.toml").read_text(encoding="utf-8"))
 HEADLINES: list[str] = MAP["headlines"]  # claims that the README shows first
 COLUMNS = ("", "claim", "attacker", "measured [95% interval]", "holds when", "verdict", "p (Holm)")
@@ -25,25 +27,44 @@ def runs() -> dict[str, dict[str, Any]]:
     return found
 
 
-def notebooks() -> dict[str, tuple[str, list[str]]]:
-    """File name -> (its question, the keys of its runs), in reading order; without the index."""
-    import nbformat  # of the companion's tools, which claims alone do not need
+def index(width: int = 560) -> None:
+    """Show every notebook by track: its question, why to read it, how long that takes, its answer, its main figure."""
+    from IPython.display import Image, Markdown, display  # in a notebook only
 
-    found = {}
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        title = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].lstrip("# ")
-        keys = [key for key, entry in runs().items() if entry["notebook"] == path.stem]
-        if path.stem != "00_index":
-            found[path.name] = (title, keys)
-    return found
+    for track, names in MAP["tracks"].items():
+        display(Markdown(f"## {track.capitalize()}"))
+        for name, why in names.items():
+            path = books.NOTEBOOKS / f"{name}.ipynb"
+            book = nbformat.read(path, as_version=4)
+            question = book.cells[0].source.splitlines()[0].lstrip("# ")
+            keys = [key for key, entry in runs().items() if entry["notebook"] == name]
+            counted = f" Its claims: {verdicts(_of(keys))}." if keys else ""
+            lines = f"### [{question}]({path.name})", f"{why} *{_minutes(book)} minutes.*", f"{_answer(book)}{counted}"
+            display(Markdown("\n\n".join(line for line in lines if line)))
+            for figure in (ROOT / "results" / key / "overview.png" for key in keys):
+                display(Image(_small(figure, width)))
 
 
-def contents() -> pd.DataFrame:
-    """One row per notebook: its question and how its claims came out."""
-    return pd.DataFrame(
-        {"notebook": name, "question": title, "claims": verdicts(_of(keys)) or "–"}
-        for name, (title, keys) in notebooks().items()
-    )
+def _minutes(book: Any) -> int:
+    """To read a notebook's prose, at 200 words a minute, and half a minute for each of its figures and tables."""
+    words = sum(len(cell.source.split()) for cell in book.cells if cell.cell_type == "markdown")
+    shown = sum(bool(cell.outputs) for cell in book.cells if cell.cell_type == "code")
+    return round(words / 200 + shown / 2)
+
+
+def _answer(book: Any) -> str:
+    """The first sentence in words that the notebook computes."""
+    said = (o.data.get("text/markdown") for c in book.cells if c.cell_type == "code" for o in c.outputs if "data" in o)
+    return next(filter(None, said), "")
+
+
+def _small(figure: Path, width: int) -> bytes:
+    """The picture, scaled to so many pixels."""
+    from PIL import Image
+
+    found, scaled = Image.open(figure).convert("RGB"), io.BytesIO()
+    found.resize((width, round(width * found.height / found.width)), Image.Resampling.LANCZOS).save(scaled, "png")
+    return scaled.getvalue()
 
 
 def verdicts(found: Iterable[Claim]) -> str:
@@ -105,12 +126,12 @@ def pages() -> dict[str, str]:
 
 def paper() -> str:
     """PAPER.md: part by part of the paper, what it says, our answer, where it is found, how it is run again."""
-    books = {entry["experiment"]: entry["notebook"] for entry in runs().values()}
+    stems = {entry["experiment"]: entry["notebook"] for entry in runs().values()}
     parts = [MAP["preface"].strip()]
     for part in MAP["paper"]:
         keys = [key for key, entry in runs().items() if entry["experiment"] == part["experiment"]]
         mine = [claim for claim in _of(keys) if claim.ledger == "paper"]
-        notebook = books[part["experiment"]]
+        notebook = stems[part["experiment"]]
         again = f"dvc repro --force --single-item {' '.join(f'run@{key}' for key in keys)}"
         here = [f"  - {_sentence(claim)}" for claim in mine]
         lines = [

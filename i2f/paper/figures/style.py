@@ -40,14 +40,15 @@ CLOUD = 250  # points at once
 
 
 def save(figure: Figure, path: Path, source: str = "") -> None:
-    """Write SVG or PNG by the path's ending; the same drawing gives the same bytes (no date, fixed salt). More than
-    `CLOUD` points at once become pixels in an SVG too, which would take megabytes. source: what it is drawn from, kept
-    in the file's metadata."""
+    """Write SVG or PNG by the path's ending, a PNG beside every SVG, for pages that show none; the same drawing gives
+    the same bytes (no date, fixed salt). More than `CLOUD` points at once become pixels in an SVG too, which would take
+    megabytes. source: what it is drawn from, kept in the file's metadata."""
     for points in (c for ax in figure.axes for c in ax.collections if len(np.asarray(c.get_offsets())) > CLOUD):
         points.set_rasterized(True)
-    metadata: dict[str, str | None] = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-    metadata |= {"Source": source} if source else {}
-    figure.savefig(path, bbox_inches="tight", dpi=150, metadata=metadata)
+    for kind in {".svg": (".svg", ".png"), ".png": (".png",)}[path.suffix]:
+        metadata: dict[str, str | None] = {"Date": None} if kind == ".svg" else {"Software": None}
+        metadata |= {"Source": source} if source else {}
+        figure.savefig(path.with_suffix(kind), bbox_inches="tight", dpi=150, metadata=metadata)
     plt.close(figure)
     if path.suffix == ".svg":  # within a page, no wider than the page
         drawn = path.read_text(encoding="utf-8")
