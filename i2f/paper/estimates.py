@@ -245,6 +245,7 @@ def resampled(statistic: Callable[[NDArray[Any]], NDArray[Any]], units: ArrayLik
     """A statistic of whole units, (n, …): the bias-corrected and accelerated bootstrap (BCa; Efron 1987).
 
     statistic: (samples, n, …) -> (samples,). Where leaving out any unit changes nothing, the acceleration is zero.
+    Without an interval at levels for whose tails the draws are too few, or the acceleration too large.
     """
     found = np.asarray(units, dtype=float)
     n, random = len(found), np.random.default_rng(0)
@@ -260,9 +261,12 @@ def resampled(statistic: Callable[[NDArray[Any]], NDArray[Any]], units: ArrayLik
     bias = float(stats.norm.ppf(below))
 
     def at(level: float) -> Interval:
-        if n < 2 or np.isnan(drawn).any():
+        tail = (1 - level) / 2
+        if n < 2 or np.isnan(drawn).any() or tail < 1 / draws:
             return -math.inf, math.inf
-        z = bias + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
+        z = bias + stats.norm.ppf([tail, 1 - tail])
+        if (acceleration * z >= 1).any():
+            return -math.inf, math.inf
         low, high = np.quantile(drawn, stats.norm.cdf(bias + z / (1 - acceleration * z)), method="inverted_cdf")
         return float(low), float(high)
 

@@ -197,6 +197,14 @@ def test_a_resampled_mean_is_the_librarys():
     assert (found.value, found.n) == (pytest.approx(values.mean()), 25)
 
 
+def test_a_resampled_interval_is_open_beyond_what_its_draws_can_say():
+    values = np.random.default_rng(0).gamma(1.0, size=40)
+    found = estimates.resampled(mean_of, values, draws=1000)
+    assert np.isfinite(found.at(0.99)).all()
+    assert found.at(0.999) == found.at(1 - 1e-16) == (-math.inf, math.inf)
+    assert estimates.p_value(found, 0.0, math.inf) == pytest.approx(0.002)
+
+
 def test_a_resampled_rank_correlation_is_near_fishers():
     x, other = rng().normal(size=(2, 80))
     pairs = np.stack([x, x + other], axis=1)

@@ -1,42 +1,32 @@
-"""Whom the same noise protects: one variance for every image, what I²F says of each, and what an attack finds.
+"""Whom the same noise protects: digits under one noise variance for all, and under one of their own.
 
-δ ~ N(0, σ²I), drawn anew for each image. Before any draw, an image's expected squared error per pixel is
-E[I²]/d_x = σ² tr((J Jᵀ)⁻¹)/d_x: the eigenvalues alone. So its own variance σ_i² = target · d_x / tr((J Jᵀ)⁻¹) gives
-every image the same expected error.
+Before any draw of δ ~ N(0, σ²I), an image's expected squared error per pixel is E[I²]/d_x = σ² tr((J Jᵀ)⁻¹)/d_x: the
+eigenvalues alone. So its own variance σ_i² = target · d_x / tr((J Jᵀ)⁻¹) gives every image the same expected error.
 """
 
-import math
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import kruskal
+from numpy.typing import NDArray
 
-from i2f.core import spectrum
-from i2f.core.influence import expected_square, influence
-from i2f.paper import data, sweep
+from i2f.core.influence import expected_square
+from i2f.paper import data, estimates, sweep
 from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
 from i2f.paper.rows import declare
-from i2f.paper.statistics import convergence
+from i2f.paper.statistics import convergence, log_correlation
 from i2f.paper.sweep import Problem, Row, Settings
 
-CAUSES = {  # what might explain an image's error -> columns of the table
-    "class": ["label"],
-    "E[I²], before any noise is drawn": ["expected_mse"],
-    "I²F, for the noise drawn": ["predicted_mse"],
-    "I²F and class": ["predicted_mse", "label"],
-}
+PAIR = ["image", "weight_seed"]
 UNPUBLISHED = ("dataset", "split", "root", "init", "noise", "noise_seed", "start_seed", "budget", "size", "target")
 
 
 def problems(config: Config) -> list[Problem]:
-    """same, strong: every digit under every weight seed, one noise variance for all. equal: some digits, under one weight
-    seed each, in rotation, and each with the variance that makes `target` its expected MSE.
+    """same, strong: every digit under every weight seed, one noise variance for all. equal: some digits, under one
+    weight seed each, in rotation, and each with the variance that makes `target` its expected MSE.
 
     config: digits of MNIST's train split from first_digit on, init, weight_seeds (1, 2, …); variance, strong_variance;
     equal_digits, target; gauss_newton_steps: the attack's budget. Of weight seed 1 the recovered images are kept
@@ -105,128 +95,106 @@ def solve(chunk: list[Problem]) -> list[Row]:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """How unequal: mean and percentiles of the measured, the predicted and the expected MSE in each part."""
-
-    def row(rows: pd.DataFrame, name: str) -> dict[str, float]:
-        low, middle, high = np.nanpercentile(rows[name], [10, 50, 90])
-        return {
-            "images": len(rows),
-            "mean": rows[name].mean(),
-            "least": rows[name].min(),
-            "10%": low,
+    """Percentiles of the MSE over all attacks of a part that did not fail, by whether the network answers with the
+    image's class, and how its logarithm correlates with that of E[I²]."""
+    rows = {}
+    for (part, answered), mine in shared.scored(table).groupby(["part", "answered"], sort=False):
+        low, middle, high = np.percentile(mine.mse, [10, 50, 90])
+        rows[part, "answered" if answered else "not answered"] = {
+            "attacks": len(mine),
+            "converged": mine.converged.mean(),
+            "MSE, 10%": low,
             "50%": middle,
             "90%": high,
-            "largest": rows[name].max(),
-            "90% / 10%": high / low,
-            "converged": rows.converged.mean() if name == "mse" else math.nan,
+            "E[I²]/dₓ, 50%": mine.expected_mse.median(),
+            # nothing to correlate with where the expected error is the same for all
+            "log–log with E[I²]": np.nan if part == "equal" else log_correlation(mine, "expected_mse", "mse"),
         }
-
-    names = {"measured": "mse", "predicted, I²F": "predicted_mse", "expected, E[I²]": "expected_mse"}
-    parts = table.groupby("part", sort=False)
-    rows = {(part, words): row(rows, name) for part, rows in parts for words, name in names.items()}
-    return pd.DataFrame(rows).T.astype({"images": int})
+    return pd.DataFrame(rows).T.astype({"attacks": int})
 
 
-def spread(table: pd.DataFrame, name: str = "mse") -> float:
-    """The 90th over the 10th percentile of a column."""
-    low, high = np.nanpercentile(table[name], [10, 90])
-    return float(high / low)
+def equalised(table: pd.DataFrame) -> pd.DataFrame:
+    """The MSE of the pairs of image and weight seed that met both one variance for all ("same") and their own
+    ("equal"), one row each."""
+    rows = shared.scored(table[table.part != "strong"])
+    return rows.pivot(index=PAIR, columns="part", values="mse").dropna()[["same", "equal"]]
 
 
-def class_effect(table: pd.DataFrame, name: str = "mse") -> tuple[float, float]:
-    """Kruskal and Wallis' H and p: are the ranks of `name` the same in every class? (NaN, 1) for a single class."""
-    if table.label.nunique() < 2:
-        return math.nan, 1.0
-    found = kruskal(*(rows[name] for _, rows in table.groupby("label")))
-    return float(found.statistic), float(found.pvalue)
+def by_image(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
+    """log MSE, one row per image and one column per weight seed, each column without its mean; and the labels. NaN
+    where an attack failed, or has no row."""
+    logs = np.log(shared.scored(rows).pivot(index="image", columns="weight_seed", values="mse"))
+    return logs - logs.mean(), rows.groupby("image").label.first()[logs.index]
 
 
-def explained(table: pd.DataFrame, causes: Sequence[str]) -> float:
-    """Adjusted R² of log MSE on the causes: `label` as a class, any other column as its logarithm.
-
-    NaN where there are no more different images than coefficients, as among copies of a few.
-    """
-    columns = [
-        pd.get_dummies(table.label, drop_first=True).to_numpy(float)
-        if cause == "label"
-        else np.log(table[cause].to_numpy())
-        for cause in causes
-    ]
-    A = np.column_stack([np.ones(len(table)), *columns])
-    n, k = A.shape
-    y = np.log(table.mse.to_numpy())
-    if len(np.unique(y)) <= k:
-        return math.nan
-    left = y - A @ np.linalg.lstsq(A, y, rcond=None)[0]
-    return float(1 - float(left @ left) / (n - k) / float(y.var(ddof=1)))
+def tail(units: NDArray[Any], high: float = 90, low: float = 50) -> NDArray[Any]:
+    """One percentile over images over another, the geometric mean over weight seeds: (samples, images, seeds) ->
+    (samples,), a statistic for `estimates.resampled`."""
+    top, bottom = percentiles(units, (high, low))
+    found: NDArray[Any] = np.exp(np.log(top / bottom).mean(-1))
+    return found
 
 
-def cost(table: pd.DataFrame) -> pd.Series:
-    """Σ σ_i² of noise equalised by E[I²], over that of one variance for all images with the same protection.
+def percentiles(values: NDArray[Any], shares: tuple[float, ...]) -> list[NDArray[Any]]:
+    """(samples, n, …) -> (samples, …) each: `numpy.nanpercentile`, which takes columns one by one, in one sort."""
+    ordered = np.sort(values, axis=1)  # NaN last
+    last = np.maximum((~np.isnan(ordered)).sum(1, keepdims=True) - 1, 0)
+    found = []
+    for share in shares:
+        place = last * share / 100
+        below, above = (np.take_along_axis(ordered, k.astype(int), 1) for k in (np.floor(place), np.ceil(place)))
+        found.append((below + (place % 1) * (above - below))[:, 0])
+    return found
 
-    With t_i = E[I²]/d_x at variance 1, equalised noise for a target T takes T · mean(1/t_i). One variance gives image i
-    the error σ² t_i, so that a statistic of the errors is T where σ² = T / statistic(t_i).
-    """
-    t = (table.expected_mse / table.variance)[table.part == "same"]
-    same = {"mean": t.mean(), "median": t.median(), "10th percentile": t.quantile(0.1), "smallest": t.min()}
-    return pd.Series({f"the {name} error": value * (1 / t).mean() for name, value in same.items()})
 
+def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
+    """The experiment's claims: `ratio` of percentiles, `effect` (η²) and `p_value` of classes.
 
-def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
-    """The experiment's claims.
-
-    Claims about images are judged a second time on those that the network does not answer with their own class:
-    an untrained network gives one answer to everything, and the images of that class, whose gradients are tiny, are so
-    well protected that they alone could decide. (That condition was chosen after a look.)
+    An untrained network gives one answer to almost everything, and the images of that class have tiny gradients: noise
+    hides them so well that they alone could decide. So the claim on samples leaves them out, and those on classes say
+    what they are without them. It also leaves out attacks that did not converge: their larger errors would support it.
     """
     table = tables["problems"]
-    same, strong, equal = (shared.scored(table[table.part == part]) for part in ("same", "strong", "equal"))
-    both = table[table.image.isin(table.image[table.part == "equal"]) & (table.part != "strong")]
-    compared = shared.scored(both)
-    compared = compared[compared.image.isin(same.image) & compared.image.isin(equal.image)]
-    judged = Judge.of("fairness", f"fairness-{dataset}", thresholds)
-
-    def words(rows: pd.DataFrame, attacks: pd.DataFrame) -> dict[str, Any]:
-        return {"variance": rows.variance.iloc[0], "converged": convergence(attacks)}
-
-    def explains(name: str, rows: pd.DataFrame, cause: str) -> Claim:
-        others, by_class = _others(rows), explained(rows, ["label"])
-        return judged(
-            name,
-            rows,
-            partial(explained, causes=[cause]),
-            others if others.image.nunique() > 2 else None,
-            by_class=f"; the class alone explains {by_class:.2f}" if math.isfinite(by_class) else "",
-            **words(rows, table[table.part == rows.part.iloc[0]]),
+    judged = Judge.of("fairness", "fairness", thresholds)
+    same = table[table.part == "same"]
+    others = same[~_answered(same)]
+    units, everyone = _errors(others[_converged(others)]), _errors(shared.scored(same))
+    found = [
+        judged.estimate(
+            "samples",
+            estimates.resampled(tail, units),
+            float(_converged(others).mean()),
+            everyone=f"{tail(everyone[None])[0]:.3g}",
+            below=f"{tail(units[None], 50, 10)[0]:.3g}",
+            converged=convergence(others),
         )
-
-    return [
-        judged("samples", same, spread, _others(same), **words(same, table[table.part == "same"])),
-        judged("classes", same, _class_p, interval=False, **_classes(same)),
-        judged("classes-others", _others(same), _class_p, interval=False, **_classes(_others(same))),
-        explains("explained", same, "predicted_mse"),
-        explains("foretold", same, "expected_mse"),
-        explains("explained-strong", strong, "predicted_mse"),
-        judged("equalised", compared, narrowed, _others(compared), **words(same, both)),
     ]
+    for name, part in (("classes", "same"), ("classes-strong", "strong")):
+        rows = table[table.part == part]
+        (centred, labels), (left, theirs) = by_image(rows), by_image(rows[~_answered(rows)])
+        found.append(
+            judged.estimate(
+                name,
+                estimates.effect(centred.mean(axis=1), labels),
+                float(_converged(rows).mean()),
+                p=estimates.permutation(centred.fillna(0.0), labels),  # a failed attack speaks for no class
+                others=f"{estimates.explained(left.mean(axis=1), theirs):.2g}",
+                converged=convergence(rows),
+            )
+        )
+    return found
 
 
-def _others(rows: pd.DataFrame) -> pd.DataFrame:
-    """The images that the network gets wrong, so that their gradients are large."""
-    return rows[~rows.answered.astype(bool)]
+def _errors(rows: pd.DataFrame) -> NDArray[Any]:
+    """MSE, (images, seeds), NaN where there is none."""
+    found: NDArray[Any] = rows.pivot(index="image", columns="weight_seed", values="mse").to_numpy(dtype=float)
+    return found
 
 
-def narrowed(table: pd.DataFrame) -> float:
-    """The standard deviation of log MSE in part "equal" over that in "same", for the images of the table."""
-    deviation = np.log(table.mse).groupby(table.part).std()
-    return float(deviation["equal"] / deviation["same"]) if deviation.get("same", 0) > 0 else math.nan
+def _answered(rows: pd.DataFrame) -> pd.Series:
+    return rows.answered.eq(True)
 
 
-def _class_p(table: pd.DataFrame) -> float:
-    return class_effect(table)[1]
-
-
-def _classes(table: pd.DataFrame) -> dict[str, Any]:
-    """For the note of a claim about classes: H of the test, its degrees of freedom, the sizes of the classes."""
-    sizes = table.groupby("label").size()
-    return {"H": class_effect(table)[0], "freedom": len(sizes) - 1, "fewest": sizes.min(), "most": sizes.max()}
+def _converged(rows: pd.DataFrame) -> pd.Series:
+    """False too where an attack raised, and says nothing of it."""
+    return rows.converged.eq(True)

@@ -1,22 +1,18 @@
-"""Does the draw of the weights decide what a gradient gives away? One prediction, several attackers, many draws."""
+"""Does the draw of the weights decide what a gradient gives away? One prediction, two attackers, many draws."""
 
 import itertools
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from i2f.core import spectrum
-from i2f.paper import attackers, sweep
+from i2f.paper import estimates, sweep
 from i2f.paper.attackers import ATTACKERS
-from i2f.paper.claims import Claim, Judge
+from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
-from i2f.paper.rows import declare
-from i2f.paper.statistics import convergence, spearman, worst
-from i2f.paper.sweep import Problem, Row, Settings
+from i2f.paper.statistics import convergence
+from i2f.paper.sweep import Problem, Settings
 
 DROPPED = ("dataset", "split", "noise", "noise_seed", "box", "budget", "start_seed", "reconstruction")
 ATTACK = ("method", "box", "budget", "start_seed")  # what is not of the noisy gradient
@@ -67,122 +63,85 @@ def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     return Results({"problems": table.join(own).drop(columns=list(DROPPED), errors="ignore")})
 
 
-def medians(table: pd.DataFrame) -> pd.DataFrame:
-    """Medians over draws: E[I²]/d_x, then every attacker's MSE per pixel, raw and clamped, by variance and draw."""
-    by = ["size", "init"]
-    attacked = table[table.attacker != "none"]
-    errors = attacked.groupby([*by, "attacker"], sort=False)[["mse", "mse_clamped"]].median().unstack("attacker")
-    errors.columns = [f"{attacker}, {'clamped' if 'clamped' in kind else 'raw'}" for kind, attacker in errors.columns]
-    errors.insert(0, "E[I²]/dₓ", attacked.groupby(by, sort=False).expected_mse.median())
-    return errors
+def errors(table: pd.DataFrame) -> pd.DataFrame:
+    """Medians over all draws: E[I²]/d_x, then every attacker's MSE per pixel and how many converged, by variance and
+    initialisation. An attack that failed has an infinite error."""
+    attacked = shared.lost(table[table.attacker != NONE]).assign(converged=lambda t: t.converged.eq(True))
+    by = attacked.groupby(["size", "init"], sort=False)
+    found = {"E[I²]/dₓ": by.expected_mse.median()}
+    for attacker, rows in attacked.groupby("attacker", sort=False):
+        own = rows.groupby(["size", "init"], sort=False)
+        found |= {f"{attacker}, MSE": own.mse.median(), f"{attacker}, converged": own.converged.mean()}
+    return pd.DataFrame(found)
 
 
 def spectra(table: pd.DataFrame) -> pd.DataFrame:
-    """Medians over draws of what J alone says of every initialisation: mean 1/λ, mean 1/√λ, λ_max, λ_min."""
-    networks = table.assign(mean_inverse=table.expected_mse / table["size"])
-    columns = {
-        "mean_inverse": "mean 1/λ",
-        "mean_inverse_sigma": "mean 1/√λ",
-        "lambda_max": "λ_max",
-        "lambda_min": "λ_min",
-    }
+    """Medians over all draws of what J alone says of every initialisation: mean 1/λ, λ_max, λ_min, λ_max/λ_min."""
+    networks = table.assign(
+        mean_inverse=table.expected_mse / table["size"], condition=table.lambda_max / table.lambda_min
+    )
+    columns = {"mean_inverse": "mean 1/λ", "lambda_max": "λ_max", "lambda_min": "λ_min", "condition": "λ_max/λ_min"}
     return networks.groupby("init", sort=False)[list(columns)].median().rename(columns=columns)
 
 
-def wide(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """One row per weight seed: the median over images and noises of `column`, one column per initialisation.
-
-    A small table of numbers, so that resampling weight seeds thousands of times is quick.
-    """
-    return rows.pivot_table(index="weight_seed", columns="init", values=column, aggfunc="median").reset_index()
-
-
-def leader_share(seeds: pd.DataFrame, init: str = "uniform") -> float:
-    """Share of weight seeds in which `init` has a lower value than every other initialisation: a tie is no lead."""
-    values, at = seeds.to_numpy()[:, 1:], list(seeds.columns[1:]).index(init)
-    return float((values[:, at] < np.delete(values, at, axis=1).min(axis=1)).mean())
-
-
-def ratio(seeds: pd.DataFrame, over: str = "normal", under: str = "uniform") -> float:
-    """Median over weight seeds for one initialisation over that for another."""
-    return float(np.median(seeds[over].to_numpy()) / np.median(seeds[under].to_numpy()))
-
-
-def order(seeds: pd.DataFrame) -> float:
-    """Spearman's correlation over weight seeds and initialisations of what is measured with `expected`'s columns."""
-    expected, measured = np.hsplit(seeds.to_numpy()[:, 1:], 2)
-    return float(spearman(expected.ravel(), measured.ravel()))
-
-
 class View(NamedTuple):
-    """A value that orders initialisations. name: in ids. measured: the value in words. attacker: the rows that hold it.
-    column: of the table. knows: what the attacker of the claim knows."""
+    """At which of `variances` and against whom initialisations are compared, and what the note says of the variance."""
 
-    name: str
-    measured: str
+    suffix: str
     attacker: str
-    column: str
-    knows: str
+    variance: int
+    about: str
 
 
-EXPECTED = View("expected", "E[I²]", "gauss-newton", "expected_mse", "none: a prediction")
-RELEASED = View("released", "mean 1/√λ", "gauss-newton", "mean_inverse_sigma", "none: the released code's average")
-MEASURED = [
-    View(f"{name}{suffix}", f"{clamped}MSE", name, column, attackers.knows(name) + after)
-    for name in ("gauss-newton", "dgl")
-    for suffix, clamped, column, after in (
-        ("", "", "mse", ""),
-        ("-clamped", "clamped ", "mse_clamped", "; clamped afterwards"),
-    )
+RELEASED = "the variance of the released runs, whose code passes {paper:g} as a standard deviation"
+VIEWS = [
+    View("-gauss-newton-released", "gauss-newton", 0, RELEASED),
+    View("-dgl-released", "dgl", 0, RELEASED),
+    View("-gauss-newton", "gauss-newton", 1, "the variance that the paper states"),
+    View("-dgl", "dgl", 1, "the variance that the paper states"),
 ]
-COMPARISONS: list[tuple[str, Callable[[pd.DataFrame], float], list[View]]] = [
-    ("riskiest", leader_share, [EXPECTED, *MEASURED]),
-    ("normal", ratio, [EXPECTED, RELEASED]),
-    ("anomaly", ratio, MEASURED),
-    ("order", order, MEASURED),
-]
+SMALL = ["kaiming", "xavier"]
+COMPARED = {"uniform": (SMALL, ["uniform"]), "normal": (SMALL, ["normal"]), "anomaly": (["normal"], ["uniform"])}
 
 
-def judge(tables: Tables, thresholds: Config, dataset: str) -> list[Claim]:
-    """The claims, at the first of `variances`, the paper's, and once more at the last.
-
-    Bootstrap unit: weight seeds, each with all its initialisations.
-    """
-    sizes = {"paper": thresholds["variances"][0], "small": thresholds["variances"][-1]}
+def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
+    """The experiment's claims: differences of means over weight seeds, of each seed's mean over its images."""
     table = tables["problems"]
-    table = shared.lost(table[table.attacker != "none"])
-    judged = Judge.of("initialization", f"initialization-{dataset}", {**thresholds, **sizes})
+    judged = Judge.of("initialization", "initialization", thresholds)
+    variances = thresholds["variances"]
     found = []
-    for name, measure, views in COMPARISONS:
-        for view in views:
-            rows = table[table.attacker == view.attacker]
-            columns = ["expected_mse", view.column] if name == "order" else [view.column]
-            paper, small = (_at(rows, size, columns) for size in sizes.values())
+    for name, (more, less) in COMPARED.items():
+        for view in VIEWS:
+            mine = table[(table.attacker == view.attacker) & np.isclose(table["size"], variances[view.variance])]
+            mine = mine[mine.init.isin(more + less)]
+            rows = shared.scored(mine)
+            if not len(rows):
+                continue
+            low, high = (expected := _difference(rows, "expected_mse", more, less)).interval
+            newton, failed = view.attacker == "gauss-newton", int(mine.failed.eq(True).sum())
+            # Adam is judged at its published budget, however it ended
+            finished = mine.converged.eq(True).mean() if newton else 1 - failed / len(mine)
+            spent = f"{len(mine)} attacks of {thresholds['adam_steps']:,} steps" + f", {failed} failed" * bool(failed)
             found.append(
-                judged(
+                judged.estimate(
                     name,
-                    paper,
-                    measure,
-                    small,
-                    suffix=f"-{view.name}",
-                    attacker=view.knows,
-                    measured=view.measured,
-                    converged=f"; {convergence(rows)} at all variances" if view in MEASURED else "",
+                    _difference(rows, "mse", more, less),
+                    float(finished),
+                    suffix=view.suffix,
+                    attacker=view.attacker,
+                    variance=f"{variances[view.variance]:g}",
+                    about=view.about.format(paper=variances[1]),
+                    expected=f"{expected.value:.2f} [{low:.2f}, {high:.2f}]",
+                    converged=convergence(mine) if newton else spent,
                 )
             )
-    perfect = table[table.attacker == "gauss-newton"]
-    perfect = perfect.assign(error=shared.relative_error(perfect))
-    linear = perfect[perfect.expected_mse <= thresholds["cut"] ** 2]
-    by_noise = partial(worst, by=["init", "size"], column="error")
-    used = ["weight_seed", "init", "size", "expected_mse", "error"]
-    converged = convergence(perfect)
-    return [*found, judged("prediction", perfect[used], by_noise, linear[used], converged=converged)]
+    networks = table.drop_duplicates(["init", "weight_seed", "image"])
+    networks = networks.assign(condition=networks.lambda_max / networks.lambda_min)
+    return [*found, judged.estimate("singular", _difference(networks, "condition", SMALL, ["uniform"]))]
 
 
-def _at(rows: pd.DataFrame, size: float, columns: list[str]) -> pd.DataFrame:
-    """`wide` of the columns, side by side, for the noise of variance `size`."""
-    rows = rows[np.isclose(rows["size"], size, rtol=1e-6, atol=0)]
-    first, *others = (wide(rows, column) for column in columns)
-    for other in others:
-        first = first.merge(other, on="weight_seed")
-    return first
+def _difference(rows: pd.DataFrame, column: str, more: list[str], less: list[str]) -> estimates.Estimate:
+    """Of the mean logarithm of a column, over weight seeds, of the initialisations `more` from those `less`."""
+    logs = rows.assign(log=np.log(rows[column]))
+    first, second = (logs[logs.init.isin(some)].groupby("weight_seed").log.mean() for some in (more, less))
+    return estimates.welch(first, second)
