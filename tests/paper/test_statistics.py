@@ -20,11 +20,9 @@ from i2f.paper.experiments import (
     deep_networks,
     designed_noise,
     efficiency,
-    eigenvectors,
     frontier,
     joint,
     language,
-    lower_bound,
     pruning,
     rivals,
     smoothness,
@@ -42,35 +40,6 @@ def few_draws():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(claims, "bootstrap", partial(statistics.bootstrap, draws=10))
         yield
-
-
-def judge_lower_bound(looseness=5.0, place=SAME, sizes=(1, 2, 3), inits=(1, 10, 100), trace=0.0, gain=3.0, attack=5.0):
-    """The bound orders images, levels and initialisations as is given; I has them in their own order."""
-    rows = []
-    for model, init, own, kept in (*zip(["lenet"] * 3, "abc", (1, 10, 100), inits, strict=True), ("linear", "a", 1, 1)):
-        for image in range(N):
-            for size, seen in zip((1, 2, 3), sizes, strict=True):
-                exact, bound = own * (10 * size + image), kept * (10 * seen + place(image))
-                rows.append(
-                    {
-                        "model": model,
-                        "init": init,
-                        "image": image,
-                        "size": size,
-                        "predicted_rmse": exact,
-                        "predicted_mse": exact**2,
-                        "bound_rmse": bound,
-                        "looseness": looseness,
-                        "expected_mse": exact**2 * (1 + trace),
-                        "expected_rmse": own * (10 * size + place(image)),
-                        "cg_rmse, 2 steps": gain * bound,
-                        "rmse": attack * bound,
-                        **ENDED,
-                        "attacked": model == "lenet" and init == "a",
-                    }
-                )
-    thresholds = {"tight": 10.0, "order": 0.8, "accuracy": 0.1, "gain": 2.0, "cg_steps": [1, 2]}
-    return lower_bound.judge({"problems": pd.DataFrame(rows)}, thresholds, "mnist")
 
 
 def judge_efficiency(bound=20, attacks=(2000, 2000), exact=785):
@@ -125,33 +94,6 @@ def judge_damping(free=0.0, damped=0.0, pulled=0.0, bayes=1.0, weight=0.5, paper
     tables = {"problems": pd.DataFrame(table), "curves": pd.DataFrame(curves), "survey": pd.DataFrame(survey)}
     thresholds = {"cut": 0.05, "accuracy": 0.05, "factor": 2.0, "order": 0.9, "near": 0.5}
     return damping.judge(tables, thresholds, "mnist")
-
-
-def judge_eigenvectors(slope=-1.0, factor=1.0, paper=2.0, best=None):
-    """MSE in units of c²/d_x: factor·λ^slope in the linear regime, `paper`/λ at the paper's noise; `best`: of the first
-    image along the first direction."""
-    rows = []
-    for part in ("law", "paper"):
-        for image in range(N):
-            for value in (5.0, 0.5, 0.05, 0.005):
-                mse = paper / value if part == "paper" else factor * value**slope
-                mse = best if best and (part, image, value) == ("law", 0, 5.0) else mse
-                rows.append(
-                    {
-                        "part": part,
-                        "image": image,
-                        "norm": 1.0,
-                        "eigenvalue": value,
-                        "method": "gauss-newton",
-                        "mse": mse,
-                        "rmse": mse**0.5,
-                        "predicted_mse": 1 / value,
-                        "predicted_rmse": value**-0.5,
-                        **ENDED,
-                    }
-                )
-    thresholds = {"slope_low": -1.05, "slope_high": -0.95, "accuracy": 0.01, "inequality": 100.0, "excess": 2.0}
-    return eigenvectors.judge({"problems": pd.DataFrame(rows)}, thresholds, "mnist")
 
 
 def judge_pruning(errors=(1.0, 2.0), falling=0, miss=0.0, bound=1, recovered=(True, True), images=4):
@@ -381,16 +323,6 @@ NOWHERE = [(depth, image) for depth in (2, 4) for image in range(N)]
 GN = "gauss-newton"
 # judge -> names of its claims -> the arguments where they are true, where they are false and between, and the values
 CASES = {
-    judge_lower_bound: {
-        "bound": [({}, 5), ({"looseness": 0.5}, 0.5)],
-        "tight tight-linear": [({}, 5), ({"looseness": 50.0}, 50)],
-        "images trace-images": [({}, 1), ({"place": REVERSED}, -1), ({"place": HALVES}, HALVES_ORDER)],
-        "levels": [({}, 1), ({"sizes": (3, 2, 1)}, -1), ({"sizes": (1, 3, 2)}, 0.5)],
-        "inits": [({}, 1), ({"inits": (100, 10, 1)}, -1), ({"inits": (1, 100, 10)}, 0.5)],
-        "trace": [({}, 0), ({"trace": 0.5}, 0.5)],
-        "cg": [({}, 3), ({"gain": 1.0}, 1)],
-        "attack": [({}, 5), ({"attack": 0.5}, 0.5)],
-    },
     judge_efficiency: {
         "products": [({}, 20), ({"bound": 200}, 200)],
         "bound-dgl": [({}, 100), ({"attacks": (20, 20)}, 1), ({"attacks": (2000, 100)}, 5)],
@@ -406,14 +338,6 @@ CASES = {
         "order": [({}, 1), ({"order": REVERSED}, -1), ({"order": HALVES}, HALVES_ORDER)],
         "ranks": [({}, 1), ({"ranks": REVERSED}, -1), ({"ranks": HALVES}, HALVES_ORDER)],
         "stopping": [({}, 0), ({"miss": 0.9}, 0.9)],
-    },
-    judge_eigenvectors: {
-        "slope": [({}, -1), ({"slope": 0.0}, 0), ({"slope": -0.96}, -0.96)],
-        "prediction": [({}, 0), ({"factor": 4.0}, 1)],
-        "bound-linear": [({}, 1), ({"factor": 0.5}, 0.5), ({"best": 0.1}, 0.5)],
-        "bound-paper": [({}, 2), ({"paper": 0.5}, 0.5)],
-        "inequality": [({}, 1000), ({"slope": 0.0}, 1)],
-        "excess": [({"factor": 4.0}, 4), ({}, 1)],
     },
     judge_pruning: {
         # the last: errors at the floor, which have no order
@@ -491,6 +415,8 @@ FLAT = [
 BY_ESTIMATES = {
     "leakage",
     "influence_vs_attack",
+    "lower_bound",
+    "eigenvectors",
     "fairness",
     "initialization",
 }  # whose intervals are tested in test_estimates.py

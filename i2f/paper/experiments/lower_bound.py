@@ -2,19 +2,17 @@
 
 import math
 
-import numpy as np
 import pandas as pd
 
 from i2f.core import linalg, spectrum
-from i2f.paper import sweep
-from i2f.paper.claims import Claim, Judge
+from i2f.paper import estimates, sweep
+from i2f.paper.claims import Claim, Judge, Thresholds
+from i2f.paper.estimates import Estimate
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
 from i2f.paper.rows import declare
-from i2f.paper.statistics import convergence, rank_correlation, spearman
 from i2f.paper.sweep import Problem, Row, Settings
 
-NETWORK = ["model", "init"]
 CG = "cg_rmse, "  # what the names of conjugate gradients' columns begin with
 
 
@@ -54,7 +52,9 @@ def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     (2/directions)^½. "cg_rmse, k steps": ‖u_k‖/√d_x of conjugate gradients on J Jᵀ u = Jδ from u₀ = 0. ‖u_k‖ grows to
     I with k (Steihaug 1983), and ‖u₁‖ ≥ I_lb: every step is a lower bound, tighter than Eq. 5, for two products.
     """
-    table = sweep.run(solve, problems, settings, ("model", "init", "weight_seed"), at_most=20, description="predictions")
+    table = sweep.run(
+        solve, problems, settings, ("model", "init", "weight_seed"), at_most=20, description="predictions"
+    )
     return Results({"problems": table.drop(columns="cg_steps")})
 
 
@@ -85,88 +85,46 @@ def _steps(count: float) -> str:
     return f"{count:g} step{'s' * (count > 1)}"
 
 
+def named(table: pd.DataFrame) -> dict[str, str]:
+    """The estimates of I in the table: name -> column."""
+    cg = {name.replace("cg_rmse", "CG"): name for name in table if name.startswith(CG)}
+    return {"I_lb, Eq. 5": "bound_rmse", **cg, "√E[I²]": "expected_rmse", "‖Jδ‖/λ_min": "upper_rmse"}
+
+
+def order(rows: pd.DataFrame, estimate: str) -> Estimate:
+    """Spearman's correlation of an estimate with I over the images of a weight seed, averaged over the seeds."""
+    return estimates.rank_correlation([(one.predicted_rmse, one[estimate]) for _, one in rows.groupby("weight_seed")])
+
+
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per network: medians of each estimate over I, and the least I/I_lb."""
-    cg = {
-        name.replace("cg_rmse", "I / CG"): table.predicted_rmse / table[name] for name in table if name.startswith(CG)
-    }
-    ratios = pd.DataFrame(
-        {
-            "I / I_lb, least": table.looseness,
-            "I / I_lb": table.looseness,
-            "from the spectrum": table.expected_looseness,
-            **cg,
-            "upper bound / I": table.upper_rmse / table.predicted_rmse,
-            "√E[I²] / I": table.expected_rmse / table.predicted_rmse,
-            "directions": table.directions,
-            "model": table.model,
-            "init": table.init,
+    """One row per network: the geometric mean of each estimate over I, how each ranks images, and the spectrum's
+    "looseness" and "directions"."""
+    found, names = {}, named(table)
+    for network, rows in table.groupby(["model", "init"], sort=False):
+        ratios = rows[list(names.values())].div(rows.predicted_rmse, axis=0)
+        own = {"looseness": "expected_looseness", "directions": "directions"}
+        found[network] = {
+            **{("estimate / I", name): _typical(ratios[column]) for name, column in names.items()},
+            **{("Spearman with I", name): order(rows, column).value for name, column in names.items()},
+            **{("spectrum", name): _typical(rows[column]) for name, column in own.items()},
         }
-    )
-    rules = {name: "median" for name in ratios if name not in NETWORK} | {"I / I_lb, least": "min"}
-    return ratios.groupby(NETWORK, sort=False).agg(rules)
+    return pd.DataFrame(found).T.rename_axis(["model", "init"])
 
 
-def order_over_images(table: pd.DataFrame, estimate: str) -> pd.DataFrame:
-    """One row per image: `estimate` and I of every network and variance, as `median_order` takes them."""
-    wide = table.pivot(index="image", columns=[*NETWORK, "size"], values=[estimate, "predicted_rmse"])
-    wide.columns = range(wide.shape[1])
-    return wide.reset_index()
+def _typical(values: pd.Series) -> float:
+    return estimates.geometric_mean(values).value
 
 
-def median_order(wide: pd.DataFrame) -> float:
-    """Spearman's correlation over images of `order_over_images`' two halves, the median over their columns."""
-    found = spearman(*np.split(wide.drop(columns="image").to_numpy(), 2, axis=1))
-    found = found[~np.isnan(found)]
-    return float(np.median(found)) if len(found) else np.nan  # a resampling of one image many times has no order
-
-
-def order_within_images(table: pd.DataFrame, over: str) -> pd.DataFrame:
-    """Spearman of I_lb with I `over` "size" or "init", for each image (and each of the other): (image, value)."""
-    within = ["image", "init" if over == "size" else "size"]
-    rows = [(key[0], rank_correlation(g, "bound_rmse", "predicted_rmse")) for key, g in table.groupby(within)]
-    return pd.DataFrame(rows, columns=["image", "value"])
-
-
-def judge(tables: Tables, thresholds: Config, dataset: str) -> list[Claim]:
-    """The experiment's claims. The second of `cg_steps` is where conjugate gradients are cut off."""
+def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
+    """The experiment's claims, about LeNet with the first of `inits`. Of the thresholds, the second of `cg_steps` is
+    where conjugate gradients are cut off."""
     table = tables["problems"]
-    lenet, linear = table[table.model == "lenet"], table[table.model == "linear"]
-    attacked = table[table.attacked.astype(bool)]
-    judged = Judge.of("lower_bound", f"lower_bound-{dataset}", thresholds)
-    found = [
-        judged("bound", _of(table, table.looseness), _least),
-        judged("tight", _of(lenet, lenet.looseness), _median, network="LeNet"),
+    rows = table[(table.model == "lenet") & (table.init == thresholds["inits"][0])]
+    judged = Judge.of("lower_bound", "lower_bound", thresholds)
+    low, high = estimates.resampled(estimates.ordered, rows[["predicted_rmse", "bound_rmse"]]).interval
+    gain = rows[CG + _steps(thresholds["cg_steps"][1])] / rows.bound_rmse
+    return [
+        judged.estimate("tight", estimates.geometric_mean(rows.looseness)),
+        judged.estimate("order", order(rows, "bound_rmse"), bca=f"[{low:.2f}, {high:.2f}]"),
+        judged.estimate("cg", estimates.geometric_mean(gain)),
     ]
-    if len(linear):
-        found.append(
-            judged("tight", _of(linear, linear.looseness), _median, suffix="-linear", network="One linear layer")
-        )
-    found.append(judged("images", order_over_images(lenet, "bound_rmse"), median_order))
-    if lenet["size"].nunique() > 2:
-        found.append(judged("levels", order_within_images(lenet, "size"), _median))
-    if lenet.init.nunique() > 2:
-        found.append(judged("inits", order_within_images(lenet, "init"), _median))
-    missed = (lenet.expected_mse / lenet.predicted_mse - 1).abs()
-    steps = _steps(thresholds["cg_steps"][1])
-    found += [
-        judged("trace", _of(lenet, missed), _median),
-        judged("trace-images", order_over_images(lenet, "expected_rmse"), median_order),
-        judged("cg", _of(lenet, lenet[CG + steps] / lenet.bound_rmse), _median, steps=steps),
-    ]
-    if len(attacked):
-        ratio = _of(attacked, attacked.rmse / attacked.bound_rmse)
-        found.append(judged("attack", ratio, _least, converged=convergence(attacked)))
-    return found
-
-
-def _of(table: pd.DataFrame, value: pd.Series) -> pd.DataFrame:
-    return pd.DataFrame({"image": table.image, "value": value})
-
-
-def _median(table: pd.DataFrame) -> float:
-    return float(np.median(table.value))
-
-
-def _least(table: pd.DataFrame) -> float:
-    return float(table.value.min())

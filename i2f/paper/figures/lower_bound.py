@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from i2f.paper.attackers import ATTACKERS
+from i2f.paper.experiments.lower_bound import named
 from i2f.paper.figures.style import AMBER, BLUE, GREEN, INK, LINE, PINK, VERMILION, diagonal, readable_ticks, style
 from i2f.paper.results import Config, Results
 
@@ -27,50 +27,42 @@ def published(found: Results, config: Config) -> dict[str, Figure]:
 
 
 def overview(table: pd.DataFrame) -> Figure:
-    """Left: I_lb against I, one point per problem. Right: each estimate of I over I, LeNet and the linear layer."""
+    """Left: I_lb against I, one point per image and network. Right: each estimate of I over I, by network."""
     style()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.6), layout="constrained", width_ratios=[1, 1.1])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.8), layout="constrained", width_ratios=[1, 1.1])
     bound_against_influence(left, table)
-    left.set_title("The lower bound against I²F")
+    left.set_title("The bound lies far below I²F")
     estimates_over_influence(right, table)
-    right.set_title("What each estimate says of I²F")
+    right.set_title("Conjugate gradients come closer, step by step")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=7, fontsize="small")
     return figure
 
 
 def bound_against_influence(ax: Axes, table: pd.DataFrame) -> None:
-    """I_lb/√d_x against I/√d_x, both logarithmic; rings: what attacks measured, on the same horizontal axis."""
-    for (model, init), rows in table.groupby(["model", "init"], sort=False):
-        colour, marker = NETWORKS.get((model, init), OTHER)
-        marks = ax.scatter(rows.predicted_rmse, rows.bound_rmse, s=26, marker=marker, facecolor=colour, zorder=3)
-        marks.set(edgecolor="white", linewidth=0.5, alpha=0.9, label=f"{NAMES.get(model, model)}, {init}")
-    attacked = table[table.attacked.astype(bool)]
-    if len(attacked):
-        rings = ax.scatter(attacked.rmse.astype(float), attacked.bound_rmse, s=70, facecolor="none", zorder=4)
-        rings.set(edgecolor=INK, linewidth=1.2, label=f"measured, {ATTACKERS['gauss-newton'].label}")
+    """I_lb/√d_x against I/√d_x, both logarithmic: a cloud of images for each network."""
+    for network, rows in table.groupby(["model", "init"], sort=False):
+        colour, marker = NETWORKS.get(network, OTHER)
+        marks = ax.scatter(rows.predicted_rmse, rows.bound_rmse, s=18, marker=marker, color=colour, alpha=0.5, zorder=3)
+        marks.set(edgecolor="white", linewidth=0.3, label=f"{NAMES.get(network[0], network[0])}, {network[1]}")
     ax.set(xscale="log", yscale="log", xlabel="I, RMSE per pixel", ylabel="I_lb, RMSE per pixel")
     diagonal(ax, "I_lb = I")
     readable_ticks(ax)
-    ax.legend(fontsize="x-small", loc="upper left")
 
 
 def estimates_over_influence(ax: Axes, table: pd.DataFrame) -> None:
-    """One row per estimate, its ratio to I on a logarithmic axis, one point per problem; a bar at the median."""
-    estimates = {"I_lb, Eq. 5": "bound_rmse"}
-    estimates |= {name.replace("cg_rmse, ", "CG, "): name for name in table if name.startswith("cg_rmse")}
-    estimates |= {"√E[I²]": "expected_rmse", "‖Jδ‖/λ_min": "upper_rmse"}
+    """Each estimate over I, on a logarithmic axis: the median over a network's images and the range of four in five."""
+    names = named(table)
+    networks = list(table.groupby(["model", "init"], sort=False))
     ax.axvline(1, color=LINE, lw=1.2, zorder=1)
-    for y, column in enumerate(estimates.values()):
-        for shift, model in ((-0.18, "lenet"), (0.18, "linear")):
-            rows = table[table.model == model]
-            if not len(rows):
-                continue
-            colour, marker = (NETWORKS["lenet", "uniform"][0], "o") if model == "lenet" else OTHER
-            ratio = (rows[column] / rows.predicted_rmse).to_numpy()
-            jitter = np.linspace(-0.1, 0.1, len(ratio))
-            label = NAMES[model] if y == 0 else None
-            ax.scatter(ratio, y + shift + jitter, s=10, marker=marker, color=colour, alpha=0.35, label=label, lw=0)
-            ax.plot([np.median(ratio)] * 2, [y + shift - 0.15, y + shift + 0.15], color=colour, lw=2.5, zorder=3)
-    ax.set(xscale="log", xlabel="estimate / I", yticks=range(len(estimates)), yticklabels=list(estimates))
+    shifts = np.linspace(-0.3, 0.3, len(networks)) if len(networks) > 1 else [0.0]
+    for y, column in enumerate(names.values()):
+        for shift, (network, rows) in zip(shifts, networks, strict=True):
+            colour, marker = NETWORKS.get(network, OTHER)
+            ratio = rows[column] / rows.predicted_rmse
+            ratio = ratio[np.isfinite(ratio)]  # where J Jᵀ is singular there is no upper bound
+            if len(ratio):
+                ax.hlines(y + shift, *ratio.quantile([0.1, 0.9]), color=colour, lw=3, alpha=0.4, zorder=2)
+                ax.plot(ratio.median(), y + shift, marker, color=colour, ms=4.5, zorder=3)
+    ax.set(xscale="log", xlabel="estimate / I", yticks=range(len(names)), yticklabels=list(names))
     ax.grid(visible=False, axis="y")
     ax.invert_yaxis()
-    ax.legend(fontsize="small", loc="lower left", markerscale=2)
