@@ -18,13 +18,9 @@ from i2f.paper.experiments import (
     batch_size,
     damping,
     deep_networks,
-    designed_noise,
     efficiency,
-    frontier,
-    joint,
     language,
     pruning,
-    rivals,
     smoothness,
     training,
 )
@@ -217,26 +213,6 @@ def judge_smoothness(missed=(), rank=784, growth=3.0):
     return smoothness.judge({"problems": table}, {"exact": 1e-8, "share": 0.99, "safer": 2.0}, "mnist")
 
 
-def judge_joint(harder=(2.0, 2.0), relative=(2.0, 2.0), cost=(0.0, 0.0)):
-    """What a penalty multiplies errors by, and what it costs, in seeds of even and of odd number."""
-    rows = []
-    config = dict.fromkeys((*joint.OWN, "gauss_newton_steps"), 0) | {"seeds": N}
-    for p in joint.problems(config | {"methods": {"plain": [0], "bound": [0.1], "bayes": [0.1]}}):
-        which, strong = p["seed"] % 2, p["method"] != "plain"
-        rows.append(
-            {
-                **p,
-                "image": 0,
-                "accuracy": 0.9 - strong * cost[which],
-                "gradient_norm": 1.0,
-                **ENDED,
-                "expected_rmse": 0.1 * (relative[which] if strong else 1),
-                "mse_clamped": 0.01 * (harder[which] ** 2 if strong else 1),
-            }
-        )
-    return joint.judge({"problems": pd.DataFrame(rows)}, {"gain": 1.5, "kept": 0.05}, "mnist")
-
-
 def judge_language(found=True, miss=0.0, lost=(0.0, 0.1, 0.9), order=1, flat=0.0, named=1.0):
     """lost: share of tokens and words at an I_lb of about 0.001, 0.1 and 10. order: −1 where texts with a larger I_lb
     lose less."""
@@ -268,55 +244,6 @@ def judge_language(found=True, miss=0.0, lost=(0.0, 0.1, 0.9), order=1, flat=0.0
     thresholds = {"share": 0.9, "cut": 0.1, "accuracy": 0.05, "order": 0.7, "low": 0.01, "high": 1.0}
     thresholds |= {"kept": 0.9, "fallen": 0.5, "middle": 0.1}
     return language.judge({"problems": pd.DataFrame(rows)}, thresholds)
-
-
-def judge_designed(gain=(20, 20), isotropic=(20, 20), averaged=2.0, off=(0, 0), told=(0.1, 1.0), better=0.2):
-    """Designed noise over the others along the sharpest directions, and how far isotropic noise's error is off, in
-    images of even and of odd number; what being told a linear and a designed covariance leaves; accuracy gained."""
-    rows = []
-    config = {"images": N, "levels": [0.002], "draws": 1, "told": N, "gauss_newton_steps": 0, "start_seed": 0}
-    config |= dict.fromkeys(frontier.OWN, 0) | {"methods": {}, "seeds": 0}
-    for p in designed_noise.problems(config)["problems"]:
-        which, kind = p["image"] % 2, p["kind"]
-        rows.append(
-            {
-                **p,
-                "sharpest": {"row-space": 1 / gain[which], "isotropic": 1 / isotropic[which]}.get(kind, 1.0),
-                "predicted_mse": 1e-4,
-                "mse": 1e-4 * (1 + off[which] * (kind == "isotropic")),
-                **ENDED,
-                "rmse": told[designed_noise.TOLD.index(kind)] if p["told"] else 1.0,
-                "bayes": averaged if kind == "averaged" else 1.0,
-            }
-        )
-    trained = [
-        {"method": method, "value": value, "seed": seed, "privacy": value, "accuracy": 0.8 - value + more}
-        for method, more, values in (
-            ("none", 0.0, [0.0]),
-            ("isotropic", 0.0, [0.1, 0.2, 0.3]),
-            ("designed", better, [0.1, 0.2, 0.3]),
-        )
-        for value in values
-        for seed in range(N)
-    ]
-    tables = {"problems": pd.DataFrame(rows), "frontier": pd.DataFrame(trained)}
-    return designed_noise.judge(tables, {"gain": 10.0, "accuracy": 0.25, "margin": 0.05}, "mnist")
-
-
-def judge_rivals(place=SAME, factor=1.0):
-    rows = [
-        {
-            "network": "net",
-            "image": image,
-            "level": level,
-            "rmse": level * (1 + image),
-            **ENDED,
-            **dict.fromkeys(rivals.MEASURES, level * (1 + place(image)) / factor),
-        }
-        for image in range(N)
-        for level in (0.1, 10.0)
-    ]
-    return rivals.judge({"problems": pd.DataFrame(rows)}, {"order": 0.7, "calibration": 1.5})
 
 
 NOWHERE = [(depth, image) for depth in (2, 4) for image in range(N)]
@@ -373,11 +300,6 @@ CASES = {
         "rank": [({}, 1), ({"rank": 700}, 0)],
         "depth": [({}, 3), ({"growth": 1.0}, 1)],
     },
-    judge_joint: {
-        "bound bayes": [({}, 2), ({"harder": (1.0, 1.0)}, 1), ({"harder": (1.0, 4.0)}, 2)],
-        "bound-relative bayes-relative": [({}, 2), ({"relative": (1.0, 1.0)}, 1), ({"relative": (1.0, 4.0)}, 2)],
-        "bound-accuracy bayes-accuracy": [({}, 0), ({"cost": (0.2, 0.2)}, -0.2), ({"cost": (0.0, 0.2)}, -0.1)],
-    },
     judge_language: {
         "read searched tag": [({}, 1), ({"found": False}, 0)],
         "accuracy": [({}, 0), ({"miss": 0.5}, 0.5)],
@@ -387,23 +309,6 @@ CASES = {
         "flat": [({}, 1), ({"flat": 0.5}, 0.5)],
         "fallen": [({}, 1 - 0.9 * 1.035), ({"lost": (0.0, 0.0, 0.1)}, 1 - 0.1 * 1.035)],
         "shared": [({}, 1), ({"named": 0.1}, 0.1)],
-    },
-    judge_designed: {
-        "gain": [({}, 20), ({"gain": (2, 2)}, 2), ({"gain": (5, 20)}, 10)],
-        "gain-isotropic": [({}, 20), ({"isotropic": (2, 2)}, 2), ({"isotropic": (5, 20)}, 10)],
-        "averaged": [({}, 2), ({"averaged": 0.9}, 0.9)],
-        "prediction": [({}, 0), ({"off": (3, 3)}, 3), ({"off": (3, 0)}, 1.5)],
-        "told-linear": [({}, 0.1), ({"told": (1.0, 0.1)}, 1)],
-        "told-designed": [({}, 1), ({"told": (1.0, 0.1)}, 0.1)],
-        "utility": [({}, 0.2), ({"better": 0.0}, 0)],
-    },
-    judge_rivals: {
-        " ".join(name.replace("_", "-") for name in rivals.MEASURES): [
-            ({}, 1),
-            ({"place": REVERSED}, -1),
-            ({"place": HALVES}, HALVES_ORDER),
-        ],
-        "calibration": [({}, 1), ({"factor": 4.0}, 4), ({"factor": 0.5}, 2)],
     },
 }
 FLAT = [
@@ -415,10 +320,13 @@ FLAT = [
 BY_ESTIMATES = {
     "leakage",
     "influence_vs_attack",
-    "lower_bound",
+    "designed_noise",
     "eigenvectors",
     "fairness",
     "initialization",
+    "joint",
+    "lower_bound",
+    "rivals",
 }  # whose intervals are tested in test_estimates.py
 _KEPT: dict[str, dict[str, claims.Claim]] = {}
 

@@ -11,7 +11,6 @@ s_i/λ_i.
     averaged    the largest mean error for an attacker with a prior; `noise.averaged`
 """
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,9 @@ from i2f.attacks.prior import TAU
 from i2f.audit.defense import Defense
 from i2f.core import spectrum
 from i2f.core.jacobian import GradientJacobian
-from i2f.paper import sweep
+from i2f.paper import estimates, sweep
 from i2f.paper.claims import Claim, Judge, Thresholds
+from i2f.paper.estimates import Estimate
 from i2f.paper.experiments import frontier
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
@@ -37,7 +37,6 @@ KINDS = ("isotropic", "row-space", "linear", "designed", "averaged")
 TOLD = ("linear", "designed")  # whose covariance an attacker may know
 SHARPEST = 10  # directions, the least protected ones by isotropic noise
 FLOOR = 1e-6  # of the isotropic variance: what the attacker who knows the covariance allows for outside the row space
-CUT = 0.05  # predicted RMSE that bounds the linear regime
 ATTACK = ("steps", "start_seed")  # of a problem, and no columns of the table
 TOGETHER = (*shared.NETWORK, "image", *ATTACK)  # missing problems that agree in these share J and an attack's settings
 
@@ -45,9 +44,9 @@ TOGETHER = (*shared.NETWORK, "image", *ATTACK)  # missing problems that agree in
 def problems(config: Config) -> dict[str, list[Problem]]:
     """By table: attacks on every digit under every kind of noise, and the trainings of `frontier.problems`.
 
-    config: dataset, init; images: digits of the train split from number first_image on, each under one of weight_seeds, in
-    rotation; level: ‖δ‖ over ‖g‖; gauss_newton_steps: the attackers' budget; and what `frontier.problems` takes. Of the
-    kinds `TOLD`, an attacker who knows the covariance of the noise follows the one who does not.
+    config: dataset, init; images: how many digits of the train split, from number first_image on, each under one of
+    weight_seeds, in rotation; level: ‖δ‖ over ‖g‖; gauss_newton_steps: the attackers' budget; and what
+    `frontier.problems` takes. Of the kinds `TOLD`, an attacker who knows the covariance follows the one who does not.
     """
     setting = frontier.setting(config)
     return {
@@ -75,8 +74,8 @@ def problems(config: Config) -> dict[str, list[Problem]]:
 def run(problems: dict[str, list[Problem]], settings: Settings = sweep.DEFAULT) -> Results:
     """The table of attacks, one row each, and that of `frontier.run`.
 
-    predicted_mse, predicted_sharpest: the mean squared error per pixel, and along the `SHARPEST` eigenvectors of
-    largest λ, over draws; mse, sharpest: the attack's; worst_predicted: the smallest error of any direction; bayes: the
+    predicted_mse, predicted_sharpest: the expected squared error per pixel, and along the `SHARPEST` eigenvectors of
+    largest λ; mse, sharpest: the attack's; worst_predicted: the smallest error of any direction; bayes: the
     mean error of an attacker who has a prior and knows the covariance; energy: E; evaluations: of the attack, and where
     the covariance is known, also of the attack that it starts from.
     """
@@ -151,58 +150,42 @@ def knowing_covariance(
     return invert(J.map.model, gradient, J.map.y, J.x.shape, covariance=known, start=start, steps=steps)
 
 
-def gains(table: pd.DataFrame) -> pd.DataFrame:
-    """By image and level, means over draws of designed noise over another kind: of the measured error along the
-    sharpest directions (sharpest, isotropic), and of the mean error; averaged: the Bayes error over row-space noise's.
-    """
-    rows = shared.scored(table[~table.told.astype(bool)])
-    means = rows.groupby(["image", "level", "kind"])[["sharpest", "mse", "bayes"]].mean().unstack("kind")
-    return pd.DataFrame(
-        {
-            "sharpest": means["sharpest", "designed"] / means["sharpest", "row-space"],
-            "isotropic": means["sharpest", "designed"] / means["sharpest", "isotropic"],
-            "mean": means["mse", "designed"] / means["mse", "row-space"],
-            "averaged": means["bayes", "averaged"] / means["bayes", "row-space"],
-        }
-    ).reset_index()
-
-
-def knowing(table: pd.DataFrame) -> pd.DataFrame:
-    """The attacks that know the covariance, with `ratio`: their RMSE over that of the attack without, on the same
-    gradient."""
-    told, keys = table.told.astype(bool), ["image", "kind", "level", "noise_seed"]
-    pairs = table[told].merge(table[~told], on=keys, suffixes=("", "_untold"))
-    return pairs.assign(ratio=pairs.rmse / pairs.rmse_untold)
-
-
-def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
-    """The experiment's claims. Of the thresholds, `gain` is a ratio of squared errors, `accuracy` a relative difference
-    of an MSE, `margin` an accuracy (see `frontier.judge`)."""
+def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
+    """The experiment's claims. Of the thresholds, `gain` is a ratio of squared errors, `cut` the predicted RMSE that
+    bounds the linear regime, `known` and `unknown` are ratios of RMSEs, and `margin` is an accuracy (see
+    `frontier.judge`)."""
     table = tables["problems"]
-    usual = table[~table.told.astype(bool)]
-    judged = Judge.of("designed_noise", f"designed-{dataset}", thresholds)
-    gained = gains(table)
-    words: dict[str, Any] = {"sharpest": SHARPEST, "converged": convergence(usual)}
-    found = [
-        judged("gain", gained, partial(_geometric_mean, column="sharpest"), **words),
-        judged("gain-isotropic", gained, partial(_geometric_mean, column="isotropic"), **words),
-        judged("averaged", gained, lambda t: float(t.averaged.mean())),
-    ]
-    linear = shared.lost(usual[usual.predicted_mse <= CUT**2])
+    judged = Judge.of("designed_noise", "designed", thresholds)
+    told = table.told.astype(bool)
+    usual, knowing = table[~told], table[told]
+
+    def of(rows: pd.DataFrame, kind: str) -> pd.DataFrame:
+        return rows[rows.kind == kind]
+
+    found = []
+    for name, other in (("gain", "row-space"), ("gain-isotropic", "isotropic")):
+        pair = of(usual, "designed"), of(usual, other)
+        words = _about(pd.concat(pair)) | {"sharpest": SHARPEST}
+        found.append(judged.estimate(name, *_over(*pair, "sharpest"), **words))
+    linear = usual[usual.predicted_rmse <= thresholds["cut"]]
     if len(linear):
-        found.append(judged("prediction", linear, _off, cut=CUT, **words))
-    for kind, pairs in knowing(table).groupby("kind", sort=False):
-        words = {"converged": convergence(pairs)}
-        found.append(judged(f"told-{kind}", pairs, lambda t: float(t.ratio.median()), **words))
-    return found + (frontier.judge(tables, thresholds, dataset) if len(tables["frontier"]) else [])
+        done = linear[linear.converged.eq(True)]
+        off = np.log(done.mse / done.predicted_mse).groupby(done.image).mean()
+        share = len(done) / len(linear)
+        found.append(judged.estimate("prediction", estimates.geometric_mean(np.exp(off)), share, **_about(linear)))
+    for kind in TOLD:
+        pair = of(knowing, kind), of(usual, kind)
+        found.append(judged.estimate(f"told-{kind}", *_over(*pair, "rmse"), **_about(pd.concat(pair))))
+    return found + frontier.judge(tables, thresholds)
 
 
-def _geometric_mean(table: pd.DataFrame, column: str) -> float:
-    return float(np.exp(np.log(table[column]).mean()))
+def _over(ours: pd.DataFrame, other: pd.DataFrame, column: str) -> tuple[Estimate, float]:
+    """The geometric mean over images of a column in one table over that in another, of pairs of attacks that both
+    converged, and the share of these."""
+    pairs = ours.merge(other, on="image", suffixes=("", "_other"))
+    done = pairs[pairs.converged.eq(True) & pairs.converged_other.eq(True)]
+    return estimates.geometric_mean(done[column] / done[f"{column}_other"]), len(done) / len(pairs)
 
 
-def _off(table: pd.DataFrame) -> float:
-    """How far the measured MSE, a mean over draws, is from the expected one: median over images, of the worst kind."""
-    means = table.groupby(["image", "kind", "level"])[["mse", "predicted_mse"]].mean()
-    off = (means.mse / means.predicted_mse - 1).abs()
-    return float(off.groupby("kind").median().max())
+def _about(rows: pd.DataFrame) -> dict[str, Any]:
+    return {"converged": convergence(rows)}

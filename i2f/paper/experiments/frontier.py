@@ -5,7 +5,7 @@ second table of the experiment on designed noise.
 """
 
 import math
-from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ import torch
 from i2f.attacks.prior import TAU
 from i2f.audit import audit, clamped_square
 from i2f.core import streams
-from i2f.paper import sweep, trainings
+from i2f.paper import estimates, sweep, trainings
 from i2f.paper.claims import LEARNT, Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
@@ -93,37 +93,47 @@ def privacy(problem: Problem) -> float:
     return float(np.mean([sample.judged for sample in audit(model.double(), x, y, defense, tau=TAU)]))
 
 
-def judge(tables: Tables, thresholds: Thresholds, dataset: str, name: str = "designed") -> list[Claim]:
-    """The claim about accuracy at equal privacy, its id beginning with `name`; none where one of the two noises was not
-    trained with. It has no verdict where isotropic noise costs less than the `margin` that is to be gained."""
+def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
+    """The claim about accuracy at equal privacy, of which at least `margin` is to be gained; none where one of the two
+    noises, or the undefended network, was not trained."""
     table = tables["frontier"]
-    if not {"isotropic", "designed"} <= set(table.method):
+    if not {"none", "isotropic", "designed"} <= set(table.method):
         return []
-    plain = float(table[table.method == "none"].accuracy.mean())  # NaN where it was not trained
-    cost = plain - float(_middle(table[table.method == "isotropic"]).accuracy)
-    note = f"accuracy {plain:.3f} undefended, of which isotropic noise costs {cost:.3f} at this privacy"
-    if plain < LEARNT:
-        note = "the undefended network has learnt too little to compare"
-    elif cost < thresholds["margin"]:
-        note += ": there is less to gain than the threshold asks for"
-    unknown = plain < LEARNT or cost < thresholds["margin"]
-    gained = partial(advantage, ours="designed", other="isotropic")
-    judged = Judge.of("frontier", f"{name}-{dataset}", thresholds)
-    return [judged("utility", table, (lambda t: math.nan) if unknown else gained, note=note)]
+    seeds = compared(table)
+    words: dict[str, Any] = {
+        "value": f"{_middle(table):g}",
+        "plain": f"{seeds.plain.mean():.3f}",
+        "cost": f"{(seeds.plain - seeds.isotropic).mean():.3f}",
+        "learnt": f"{seeds.comparable.sum()} of {len(seeds)}",
+    }
+    judged, gained = Judge.of("frontier", "designed", thresholds), estimates.mean(seeds.designed - seeds.isotropic)
+    return [judged.estimate("utility", gained, seeds.comparable.mean(), **words)]
 
 
-def advantage(frontier: pd.DataFrame, ours: str, other: str) -> float:
-    """The accuracy of `ours` minus that of `other`, at the privacy of other's middle value, by interpolation."""
-    at, own = _middle(frontier[frontier.method == other]), _curve(frontier[frontier.method == ours])
-    there = np.interp(at.privacy, own.privacy, own.accuracy, left=np.nan, right=np.nan)
-    return float(there - at.accuracy)
+def compared(frontier: pd.DataFrame) -> pd.DataFrame:
+    """One row per seed: privacy of the middle isotropic noise; the accuracy with it (isotropic), without a defence
+    (plain), and with designed noise at that privacy, between its values by interpolation (designed). comparable: the
+    undefended network learnt, and designed noise was trained with values on either side."""
+    isotropic = frontier[(frontier.method == "isotropic") & (frontier.value == _middle(frontier))]
+    rows = []
+    for _, at in isotropic.iterrows():
+        mine = frontier[frontier.seed == at.seed]
+        own = mine[mine.method == "designed"].sort_values("privacy")
+        plain = float(mine.accuracy[mine.method == "none"].mean())
+        rows.append(
+            {
+                "seed": at.seed,
+                "privacy": at.privacy,
+                "plain": plain,
+                "isotropic": at.accuracy,
+                "designed": float(np.interp(at.privacy, own.privacy, own.accuracy)),
+                "comparable": plain >= LEARNT and own.privacy.min() <= at.privacy <= own.privacy.max(),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
-def _curve(rows: pd.DataFrame) -> pd.DataFrame:
-    """Privacy and accuracy, means over seeds, one row per value."""
-    return rows.groupby("value")[["privacy", "accuracy"]].mean().sort_values("privacy")
-
-
-def _middle(rows: pd.DataFrame) -> pd.Series:
-    curve = _curve(rows)
-    return curve.iloc[len(curve) // 2]
+def _middle(frontier: pd.DataFrame) -> float:
+    """The middle one of isotropic noise's values."""
+    values = np.sort(frontier.value[frontier.method == "isotropic"].unique())
+    return float(values[len(values) // 2])

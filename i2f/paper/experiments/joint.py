@@ -5,9 +5,8 @@ the batch's images; where the term is taken at every k-th step alone, it counts 
 al. 2020). Afterwards every network is attacked under noise of one variance, and compared with DP-SGD.
 """
 
-import math
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -18,8 +17,9 @@ from i2f.attacks.prior import TAU
 from i2f.core import perturb, spectrum, streams
 from i2f.core.influence import expected_square
 from i2f.core.jacobian import GradientJacobian
-from i2f.paper import data, devices, penalty, sweep, trainings
+from i2f.paper import data, devices, estimates, penalty, sweep, trainings
 from i2f.paper.claims import LEARNT, Claim, Judge, Thresholds
+from i2f.paper.estimates import Estimate
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
 from i2f.paper.rows import declare
@@ -27,8 +27,10 @@ from i2f.paper.sweep import Problem, Row, Settings
 from i2f.paper.trainings import FIELDS, Method, Training
 
 PLAIN, BOUND, BAYES, DP = "plain", "bound", "bayes", "dp"
+PENALTIES = {BOUND: "on λ_max, the bound's", BAYES: "on the Bayes error, one draw per step"}
 FIRST = 50  # digits whose median gradient norm "dp" clips to
-TRAINED = ("accuracy", "gradient_norm", "lambda_max", "expected_rmse", "bayes_rmse")  # what float32 leaves of a training
+# what float32 leaves of a training
+TRAINED = ("accuracy", "gradient_norm", "lambda_max", "expected_rmse", "bayes_rmse")
 OWN = (*FIELDS, "penalised", "every", "damping", "images", "attacked", "variance", "steps")  # no columns of the table
 
 
@@ -51,9 +53,9 @@ def problems(config: Config) -> list[Problem]:
 
 
 def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
-    """One row per network and image. accuracy: on held-out digits. gradient_norm, lambda_max; expected_rmse, bayes_rmse:
-    of an image under Gaussian noise of `variance`, for an attacker without and with a prior; of the first `attacked`,
-    Gauss–Newton's rmse and mse_clamped."""
+    """One row per network and image. accuracy: on held-out digits. gradient_norm, lambda_max; expected_rmse,
+    bayes_rmse: of an attacker without and with a prior under Gaussian noise of `variance`; of the first `attacked`
+    images, Gauss–Newton's rmse and mse_clamped."""
     table = sweep.run(solve, problems, settings, whole=True, description="networks")
     return Results({"problems": table.drop(columns=[*OWN])})
 
@@ -126,66 +128,67 @@ def _attacks(model: nn.Module, p: Problem) -> list[Row]:
     return rows
 
 
+def networks(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per network: accuracy, and means over images of the RMSE of an attacker with a prior under the fixed
+    noise (bayes_rmse) and of √E[I²]·‖g‖ (relative), since smaller gradients alone are no protection from noise in
+    proportion to them."""
+    rows = table.assign(relative=table.expected_rmse * table.gradient_norm)
+    means = rows.groupby(["method", "weight", "seed"], sort=False)[["accuracy", "bayes_rmse", "relative"]].mean()
+    return means.reset_index()
+
+
+def paired(table: pd.DataFrame, method: str) -> pd.DataFrame:
+    """One row per seed: the network under the method's largest weight, and in columns with "_plain" that without."""
+    means = networks(table)
+    mine = means[means.method == method]
+    plain = means[means.method == PLAIN]
+    return mine[mine.weight == mine.weight.max()].merge(plain, on="seed", suffixes=("", "_plain"))
+
+
+def effects(table: pd.DataFrame) -> dict[str, dict[str, Estimate]]:
+    """By penalty that was trained with, over seeds: by what factor it changes an attacker's error under the same noise
+    (bayes_rmse) and under noise in proportion to the gradient (relative), and what it adds to the accuracy."""
+    found = {}
+    for method in PENALTIES:
+        pairs = paired(table, method)
+        if len(pairs):
+            ratios = {name: pairs[name] / pairs[f"{name}_plain"] for name in ("bayes_rmse", "relative")}
+            found[method] = {name: estimates.geometric_mean(ratio) for name, ratio in ratios.items()}
+            found[method]["accuracy"] = estimates.mean(pairs.accuracy - pairs.accuracy_plain)
+    return found
+
+
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per method and weight: accuracy, and medians over images."""
+    """One row per method and weight: mean accuracy, medians over images of gradient norm, λ_max and expected errors,
+    and of the attacks that converged the median of measured over expected RMSE."""
+    table = table.assign(ratio=(table.rmse / table.expected_rmse).where(table.converged.eq(True)))
     groups = table.groupby(["method", "weight"], sort=False)
-    found = groups.agg(
-        accuracy=("accuracy", "mean"),
-        gradient=("gradient_norm", "median"),
-        lambda_max=("lambda_max", "median"),
-        expected=("expected_rmse", "median"),
-        measured=("rmse", "median"),
-    )
-    found["clamped"] = groups.mse_clamped.median() ** 0.5
-    return found
+    medians = groups[["gradient_norm", "lambda_max", "expected_rmse", "bayes_rmse", "ratio"]].median()
+    names = {"ratio": "measured / expected", "expected_rmse": "√E[I²]", "bayes_rmse": "with a prior"}
+    attacked = groups.converged.agg(lambda ended: f"{ended.eq(True).sum()} of {ended.notna().sum()}")
+    return medians.rename(columns=names).assign(converged=attacked, accuracy=groups.accuracy.mean())
 
 
-def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
-    """The experiment's claims, about the largest weight of each penalty at which every network learnt. Of the
-    thresholds, `gain` is a ratio of errors, and `kept` the accuracy that may be lost."""
+def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
+    """The experiment's claims, about the largest weight of each penalty. Of the thresholds, `gain` is a ratio of
+    errors, and `kept` the accuracy that may be lost. Networks that did not learn decide nothing."""
     table = tables["problems"]
-    judged = Judge.of("joint", f"joint-{dataset}", {**thresholds, "least_change": -thresholds["kept"]})
-    plain = table[table.method == PLAIN]
-    compared = float(plain.accuracy.min()) >= LEARNT
+    judged = Judge.of("joint", "joint", {**thresholds, "least_change": -thresholds["kept"]})
     found = []
-    for method in (BOUND, BAYES):
-        rows = table[table.method == method]
-        if not len(rows):
-            continue
-        least = rows.groupby("weight").accuracy.min()
-        learnt = least[least >= LEARNT]
-        weight = float(learnt.index.max() if len(learnt) else least.index.min())
-        strong = rows[rows.weight == weight]
-        both = strong.merge(plain, on=["image", "seed"], suffixes=("", "_plain"))
-        known = compared and len(learnt) > 0
-        note = f"weight {weight:g}, accuracy {strong.accuracy.mean():.3f}, plain {plain.accuracy.mean():.3f}"
-        if not known:
-            note += f"; the {'penalised' if compared else 'plain'} network has learnt too little to compare"
-        attacked = both[both.converged.notna()]
-        ended = attacked[attacked.converged.astype(bool) & attacked.converged_plain.astype(bool)]
-        enough = known and len(ended) >= len(attacked) / 2
-        tried = f"{note}; of {len(attacked)} images attacked in both networks, {len(ended)} converged in both"
+    for number, (method, its) in enumerate(effects(table).items()):
+        pairs = paired(table, method)
+        plain = pairs.accuracy_plain >= LEARNT
+        both = plain & (pairs.accuracy >= LEARNT)
+        words: dict[str, Any] = {
+            "penalty": PENALTIES[method],
+            "weight": f"{pairs.weight.max():g}",
+            "accuracy": f"{pairs.accuracy.mean():.3f}",
+            "plain": f"{pairs.accuracy_plain.mean():.3f}",
+            "learnt": f"{both.sum()} of {len(pairs)}",
+            "suffix": f"-{method}",
+        }
         found += [
-            judged(method, ended if enough else both, _harder if enough else _unknown, note=tried),
-            judged(f"{method}-relative", both, _harder_relative if known else _unknown, note=note),
-            judged(f"{method}-accuracy", both, _cost if compared else _unknown, note=note),
+            judged.estimate("harder", its["bayes_rmse"], both.mean(), number=50 + number, **words),
+            judged.estimate("cost", its["accuracy"], plain.mean(), number=52 + number, **words),
         ]
-    return found
-
-
-def _unknown(table: pd.DataFrame) -> float:
-    return math.nan
-
-
-def _cost(table: pd.DataFrame) -> float:
-    return float((table.accuracy - table.accuracy_plain).mean())
-
-
-def _harder(table: pd.DataFrame) -> float:
-    return float(np.exp(np.log(table.mse_clamped / table.mse_clamped_plain).mean() / 2))
-
-
-def _harder_relative(table: pd.DataFrame) -> float:
-    """Times ‖g‖, since smaller gradients alone are no protection from noise in proportion to them."""
-    ours, plain = table.expected_rmse * table.gradient_norm, table.expected_rmse_plain * table.gradient_norm_plain
-    return float(np.exp(np.log(ours / plain).mean()))
+    return sorted(found, key=lambda claim: claim.number)

@@ -14,23 +14,24 @@ Each is written as the RMSE that it predicts, larger is safer, for noise of stan
 """
 
 import math
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from i2f.attacks.prior import TAU
 from i2f.core import perturb, spectrum, streams
 from i2f.core.influence import influence
 from i2f.core.jacobian import GradientJacobian
-from i2f.paper import sweep
+from i2f.paper import estimates, sweep
 from i2f.paper.claims import Claim, Judge, Thresholds
+from i2f.paper.estimates import Estimate
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
 from i2f.paper.rows import declare
-from i2f.paper.statistics import convergence, spearman
+from i2f.paper.statistics import convergence
 from i2f.paper.sweep import Problem, Row, Settings
 
 MEASURES = {  # by column
@@ -43,6 +44,7 @@ MEASURES = {  # by column
     "expected": "E[I²] (Cramér–Rao)",
     "influence": "I²F",
 }
+JUDGED = "mnist lenet uniform"  # the network that the claims are about
 STEP = 1e-4  # h of the sensitivity: h‖ξ‖ per pixel
 DROPPED = ("noise", "noise_seed", "budget", "start_seed")  # of a problem, and no columns of the table
 
@@ -51,9 +53,9 @@ def problems(config: Config) -> list[Problem]:
     """Attacks on noisy gradients of several networks.
 
     config: networks: "mnist lenet uniform [activation]" -> variance of the noise, the same for all images, so that
-    their order is not that of a hidden scale; digits: of MNIST's train split from first_digit on, each under one of
-    weight_seeds, in rotation; garments: how many images of another data set's test split, under all; gauss_newton_steps:
-    the attacker's budget.
+    their order is not that of a hidden scale; digits: how many of MNIST's train split, from first_digit on, each under
+    one of weight_seeds, in rotation; garments: how many images of another data set's test split, each under all of
+    them; gauss_newton_steps: the attacker's budget.
     """
     first, seeds = config["first_digit"], config["weight_seeds"]
     found = []
@@ -122,51 +124,70 @@ def _measures(J: GradientJacobian, variance: float, seed: int) -> Row:
     return errors | {f"{name} cost": cost for name, (_, cost) in found.items()}
 
 
-def comparison(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per network and measure: Spearman with the measured RMSE over images, mean over levels; the median ratio
-    of the measured error to it, the spread of that ratio (90th over 10th percentile), and its cost."""
+def comparison(table: pd.DataFrame, draws: int = 2000) -> pd.DataFrame:
+    """One row per network and measure, over the attacks that did not fail: the rank correlation with the measured RMSE
+    (see `order`), with intervals of Fisher's z and of a bootstrap; the geometric mean of measured over predicted, the
+    factor between them that nine of ten images do not exceed, and the cost."""
     rows = []
     for network, its in shared.scored(table).groupby("network", sort=False):
         for name, measure in MEASURES.items():
-            low, middle, high = np.percentile(its.rmse / its[name], [10, 50, 90])
+            ranked, ratio = order(its, name), its.rmse / its[name]
+            low, high = ranked.interval
+            again = resampled(its, name, draws).interval
             rows.append(
                 {
                     "network": network,
                     "measure": measure,
-                    "Spearman": _within_levels(its, name),
-                    "measured / predicted": middle,
-                    "90% / 10%": high / low,
+                    "Spearman": ranked.value,
+                    "Fisher z": f"[{low:.2f}, {high:.2f}]",
+                    "BCa": f"[{again[0]:.2f}, {again[1]:.2f}]",
+                    "measured / predicted": float(np.exp(np.log(ratio).mean())),
+                    "90% within": float(np.percentile(np.exp(np.abs(np.log(ratio))), 90)),
                     "gradient evaluations": float(its[f"{name} cost"].median()),
                 }
             )
     return pd.DataFrame(rows)
 
 
-def judge(tables: Tables, thresholds: Thresholds, dataset: str = "") -> list[Claim]:
-    """The experiment's claims, each about one network, whose name says its data set. Of the thresholds, `order` is a
-    rank correlation, and `calibration` a factor between measured and expected error."""
+def order(its: pd.DataFrame, name: str) -> Estimate:
+    """Spearman of a measure with the measured RMSE within a weight seed, mean over seeds."""
+    groups = [(rows[name], rows.rmse) for _, rows in its.groupby("weight_seed")]
+    return estimates.rank_correlation(groups, repeated=_repeated(its))
+
+
+def resampled(its: pd.DataFrame, name: str, draws: int = estimates.DRAWS) -> Estimate:
+    """The same by a bootstrap of whole images. Where each has its own weight seed, all are ranked together, since few
+    would be left within a seed."""
+    index = its.weight_seed if _repeated(its) else 0
+    pairs = its.assign(group=index).pivot(index="image", columns="group", values=[name, "rmse"]).dropna()
+    units = pairs.to_numpy().reshape(len(pairs), 2, -1)  # (images, measure and error, weight seeds)
+
+    def statistic(samples: NDArray[Any]) -> NDArray[Any]:
+        found: NDArray[Any] = np.mean([estimates.ordered(samples[..., k]) for k in range(samples.shape[-1])], axis=0)
+        return found
+
+    return estimates.resampled(statistic, units, draws)
+
+
+def _repeated(its: pd.DataFrame) -> bool:
+    """Whether an image stands under several weight seeds."""
+    return bool(its.image.duplicated().any())
+
+
+def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
+    """The experiment's claims, about the network `JUDGED`. Of the thresholds, `order` is a rank correlation, and
+    same_low and same_high bound what counts as calibrated."""
     table = tables["problems"]
-    predicted = table[table[list(MEASURES)].notna().all(axis=1)]  # an image without predictions has no rank
+    its = table[table.network == JUDGED]
+    if not len(its):
+        return []
+    judged, scored = Judge.of("rivals", "rivals", thresholds), shared.scored(its)
+    finished = float(its.converged.eq(True).mean())
     found = []
-    for network, its in shared.lost(predicted).groupby("network", sort=False):
-        judged = Judge.of("rivals", f"rivals-{network.replace(' ', '-')}", thresholds)
-        words = {"network": network, "converged": convergence(its), "levels": its.level.nunique()}
-        for name, measure in MEASURES.items():
-            columns, order = its[["image", "level", name, "rmse"]], partial(_within_levels, name=name)
-            found.append(judged(name.replace("_", "-"), columns, order, risk=measure, **words))
-        found.append(judged("calibration", its, _miscalibration, **words))
-    return found
-
-
-def _within_levels(table: pd.DataFrame, name: str) -> float:
-    """The mean over levels, since any measure that knows σ ranks these."""
-    level, predicted, measured = (table[column].to_numpy() for column in ("level", name, "rmse"))
-    groups = [level == one for one in np.unique(level)]
-    return float(np.mean([spearman(predicted[group], measured[group]) for group in groups]))
-
-
-def _miscalibration(table: pd.DataFrame) -> float:
-    """The factor, above or below, between the measured error and √(E[I²]/d_x): its 90th percentile."""
-    factor = np.exp(np.abs(np.log(table.rmse / table.expected))).to_numpy()
-    high = np.percentile(factor, 90, method="higher")  # infinite where an attack failed: nothing lies between
-    return float(np.percentile(factor, 90)) if np.isfinite(high) else float(high)
+    for name in ("expected", "fisher", "gradient_norm"):
+        low, high = resampled(scored, name).interval
+        words: dict[str, Any] = {"bca": f"[{low:.2f}, {high:.2f}]", "converged": convergence(its)}
+        found.append(judged.estimate(name.replace("_", "-"), order(scored, name), finished, **words))
+    done = its[its.converged.eq(True)]
+    ratio = estimates.geometric_mean(done.rmse / done.expected)
+    return [*found, judged.estimate("calibration", ratio, finished, converged=convergence(its))]

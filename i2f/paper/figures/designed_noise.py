@@ -1,20 +1,25 @@
 """Noise of one energy, five covariances: the errors of an attacker, and the cost to training."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from i2f.paper import estimates
+from i2f.paper.experiments import problems as shared
 from i2f.paper.figures.frontier import accuracy_against_privacy
-from i2f.paper.figures.style import BLUE, GREEN, PINK, SKY, VERMILION, readable_ticks, style
+from i2f.paper.figures.style import BLUE, GREEN, INK, PINK, SKY, VERMILION, readable_ticks, style
 from i2f.paper.results import Config, Results
 
 KINDS = {  # name -> label, colour, marker
     "isotropic": ("isotropic", VERMILION, "X"),
     "row-space": ("row space", PINK, "D"),
-    "linear": ("∝ JᵀJ, drawn as √c Jᵀz", SKY, "v"),
-    "designed": ("designed: a noisy input's", BLUE, "o"),
+    "linear": ("linear", SKY, "v"),
+    "designed": ("designed", BLUE, "o"),
     "averaged": ("water-filled", GREEN, "s"),
 }
+SPREAD = 0.22  # of a cloud about its place
 
 
 def published(found: Results, config: Config) -> dict[str, Figure]:
@@ -23,20 +28,37 @@ def published(found: Results, config: Config) -> dict[str, Figure]:
 
 
 def overview(table: pd.DataFrame, frontier: pd.DataFrame) -> Figure:
-    """Left: the error along the sharpest directions. Middle: the mean error. Right: accuracy against privacy."""
+    """Left: the error along the sharpest directions, by kind of noise. Middle: the mean error, and where the covariance
+    is known. Right: accuracy against privacy."""
     style()
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12.5, 4.1), layout="constrained")
-    rows = table[~table.told.astype(bool) & ~table.failed.astype(bool)]
+    table = shared.scored(table)
+    told = table.told.astype(bool)
     for ax, column, title in ((left, "sharpest", "The least protected directions"), (middle, "mse", "All directions")):
-        for kind, (label, colour, marker) in KINDS.items():
-            its = rows[rows.kind == kind]
-            ax.scatter(its.level, its[column] ** 0.5, color=colour, marker=marker, s=22, alpha=0.7)
-            means = its.groupby("level")[column].mean() ** 0.5
-            ax.plot(means.index, means, color=colour, lw=1.3, marker=marker, ms=6, label=label)
-        ax.set(xscale="log", yscale="log", xlabel="‖noise‖ / ‖gradient‖", ylabel="RMSE after Gauss–Newton")
-        ax.set_title(title)
+        for place, (kind, (_, colour, marker)) in enumerate(KINDS.items()):
+            usual, known = table[~told & (table.kind == kind)], table[told & (table.kind == kind)]
+            cloud(ax, place, usual[column] ** 0.5, colour, marker)
+            if column == "mse":
+                cloud(ax, place + 0.4, known[column] ** 0.5, INK, "*")
+            expected = usual[f"predicted_{column}"].mean() ** 0.5
+            ax.plot([place - SPREAD, place + SPREAD], [expected] * 2, color=INK, lw=1, ls=":", zorder=1)
+        ax.set_xticks(range(len(KINDS)), [label for label, _, _ in KINDS.values()], rotation=20)
+        ax.set(yscale="log", title=title)
         readable_ticks(ax)
     left.set_ylabel("RMSE along the ten sharpest directions")
-    middle.legend(fontsize="small")
+    middle.set_ylabel("RMSE; stars: covariance known")
     accuracy_against_privacy(right, frontier)
     return figure
+
+
+def cloud(ax: Axes, place: float, errors: pd.Series, colour: str, marker: str) -> None:
+    """A pale mark per image, and their geometric mean with its 95% interval."""
+    errors = errors[errors > 0]
+    if not len(errors):
+        return
+    ax.scatter(
+        place + SPREAD * np.linspace(-1, 1, len(errors)), errors, color=colour, marker=marker, s=14, alpha=0.35, lw=0
+    )
+    mean = estimates.geometric_mean(errors)
+    low, high = mean.interval
+    ax.errorbar(place, mean.value, [[mean.value - low], [high - mean.value]], color=colour, marker=marker, ms=7, lw=1.5)

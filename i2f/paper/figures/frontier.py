@@ -1,11 +1,11 @@
 """What a defence costs to training: accuracy against privacy."""
 
-import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from i2f.paper.figures.style import AMBER, BLUE, GREEN, INK, PINK, VERMILION, style
+from i2f.paper import estimates
+from i2f.paper.figures.style import AMBER, BLUE, GREEN, INK, PINK, VERMILION
 
 METHODS = {  # name -> label, colour, marker
     "none": ("no defence", INK, "*"),
@@ -17,22 +17,18 @@ METHODS = {  # name -> label, colour, marker
 }
 
 
-def overview(table: pd.DataFrame) -> Figure:
-    """Accuracy against privacy; a thin bar is the range over seeds."""
-    style()
-    figure, ax = plt.subplots(figsize=(6.4, 4.3), layout="constrained")
-    accuracy_against_privacy(ax, table)
-    return figure
-
-
 def accuracy_against_privacy(ax: Axes, table: pd.DataFrame) -> None:
+    """A pale mark per training, and for each method and value the mean over seeds with its 95% interval."""
     for method, (label, colour, marker) in METHODS.items():
-        groups = table[table.method == method].groupby("value")
-        if not len(groups):
+        rows = table[table.method == method]
+        if not len(rows):
             continue
-        curve = groups.accuracy.agg(["mean", "min", "max"]).assign(privacy=groups.privacy.mean()).sort_values("privacy")
-        ax.plot(curve.privacy, curve["mean"], color=colour, marker=marker, lw=1.3, ms=6, label=label)
-        ax.vlines(curve.privacy, curve["min"], curve["max"], color=colour, lw=0.9, alpha=0.6)
+        ax.plot(rows.privacy, rows.accuracy, marker=marker, color=colour, ls="none", ms=4, mew=0, alpha=0.25)
+        groups = sorted(rows.groupby("value"), key=lambda group: group[1].privacy.mean())
+        means = [estimates.mean(group.accuracy) for _, group in groups]
+        low, high = np.transpose([mean.interval for mean in means])
+        x, y = [group.privacy.mean() for _, group in groups], np.array([mean.value for mean in means])
+        ax.errorbar(x, y, (y - low, high - y), color=colour, marker=marker, lw=1.3, ms=6, label=label)
     ax.set(xlabel="judged RMSE of an audit at the first step", ylabel="accuracy on held-out digits")
     ax.set_title("The cost to training")
     ax.legend(fontsize="small", loc="lower left")

@@ -1,12 +1,15 @@
-"""Training for privacy: accuracy against an attack's error, one mark per method and weight."""
+"""Training for privacy: accuracy against an attacker's error, and what a penalty changes within a seed."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from i2f.paper import claims
-from i2f.paper.figures.style import BLUE, GREEN, INK, VERMILION, readable_ticks, style
+from i2f.paper import estimates
+from i2f.paper.estimates import Estimate
+from i2f.paper.experiments import joint
+from i2f.paper.figures.style import BLUE, GREEN, INK, LINE, VERMILION, readable_ticks, style
 from i2f.paper.results import Config, Results
 
 METHODS = {  # name -> label, colour, marker
@@ -15,49 +18,57 @@ METHODS = {  # name -> label, colour, marker
     "bayes": ("penalty on the Bayes error", GREEN, "D"),
     "dp": ("clipping and noise, local DP", VERMILION, "X"),
 }
+NOISES = {"bayes_rmse": "same noise", "relative": "noise in proportion"}
 
 
 def published(found: Results, config: Config) -> dict[str, Figure]:
     """The figures of a run, by file name."""
-    return {"overview.svg": overview(found.tables["problems"])}
+    return {"overview.svg": overview(found.tables["problems"], config["gain"])}
 
 
-def overview(table: pd.DataFrame) -> Figure:
-    """Accuracy against the attacker's error, where every network learnt: a pale mark per seed, a full one per weight.
-    Left: Gauss–Newton's clamped RMSE. Right: the expected error, under noise in proportion to the gradient."""
+def overview(table: pd.DataFrame, gain: float) -> Figure:
+    """Left: accuracy against the error of an attacker with a prior, a pale mark per seed and means with their 95%
+    intervals. Right: the penalised network's error over the plain one's of the same seed; dotted: `gain`."""
     style()
-    table = table.assign(clamped=table.mse_clamped**0.5, relative=table.expected_rmse * table.gradient_norm)
-    least = table.groupby(["method", "weight"]).accuracy.transform("min")
-    learnt, others = table[least >= claims.LEARNT], table[least < claims.LEARNT]
-    figure, axes = plt.subplots(1, 2, figsize=(9.2, 4), layout="constrained", sharey=True)
-    attacks = learnt.converged.dropna().astype(bool)
-    axes[0].set(
-        xlabel=f"clamped RMSE; {attacks.sum()} of {len(attacks)} attacks converged",
-        ylabel="accuracy on held-out digits",
-    )
-    axes[1].set(xlabel="√E[I²] · ‖g‖, for noise in proportion to ‖g‖")
-    for ax, column in zip(axes, ("clamped", "relative"), strict=True):
-        for method, (label, colour, marker) in METHODS.items():
-            rows = learnt[learnt.method == method]
-            if len(rows):
-                _method(ax, rows, column, label, colour, marker)
-        ax.set(xscale="log")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4), layout="constrained", width_ratios=[1.2, 1])
+    means = joint.networks(table)
+    for method, (label, colour, marker) in METHODS.items():
+        its = means[means.method == method]
+        if not len(its):
+            continue
+        left.plot(its.bayes_rmse, its.accuracy, marker=marker, color=colour, ls="none", ms=5, mew=0, alpha=0.3)
+        for number, (_, rows) in enumerate(its.groupby("weight")):
+            x, y = estimates.geometric_mean(rows.bayes_rmse), estimates.mean(rows.accuracy)
+            bars = left.errorbar(x.value, y.value, _bar(y), _bar(x), color=colour, marker=marker, ms=8, lw=1.4)
+            bars.set_label("" if number else label)
+    left.set(xscale="log", xlabel="expected RMSE of an attacker with a prior", ylabel="accuracy on held-out digits")
+    left.set_title("Error and accuracy")
+    left.legend(fontsize="small")
+    ratios(right, table, gain)
+    for ax in (left, right):
         readable_ticks(ax)
-    if len(learnt):
-        axes[0].legend(fontsize="small")
-    if len(others):
-        weights = others.groupby("method").weight.unique()
-        left_out = "; ".join(f"{METHODS[m][0]}, {', '.join(f'{w:g}' for w in sorted(ws))}" for m, ws in weights.items())
-        figure.supxlabel(f"Not drawn, accuracy below {claims.LEARNT:g}: {left_out}", fontsize="small")
     return figure
 
 
-def _method(ax: Axes, rows: pd.DataFrame, column: str, label: str, colour: str, marker: str) -> None:
-    """One method's marks, its weights written next to them."""
-    seeds = rows.groupby(["weight", "seed"]).agg({column: "median", "accuracy": "mean"})
-    ax.plot(seeds[column], seeds.accuracy, marker=marker, color=colour, ls="none", ms=4, mew=0, alpha=0.3)
-    weights = rows.groupby("weight").agg({column: "median", "accuracy": "mean"})
-    ax.plot(weights[column], weights.accuracy, marker=marker, color=colour, ms=7, lw=1.2, label=label)
-    for weight, row in weights[weights.index > 0].iterrows():
-        at = row[column], row.accuracy
-        ax.annotate(f"{weight:g}", at, (5, 5), textcoords="offset points", fontsize="x-small", color=colour)
+def ratios(ax: Axes, table: pd.DataFrame, gain: float) -> None:
+    ax.axvline(1, color=LINE, lw=1)
+    ax.axvline(gain, color=INK, lw=1, ls=":")
+    ticks: list[str] = []
+    for method, its in joint.effects(table).items():
+        pairs, (label, colour, marker) = joint.paired(table, method), METHODS[method]
+        for name, noise in NOISES.items():
+            height, ratio = -len(ticks), pairs[name] / pairs[f"{name}_plain"]
+            ticks.append(f"{label},\n{noise}")
+            places = height + 0.18 * np.linspace(-1, 1, len(ratio))
+            ax.scatter(ratio, places, color=colour, marker=marker, s=16, alpha=0.35, lw=0)
+            ax.errorbar(its[name].value, height, xerr=_bar(its[name]), color=colour, marker=marker, ms=7, lw=1.5)
+    ax.set_yticks([-row for row in range(len(ticks))], ticks)
+    ax.set(xscale="log", xlabel="penalised / plain error, same seed")
+    ax.set_title("What the penalty changes")
+
+
+def _bar(estimate: Estimate) -> list[list[float]]:
+    """The interval as an error bar; none where it is unbounded."""
+    low, high = estimate.interval
+    ends = (estimate.value - low, high - estimate.value)
+    return [[end if np.isfinite(end) else 0.0] for end in ends]

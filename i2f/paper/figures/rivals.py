@@ -5,9 +5,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from i2f.paper.figures.style import AMBER, BLUE, GREEN, LINE, PINK, VERMILION, readable_ticks, style
+from i2f.paper.experiments import problems as shared
+from i2f.paper.experiments import rivals
+from i2f.paper.figures.style import AMBER, BLUE, GREEN, INK, LINE, PINK, VERMILION, readable_ticks, style
 from i2f.paper.results import Config, Results
-from i2f.paper.statistics import rank_correlation
 
 NAMES = {
     "gradient_norm": "gradient norm",
@@ -24,24 +25,23 @@ COLOURS = (BLUE, VERMILION, GREEN, PINK, AMBER)  # of networks
 
 def published(found: Results, config: Config) -> dict[str, Figure]:
     """The figures of a run, by file name."""
-    return {"overview.svg": overview(found.tables["problems"])}
+    return {"overview.svg": overview(found.tables["problems"], config["order"])}
 
 
-def overview(table: pd.DataFrame) -> Figure:
-    """Left: Spearman over images, mean over levels, one mark per network. Right: measured over predicted RMSE, median
-    and 10–90%."""
+def overview(table: pd.DataFrame, order: float) -> Figure:
+    """Left: the rank correlation within a weight seed with its 95% interval, one mark per network; dotted: the
+    threshold `order`. Right: measured over predicted RMSE, geometric mean and the range of the middle 80%."""
     style()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
-    table = table[~table.failed.astype(bool)]
-    for number, (network, its) in enumerate(table.groupby("network", sort=False)):
-        colour, shift = COLOURS[number % len(COLOURS)], 0.16 * (number - 1)
+    for number, (network, its) in enumerate(shared.scored(table).groupby("network", sort=False)):
+        colour, shift = COLOURS[number % len(COLOURS)], 0.2 * (number - 1)
         for row, name in enumerate(NAMES):
-            height = -row - shift
-            order = np.mean([rank_correlation(level, name, "rmse") for _, level in its.groupby("level")])
-            left.plot(order, height, "o", color=colour, ms=6, label=None if row else network)
-            low, middle, high = np.percentile(its.rmse / its[name], [10, 50, 90])
-            right.plot([low, high], [height] * 2, color=colour, lw=1.4)
-            right.plot(middle, height, "o", color=colour, ms=5)
+            height, ranked, ratio = -row - shift, rivals.order(its, name), its.rmse / its[name]
+            left.plot(ranked.interval, [height] * 2, color=colour, lw=1.6, alpha=0.5)
+            left.plot(ranked.value, height, "o", color=colour, ms=6, label=None if row else network)
+            right.plot(ratio.quantile([0.1, 0.9]), [height] * 2, color=colour, lw=1.6, alpha=0.5)
+            right.plot(np.exp(np.log(ratio).mean()), height, "o", color=colour, ms=5)
+    left.axvline(order, color=INK, lw=1, ls=":")
     left.set(xlim=(-1.05, 1.05), xlabel="Spearman with the measured error, over images")
     left.set_title("Which measure ranks images?")
     right.set(xscale="log", xlabel="measured / predicted RMSE")
