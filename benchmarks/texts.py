@@ -33,9 +33,8 @@ PARTS = [  # network and task, attacker, texts
 def attack(network: str, attacker: str, text: int) -> dict:
     """One text's row, and the seconds of one thread. Gauss–Newton starts again where the gradient is not matched, which
     an attacker can see; steps and evaluations are those of all starts."""
-    config = {"networks": {network: text + 1}, "levels": {attacker: [0.0]}, "weight_seed": SEED}
-    config |= {"refining_steps": None, "searching_steps": SEARCHING_STEPS, "tag_steps": TAG_STEPS}
-    (task,) = [p for p in language.problems(config) if p["text"] == text]
+    budget = {texts.SEARCH: SEARCHING_STEPS, texts.TAG: TAG_STEPS}.get(attacker)
+    task = language.problem(network, text, attacker, SEED, budget, relative=0.0)
     began, best, taken, evaluations = time.perf_counter(), {"relative_residual": math.inf}, 0, 0
     for start in range(STARTS if attacker == texts.SEARCH else 1):
         (row,) = texts.solve([task | {"start_seed": text + 1000 * start}])

@@ -105,7 +105,7 @@ class Judge:
     are templates, `str.format`, of the thresholds and of the words that a call gives; a text of that name in the call
     replaces the file's.
 
-    entries: of the file (`Judge.of` reads it). prefix: what ids begin with: "pruning-mnist". thresholds: fixed
+    entries: of the file (`Judge.of` reads it). prefix: what ids begin with: "pruning". thresholds: fixed
     beforehand.
 
     Raises: ValueError for a key, a claim or a word that is unknown, or a claim without a threshold; KeyError for a

@@ -87,7 +87,7 @@ def needed(estimate: Estimate, low: float, high: float) -> float:
     else:
         edges = [(low, top - value)] if value < low else [(high, value - bottom)]
     ratios = [width / abs(value - edge) if value != edge else math.inf for edge, width in edges if math.isfinite(edge)]
-    times = max(ratios, default=math.inf) ** 2
+    times = max(ratios, default=math.inf) ** 2  # none: the value is no number
     return max(LEAST, math.ceil(estimate.n * times * (1 - 1e-9))) if math.isfinite(times) else math.inf
 
 

@@ -67,9 +67,7 @@ def solve(chunk: list[Problem]) -> list[Row]:
     sent = _sent(chunk[0])
     unit = perturb.gaussian(sent.J.gradient, 1.0, seed=chunk[0]["text"])
     gain, norm = float(sent.J.matvec(unit).norm()) / sent.lambda_max, float(sent.J.gradient.norm())
-    sizes = [
-        (p["bound"] / gain) ** 2 if "bound" in p else (p["relative"] * norm) ** 2 / sent.J.shape[1] for p in chunk
-    ]
+    sizes = [(p["bound"] / gain) ** 2 if "bound" in p else (p["relative"] * norm) ** 2 / sent.J.shape[1] for p in chunk]
     variances = list(dict.fromkeys(sizes))
     deltas = [variance**0.5 * unit for variance in variances]
     gradients = torch.stack([sent.J.gradient + delta for delta in deltas])

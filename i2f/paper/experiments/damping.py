@@ -6,9 +6,8 @@ of the prior, which errs without any noise. For noise of variance σ² and pixel
 is  Σ (σ²λ + ε²τ²)/(λ + ε)², least at ε = σ²/τ², the Bayes choice, where it is  σ² Σ 1/(λ + ε).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,13 +17,14 @@ from torch import Tensor
 from i2f.attacks import invert
 from i2f.core import spectrum
 from i2f.core.jacobian import GradientJacobian
-from i2f.paper import sweep
+from i2f.paper import estimates, sweep
 from i2f.paper.attackers import ATTACKERS
 from i2f.paper.claims import Claim, Judge, Thresholds
+from i2f.paper.estimates import Estimate
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
 from i2f.paper.rows import declare
-from i2f.paper.statistics import Floats, Statistic, convergence, rounded, spearman, worst
+from i2f.paper.statistics import convergence, rounded
 from i2f.paper.sweep import Problem, Row, Settings
 
 DAMPED, PULLED = "damped_rmse", "pulled_rmse"
@@ -94,7 +94,7 @@ def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
 def _curves(found: pd.DataFrame) -> pd.DataFrame:
     """The lists of every attack, one row per ε."""
     lists = [name for name in found if name.startswith(CURVES)]
-    keys = shared.lost(found)[["image", "size", "attacker", "bayes", "rmse"]]
+    keys = shared.lost(found)[["image", "size", "attacker", "bayes", "rmse", "converged", "failed"]]
     table = keys.join(found[lists]).assign(epsilon=[epsilons(p) for p in found.to_dict("records")])
     table = table.explode([*lists, "epsilon"], ignore_index=True).astype(dict.fromkeys([*lists, "epsilon"], float))
     return table.rename(columns=lambda name: name.removeprefix(CURVES))
@@ -159,113 +159,34 @@ def predictions(
     return pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
 
 
-def medians(curves: pd.DataFrame) -> pd.DataFrame:
-    """By noise, attacker and ε, over the images. damped_off, pulled_off: the factor by which the measured RMSE is
-    mispredicted, exp median |log(predicted/measured)|; infinite for an attack that failed."""
-    measured = np.log(curves.rmse)
-    off = {name.replace("rmse", "off"): (np.log(curves[name]) - measured).abs() for name in (DAMPED, PULLED)}
-    by = ["size", "attacker", "epsilon"]
-    found = curves.assign(**off).drop(columns="image").groupby(by, sort=False).median().reset_index()
-    return found.assign(**{name: np.exp(found[name]) for name in off})
+def off(curves: pd.DataFrame, paper: Sequence[float], column: str = DAMPED) -> pd.DataFrame:
+    """By noise and attacker, the factor by which a prediction misses the measured RMSE, exp median |log(predicted/
+    measured)| over images, at ε = 0, at the Bayes choice and at the paper's; infinite for attacks that failed."""
+    bayes = curves.epsilon == curves.bayes
+    chosen = curves[curves.epsilon.isin([0.0, *paper]) | bayes]
+    words = chosen.epsilon.map("ε = {:g}".format).mask(bayes, "ε = σ²/τ²").rename("")
+    factors = (np.log(chosen[column]) - np.log(chosen.rmse)).abs()
+    by = [chosen["size"].map("{:g}".format).rename("noise variance"), chosen.attacker, words]
+    table = np.exp(factors.groupby(by, sort=False).median()).unstack()
+    return table[["ε = 0", "ε = σ²/τ²", *(f"ε = {e:g}" for e in paper)]]
 
 
-def predicted(middle: pd.DataFrame) -> pd.DataFrame:
-    """Of `medians`, what is known before any attack, by noise and ε: the Bayes choice, the paper's, and 0."""
-    chosen = middle.epsilon.isin([0, *PAPER]) | (middle.epsilon == middle.bayes)
-    rows = middle[(middle.attacker == "no prior") & chosen]
-    names = {"below": "share of λ below ε", DAMPED: "damped I²F", PULLED: "with pull"}
-    names |= {"expected_rmse": "expected with prior"}
-    where = np.where(rows.epsilon == rows.bayes, "σ²/τ² = ", "") + rows.epsilon.map("{:.2g}".format)
-    index = pd.MultiIndex.from_arrays([rows["size"].map("{:g}".format), where], names=["noise variance", "ε"])
-    return rows[list(names)].rename(columns=names).set_axis(index)
+def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
+    """The experiment's claims. Of the thresholds, `paper_variance` is the noise at which the `paper`'s ε are judged."""
+    table, curves = tables["problems"], tables["curves"]
+    judged = Judge.of("damping", "damping", thresholds)
+    found = []
+    for variance, rows in table[table.attacker == "MAP"].groupby("size"):
+        about = {"suffix": f"-{variance:.0e}".replace("e-0", "e-"), "variance": variance}
+        found.append(judged.estimate("pull", *_ratio(rows, PULLED), converged=convergence(rows), **about))
+    free = curves[(curves.attacker == "no prior") & (curves["size"] == thresholds["paper_variance"])]
+    for epsilon in thresholds["paper"]:
+        rows, about = free[free.epsilon == epsilon], {"suffix": f"-{epsilon:g}", "epsilon": epsilon}
+        found.append(judged.estimate("paper", *_ratio(rows, DAMPED), converged=convergence(rows), **about))
+    return found
 
 
-def choices(middle: pd.DataFrame) -> pd.DataFrame:
-    """Of `medians`, by noise and attacker: the measured RMSE, the ε whose prediction comes nearest to it and the factor
-    that remains, for damped I²F and with the pull; then damped I²F's factor at ε = 0 and at the paper's ε."""
-    by = [middle["size"].map("{:g}".format).rename("noise variance"), middle.attacker]
-    found = {"RMSE": middle.groupby(by, sort=False).rmse.first()}
-    for words, off in (("damped", "damped_off"), ("with pull", "pulled_off")):
-        best = middle.loc[middle.groupby(by, sort=False)[off].idxmin()].set_axis(found["RMSE"].index)
-        found |= {f"best ε, {words}": best.epsilon, f"off by, {words}": best[off]}
-    for e in (0.0, *PAPER):
-        rows = middle[middle.epsilon == e]
-        found[f"off by, ε = {e:g}"] = rows.set_index([b[rows.index] for b in by]).damped_off
-    return pd.DataFrame(found)
-
-
-def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
-    """The experiment's claims. Of the thresholds, `cut` on the predicted RMSE bounds the linear regime, `accuracy` is a
-    relative error, `near` a relative distance of displacements."""
-    table = shared.lost(tables["problems"])
-    table = table.assign(damped=shared.relative_error(table, DAMPED), pulled=shared.relative_error(table, PULLED))
-    free, bayes = (table[table.attacker == name] for name in ("no prior", "MAP"))
-    noises = ", ".join(f"{v:g}" for v in sorted(table["size"].unique()))
-    judged = partial(Judge.of("damping", f"damping-{dataset}", thresholds), noises=noises)
-    damped, pulled = (partial(worst, by="size", column=name) for name in ("damped", "pulled"))
-    numbers, regime = bayes.select_dtypes("number"), free[free[DAMPED] <= thresholds["cut"]].select_dtypes("number")
-    weighed = table[table.method == "gauss-newton"]
-    names = sorted(weighed.attacker.unique())
-    ours, others = names.index("MAP"), ", ".join(name for name in names if name != "MAP")
-    squares = bayes.assign(bayes=bayes.expected_rmse**2).melt(["image", "size"], ["bayes", "mse"], "what")
-    over_bayes, over_best = _on_cube(table, _over_bayes), _on_cube(table, partial(_over_best, ours=ours))
-    return [
-        judged("none", free.select_dtypes("number"), damped, regime, converged=convergence(free)),
-        judged("map", numbers, damped, converged=convergence(bayes)),
-        judged("pull", numbers, pulled, converged=convergence(bayes)),
-        judged("bayes", _by_image(squares, "what", "value"), over_bayes, at_least=1 / thresholds["factor"]),
-        judged("weight", _by_image(weighed, "attacker", "mse"), over_best, others=others),
-        *_judge_damped(judged, table, tables),
-    ]
-
-
-def _judge_damped(judged: Callable[..., Claim], table: pd.DataFrame, tables: Tables) -> list[Claim]:
-    """Claims about damped I²F at the paper's ε, and about attacks that stop early."""
-    curves = tables["curves"]
-    curves = curves.assign(pulled_miss=curves.pulled_miss.mask(np.isinf(curves.rmse), np.inf))
-    off = curves[curves.epsilon.isin(PAPER)]
-    choice = off.attacker + off.epsilon.map(", {:g}".format)
-    off = off.assign(choice=choice, off=(np.log(off[DAMPED]) - np.log(off.rmse)).abs())
-    exact_first = ["predicted_rmse", *(f"predicted_rmse, ε = {e:g}" for e in PAPER)]
-    survey = tables["survey"].melt(["image", "size"], exact_first, "what")
-    unit = curves[(curves.attacker == "no prior") & (curves.epsilon == 1)]
-    unit = unit.melt(["image", "size"], [DAMPED, "rmse"], "what")
-    # ε that every noise variance has, that damp at all, and below every λ_max: beyond, nothing has left the start
-    inside = curves.groupby("epsilon").below.transform("max") < 1
-    adam = curves[(curves.attacker == "Adam") & (curves.epsilon != curves.bayes) & (curves.epsilon > 0) & inside]
-    on, paper = partial(_on_cube, table), ", ".join(f"{e:g}" for e in PAPER)
-    best_off = on(lambda cube: np.exp(np.median(cube, axis=(0, 1)).min()))
-    return [
-        judged("paper", _by_image(off, "choice", "off"), best_off, paper=paper),
-        judged("order", _by_image(survey, "what", "value"), on(lambda cube: _orders(cube).min()), paper=paper),
-        judged("ranks", _by_image(unit, "what", "value"), on(lambda cube: _orders(cube).mean())),
-        judged("stopping", _by_image(adam, "epsilon", "pulled_miss"), on(lambda c: np.median(c, axis=0).min(1).max())),
-    ]
-
-
-def _by_image(table: pd.DataFrame, name: str, value: str) -> pd.DataFrame:
-    """One row per image: its number, and its values by noise variance and then by `name`, both in order."""
-    wide = table.pivot(index="image", columns=["size", name], values=value).sort_index(axis=1)
-    return pd.DataFrame(np.column_stack([wide.index, wide])).rename(columns={0: "image"})
-
-
-def _on_cube(table: pd.DataFrame, measure: Callable[[Floats], float | np.floating[Any]]) -> Statistic:
-    """`measure` of the cube (images, noise variances, names) that `_by_image` laid flat."""
-    noises = table["size"].nunique()
-    return lambda flat: float(measure(flat.to_numpy()[:, 1:].reshape(len(flat), noises, -1)))
-
-
-def _over_bayes(cube: Floats) -> float:
-    bayes, mse = cube.mean(0).T
-    ratios: Floats = mse / bayes
-    return float(ratios[np.abs(np.log(ratios)).argmax()])
-
-
-def _over_best(cube: Floats, ours: int) -> float:
-    means = cube.mean(0)
-    return float((means[:, ours] / np.delete(means, ours, axis=1).min(1)).max())
-
-
-def _orders(cube: Floats) -> Floats:
-    """Spearman's correlation over the images of the first name with each other, (noise variances, other names)."""
-    return np.asarray(spearman(cube[..., :1], cube[..., 1:]))
+def _ratio(rows: pd.DataFrame, predicted: str) -> tuple[Estimate, float]:
+    """The geometric mean of the measured over the predicted RMSE, of the attacks that converged, and their share."""
+    done = rows[rows.converged.eq(True)]
+    return estimates.geometric_mean(done.rmse / done[predicted]), len(done) / len(rows)

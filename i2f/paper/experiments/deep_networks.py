@@ -6,7 +6,6 @@ The noise is in proportion to the gradient, as a defence would choose it: of exp
 """
 
 import copy
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -16,12 +15,12 @@ from i2f.core import perturb, spectrum, trace
 from i2f.core.influence import influence, lower_bound
 from i2f.core.jacobian import GradientJacobian
 from i2f.core.lanczos import Lanczos
-from i2f.paper import data, devices, sweep
+from i2f.paper import data, devices, estimates, sweep
 from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
 from i2f.paper.rows import declare
-from i2f.paper.statistics import convergence, median, rank_correlation
+from i2f.paper.statistics import convergence
 from i2f.paper.sweep import Problem, Row, Settings
 
 VARIANCE = 0.06  # τ²: the variance of a pixel over natural images, for which CIFAR-10 has 0.061
@@ -60,7 +59,9 @@ def problems(config: Config) -> list[Problem]:
             head=config["head"] if solved else None,
             **{name: config[name] for name in ("relative", "tolerance", "probes")},
         )
-        found += [p | {"solved": p["image"] < solved, "traced": p["image"] < min(config["traced"], solved)} for p in tasks]
+        found += [
+            p | {"solved": p["image"] < solved, "traced": p["image"] < min(config["traced"], solved)} for p in tasks
+        ]
     return found
 
 
@@ -68,11 +69,11 @@ def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     """One row per image of a network, in float32.
 
     d_x, d_theta, gradient_norm, variance (σ²), damping (ε). lambda_max within `tolerance`, and the products that the
-    bound took; bound_rmse: I_lb at ε. Where `head`, second, last: the second and the `head`-th eigenvalue over λ_max. Where
-    `solved`: damped_rmse, I²F at ε by conjugate gradients, its residual and products. Where `traced`: bayes_value,
-    √(σ² Σ 1/(λ+ε)/d_x), what noise leaves an attacker with that prior on average; bayes_low, bayes_high: its interval
-    over `probes` random vectors; bayes_settled: whether each of them converged. prior_rmse: τ, what the attacker knows
-    beforehand. evaluations: all products. converged: of the bound and of the solve.
+    bound took; bound_rmse: I_lb at ε. Where `head`: second, last, the second and the `head`-th eigenvalue over λ_max.
+    Where `solved`: damped_rmse, I²F at ε by conjugate gradients, its residual and products. Where `traced`:
+    bayes_value, √(σ² Σ 1/(λ+ε)/d_x), what noise leaves an attacker with that prior on average; bayes_low, bayes_high:
+    its interval over `probes` random vectors; bayes_settled: whether each of them converged. prior_rmse: τ, what the
+    attacker knows beforehand. evaluations: all products. converged: of the bound and of the solve.
     """
     return Results({"problems": sweep.run(solve, problems, settings, description="networks")})
 
@@ -158,31 +159,29 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(shown)
 
 
-def judge(tables: Tables, thresholds: Thresholds, dataset: str = "") -> list[Claim]:
-    """The experiment's claims, each over all networks or about one, whose name says its data set."""
+def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
+    """The claim about photographs, which was not run; the cost of I_lb, an image counting by its costliest network; and
+    how tight it is, of each network with damped I²F of enough images."""
     table = tables["problems"]
-    measured = table[~table.failed.astype(bool)]
-    names = ", ".join(dict.fromkeys(measured.dataset + " " + measured.network))
-    failed = f"; {len(table) - len(measured)} failed" if len(measured) < len(table) else ""
     judged = Judge.of("deep_networks", "deep_networks", thresholds)
-    found = [judged("products", table, lambda t: float(t.products.to_numpy().max()), note=names + failed)]
-    if "damped_rmse" not in table:
-        return found
-    for (images_of, network), rows in table[table.damped_rmse.notna()].groupby(NETWORK, sort=False):
-        tag = f"-{images_of}-{network}".replace(" ", "-")
-        solves = convergence(rows).replace("attacks", "solves")
-        rows = rows.assign(ratio=rows.damped_rmse / rows.bound_rmse)
-        by_bound = partial(rank_correlation, x="bound_rmse", y="damped_rmse")
-        found += [
-            judged("images", rows, by_bound, suffix=tag, network=network, solves=solves),
-            judged("tight", rows, partial(median, column="ratio"), suffix=tag, network=network, solves=solves),
-        ]
+    found = [judged.estimate("photographs", None, spread=spread(table[table.dataset == "imagenet"].bound_rmse))]
+    cheap = (table.products <= thresholds["products"]).groupby([table.dataset, table.image]).all()
+    found.append(judged.estimate("products", estimates.share(cheap), networks=", ".join(table.network.unique())))
+    for network, rows in table[table.solved.astype(bool)].groupby("network", sort=False):
+        if len(rows) >= estimates.LEAST:
+            done = rows[rows.converged.astype(float) == 1]  # a solve that was cut off has too small a norm
+            tight = estimates.geometric_mean(done.damped_rmse / done.bound_rmse)
+            about = {"network": network, "solves": convergence(rows).replace("attacks", "solves")}
+            found.append(
+                judged.estimate("tight", tight, len(done) / len(rows), suffix=f"-{network}".replace(" ", "-"), **about)
+            )
     return found
 
 
-def judge_photos(table: pd.DataFrame, thresholds: Thresholds) -> list[Claim]:
-    """The claim about photographs, of the benchmark's table (`benchmarks/deep.py`, part photos)."""
-    judged = Judge.of("deep_networks", "deep_networks", thresholds)
-    by_bound = partial(rank_correlation, x="bound_rmse", y="rmse")
-    steps, residual = table["steps allowed"].max(), table.relative_residual.min()
-    return [judged("photos", table, by_bound, steps=steps, residual=residual)]
+def spread(bounds: pd.Series) -> str:
+    """In words: the geometric mean over images, and the 90th over the 10th percentile."""
+    if not len(bounds):
+        return "no photograph"
+    low, high = bounds.quantile([0.1, 0.9])
+    mean = float(np.exp(np.log(bounds).mean()))
+    return f"geometric mean {mean:.2g} per pixel, 90th over 10th percentile {high / low:.2g}, {len(bounds)} photographs"

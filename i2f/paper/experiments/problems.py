@@ -182,8 +182,8 @@ def attack(problems: list[Problem], options: dict[str, Any] | None = None, keep:
 
     The problem's own `method`, `budget` (of steps), `start_seed`, `box`, `tv`, `mask` ("zeros": the attacker takes the
     zeros of the gradient for pruned), `ridge` (a Gaussian prior, with the mean of `known_images`, see `pixels`) and
-    `until` (stop after so many of the steps) choose the attack; `options` are for all of them. First-order methods run together, in float32 as
-    published; the others one after another, in float64.
+    `until` (stop after so many of the steps) choose the attack; `options` are for all of them. First-order methods run
+    together, in float32 as published; the others one after another, in float64.
 
     A row: `metrics.compare`'s columns; feature_mse (logits); objective_ratio = ‖∇L(x̂) − g‖²/‖δ‖², 1 at the truth;
     relative_residual, steps, evaluations, label_found, converged, matched, failed, reason (see `Reconstruction`);

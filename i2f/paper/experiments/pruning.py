@@ -6,8 +6,6 @@ alone has δ = 0 and J_K in J's place, the kept columns: the image follows as lo
 all but its null space, in which the attack keeps the values that it started from.
 """
 
-from functools import partial
-
 import numpy as np
 import pandas as pd
 import torch
@@ -15,13 +13,13 @@ from torch import Tensor
 
 from i2f.core import spectrum
 from i2f.core.jacobian import GradientJacobian
-from i2f.paper import sweep
+from i2f.paper import estimates, sweep
 from i2f.paper.attackers import ATTACKERS
 from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
 from i2f.paper.rows import declare
-from i2f.paper.statistics import convergence, mean_order, orders, rank_correlation, worst
+from i2f.paper.statistics import convergence
 from i2f.paper.sweep import Problem, Row, Settings
 
 WHO = ("ignores", "reads")
@@ -104,76 +102,44 @@ def kept(J: GradientJacobian, delta: Tensor) -> Row:
 
 
 def predicted(table: pd.DataFrame) -> pd.DataFrame:
-    """By ratio, before any attack, medians over images: the RMSE that I²F predicts for both Gauss–Newton attackers,
-    the rank of the kept columns over that of J, and the last layer's share of them."""
-    whole, mask = (table[table.attacker == name].groupby("size") for name in ("ignores", "reads"))
+    """By ratio, medians over images: the RMSE that I²F predicts and the one that is measured, of both attackers; the
+    rank of the kept columns over d_x, and the last layer's share of the kept entries."""
+    whole, mask = (table[table.attacker == name].groupby("size") for name in WHO)
     return pd.DataFrame(
         {
-            "predicted RMSE, mask ignored": whole.predicted_rmse.median(),
-            "predicted RMSE, mask read": mask.predicted_rmse.median(),
+            "mask ignored: predicted": whole.predicted_rmse.median(),
+            "mask ignored: measured": whole.rmse.median(),
+            "mask read: predicted": mask.predicted_rmse.median(),
+            "mask read: measured": mask.rmse.median(),
             "rank kept": mask["rank"].median() / whole["rank"].median(),
             "last layer": mask.last_layer.median(),
+            "converged, mask ignored": whole.converged.mean(),
+            "converged, mask read": mask.converged.mean(),
         }
     ).rename_axis(index="ratio")
 
 
-def knowledge(table: pd.DataFrame) -> pd.DataFrame:
-    """By ratio, medians over images: both Gauss–Newton attackers' MSE, clamped to [0, 1], and the share of the first
-    that is gone once the mask is read: how much of the protection is ignorance."""
-    medians = table.pivot_table("mse_clamped", "size", "attacker", aggfunc="median")
-    shown = medians[["ignores", "reads"]].clip(lower=shared.FLOOR)
-    return shown.assign(ignorance=1 - shown.reads / shown.ignores).rename_axis(index="ratio", columns=None)
-
-
-def reach(table: pd.DataFrame, exact: float) -> pd.Series:
-    """By image, the largest ratio up to which the image is recovered to an MSE of `exact`; 0: at none."""
-    recovered = (table.pivot(index="image", columns="size", values="mse").sort_index(axis=1) <= exact).cummin(axis=1)
-    return (recovered * recovered.columns.to_numpy()).max(axis=1)
-
-
-def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
-    """The experiment's claims. Of the thresholds, `cut` on the predicted RMSE bounds the linear regime, `exact` is an
-    MSE that counts as recovered, and `far` the ratio up to which the image should be."""
-    table = shared.lost(tables["problems"])
-    table = table.assign(miss=shared.relative_error(table))
-    ignores, adam, reads = (table[table.attacker == name] for name in ATTACKERS)
-    exact = thresholds["exact"]
-    far = max(reads["size"][reads["size"] <= thresholds["far"] + 1e-9], default=thresholds["far"])
-    judged = Judge.of("pruning", f"pruning-{dataset}", {**thresholds, "far": far})
-    limits = {"low": table["size"].min(), "high": table["size"].max()}
-    found = [
-        judged(
-            "protects",
-            orders(rows, "image", "size", "rmse"),
-            mean_order,
-            suffix=suffix,
-            attacker=rows.attacker.iloc[0],
-            more=more,
-            converged=convergence(rows),
-            **limits,
-        )
-        for rows, suffix, more in ((ignores, "", ""), (adam, "-adam", " (Adam)"))
-    ]
-    regime = ignores[ignores.predicted_rmse <= thresholds["cut"]]
-    by_size = partial(worst, by="size", column="miss")
-    found += [
-        judged("prediction", ignores, by_size, regime, converged=convergence(ignores), **limits),
-        judged("bound", ignores, partial(rank_correlation, x="bound_rmse", y="rmse"), **limits),
-    ]
-    for ratio in (HALF, MOST):
-        rows = reads[np.isclose(reads["size"], ratio)]
-        found.append(
-            judged("mask", rows, lambda t: float((t.mse <= exact).mean()), suffix=f"-{round(100 * ratio)}", ratio=ratio)
-        )
-    depth = reach(reads, exact).rename("reach").reset_index()
+def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
+    """The experiment's claims. Of the thresholds, `exact` is an MSE that counts as recovered, `half` the ratio at which
+    the reader of the mask is judged; the other attacker, at that and the largest of the `ratios`."""
+    table = tables["problems"]
+    judged = Judge.of("pruning", "pruning", {**thresholds, "most": max(thresholds["ratios"])})
+    half, most = (table[table["size"] == size] for size in (thresholds["half"], max(thresholds["ratios"])))
+    less, more = (rows[rows.attacker == "ignores"].set_index("image") for rows in (half, most))
+    reads = shared.lost(half[half.attacker == "reads"])
+    both = pd.concat([less, more])
+    # an attack that failed has an infinite error at the smaller ratio, where that speaks against the claim, alone
+    pairs = shared.scored(more)[["rmse"]].join(shared.lost(less).rmse.rename("less"))
     return [
-        *found,
-        judged("reach", depth, lambda t: float(t.reach.median()), **limits),
-        judged("rank", reads, lambda t: _agreement(t, exact), **limits),
+        judged.estimate("more", estimates.share(pairs.rmse > pairs.less), _finished(both), converged=convergence(both)),
+        judged.estimate(
+            "mask",
+            estimates.share(reads.mse <= thresholds["exact"]),
+            _finished(reads),
+            converged=convergence(reads),
+        ),
     ]
 
 
-def _agreement(table: pd.DataFrame, exact: float) -> float:
-    """Share of problems recovered where the rank is full, or not where it is not; none of them where it is unknown."""
-    recovered, full = table.mse <= exact, table.predicted_rmse == 0
-    return float(((recovered == full) & table.predicted_rmse.notna()).mean())
+def _finished(rows: pd.DataFrame) -> float:
+    return float(rows.converged.eq(True).mean())

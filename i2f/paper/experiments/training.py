@@ -1,4 +1,4 @@
-"""Does training change the risk? One network at several epochs: spectra, what I²F predicts, what an attack finds."""
+"""Does training change the risk? Networks at several epochs: spectra, what I²F predicts, what an attack finds."""
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from i2f.attacks import Reconstruction, invert_many
-from i2f.core import checks, perturb, spectrum, streams
+from i2f.attacks import invert_many
+from i2f.core import checks, perturb, spectrum
 from i2f.core.influence import expected_square, influence, lower_bound
 from i2f.core.jacobian import GradientJacobian
-from i2f.paper import data, devices, models, sweep, trainings
-from i2f.paper.claims import Claim, Judge, Thresholds
+from i2f.paper import data, devices, estimates, models, sweep, trainings
+from i2f.paper.claims import LEARNT, Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
 from i2f.paper.rows import declare
-from i2f.paper.statistics import convergence, mean_order, orders, rank_correlation, share, worst
 from i2f.paper.sweep import Problem, Row, Settings
 
 Weights = dict[str, Tensor]
@@ -31,7 +30,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 TRAINING = ("dataset", "root", "init", "weight_seed", "digits", "held_out", "optimizer", "learning_rate", "batch")
 FACTS = ("loss", "gradient_norm", "lambda_max", "lambda_median", "lambda_min", "condition")
 PREDICTED = ("variance", "noise_norm", "predicted_rmse", "expected_rmse", "bound_rmse")
-LEARNT = tuple(f"{part}_{what}" for part in ("train", "test") for what in ("accuracy", "loss"))
+SCORES = tuple(f"{part}_{what}" for part in ("train", "test") for what in ("accuracy", "loss"))
 KINDS = ("relative", "fixed")  # of noise, Gaussian
 
 
@@ -118,7 +117,7 @@ def _epochs(training: Problem) -> Iterator[Weights]:
         next(course)
 
 
-@declare("progress", kinds=dict.fromkeys(LEARNT, "head"))
+@declare("progress", kinds=dict.fromkeys(SCORES, "head"))
 def progress(chunk: list[Problem]) -> list[list[Row]]:
     """How well the network does: one row per epoch of the training's `epochs`: accuracy (share) and mean loss on the
     digits that it was trained on, and on held-out ones."""
@@ -199,42 +198,37 @@ def _facts(J: GradientJacobian) -> Row:
     }
 
 
-def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
-    """The experiment's claims. Trends with the epoch are judged under the smallest noise of each kind."""
-    table = tables["problems"]
-    noisy = table[table.noise != "none"]
-    noisy = noisy.assign(miss=shared.relative_error(noisy))
-    small = noisy[noisy["size"] == noisy.groupby("noise")["size"].transform("min")]
-    random = small[small.start == "random"]
-    kinds = {kind: random[random.noise == kind] for kind in ("fixed", "relative")}
-    judged = Judge.of("training", f"training-{dataset}", thresholds)
-    found = [judged(kind, orders(rows, "image", "epoch", "expected_rmse"), mean_order) for kind, rows in kinds.items()]
-    found.append(judged("bound", kinds["fixed"], partial(rank_correlation, x="bound_rmse", y="predicted_rmse")))
-    used = ["image", "epoch", "noise", "miss", "predicted_rmse", "converged", "failed"]
-    recovered = partial(share, column="mse", at_most=thresholds["exact"])
-    by_noise = partial(worst, by=["epoch", "noise"], column="miss")
-    for start in table.start.unique():
-        words: dict[str, Any] = {"where": ""}
-        if start == "near":
-            control = f"none, a control: gauss-newton from a start at an RMSE of {NEAR:g}"
-            words = {"where": ", from a start near it", "suffix": "-near", "attacker": control}
-        plain = table[(table.start == start) & (table.noise == "none")]
-        mine = noisy.loc[noisy.start == start, used]
-        linear = mine[mine.predicted_rmse <= thresholds["cut"]]
-        found += [
-            judged("without-noise", plain, recovered, note=convergence(plain), **words),
-            judged("prediction", mine, by_noise, linear, note=convergence(mine), **words),
-        ]
+def slopes(rows: pd.DataFrame) -> pd.Series:
+    """By weight seed and image: the slope of log expected_rmse on the epoch, by least squares."""
+    logarithms = np.log(rows.pivot(index=["weight_seed", "image"], columns="epoch", values="expected_rmse"))
+    away = logarithms.columns.to_numpy(dtype=float) - logarithms.columns.to_numpy(dtype=float).mean()
+    return logarithms @ (away / np.square(away).sum())
+
+
+def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
+    """One claim per kind of noise, over weight seeds; trainings that did not learn are left out."""
+    table, progress = tables["problems"], tables["progress"]
+    after = progress[progress.epoch == progress.epoch.max()].set_index("weight_seed").train_accuracy
+    learnt = after.index[after >= LEARNT]
+    judged = Judge.of("training", "training", thresholds)
+    found = []
+    for kind in KINDS:
+        rows = table[(table.noise == kind) & table.weight_seed.isin(learnt)]
+        seeds = slopes(rows).unstack("image").mean(axis=1, skipna=False)  # what is unknown decides nothing
+        about = {
+            "learnt": f"{len(learnt)} of {len(after)}",
+            "factor": float(np.exp(seeds.mean() * (table.epoch.max() - table.epoch.min()))),
+            "images": rows.image.nunique(),
+        }
+        found.append(judged.estimate(kind, estimates.mean(seeds), **about))
     return found
 
 
-def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """The notebook's table: one row per checkpoint, noise and start; medians over images."""
-    groups = table.groupby(["epoch", "noise", "size", "start"], sort=False)
-    medians = groups[["loss", "gradient_norm", "predicted_rmse", "rmse", "bound_rmse"]].median().map("{:.2g}".format)
-    counts = groups.agg(
-        attacks=("mse", "size"),
-        not_converged=("converged", lambda c: int((~c.astype(bool)).sum())),
-        failed=("failed", lambda f: int(f.astype(bool).sum())),
-    )
-    return medians.join(counts).reset_index()
+def checked(table: pd.DataFrame) -> pd.DataFrame:
+    """The attacks by checkpoint and noise: medians over images of the predicted and the measured RMSE and of their
+    ratio, and how many converged."""
+    attacks = shared.lost(table[table.budget.notna()]).assign(ratio=lambda t: t.rmse / t.predicted_rmse)
+    groups = attacks.groupby(["epoch", "noise"])
+    names = {"predicted_rmse": "predicted RMSE", "rmse": "measured RMSE", "ratio": "measured / predicted"}
+    medians = groups[[*names]].median().rename(columns=names)
+    return medians.assign(attacks=groups.size(), converged=groups.converged.sum())

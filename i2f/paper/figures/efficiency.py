@@ -1,51 +1,57 @@
-"""What an answer costs: estimates and attacks side by side, in gradient evaluations."""
+"""What I_lb costs against an attack, by network, and against exact I²F and Gauss–Newton, in gradient evaluations."""
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from i2f.attacks import METHODS
-from i2f.paper.attackers import ATTACKERS
-from i2f.paper.figures.style import DATASETS, INK, style
+from i2f.paper.experiments.efficiency import ATTACK, BOUND, EXACT, attack_cost
+from i2f.paper.figures.style import AMBER, BLUE, GREEN, INK, LINE, VERMILION, style
 from i2f.paper.results import Config, Results
-
-LOOKS = {  # name in tables -> label, colour, marker
-    "I_lb": ("lower bound I_lb", "#111111", "<"),
-    "I²F": ("exact I²F", "#777777", ">"),
-    **{name: (ATTACKERS[name].label, ATTACKERS[name].colour, ATTACKERS[name].marker) for name in METHODS},
-}
 
 
 def published(found: Results, config: Config) -> dict[str, Figure]:
     """The figures of a run, by file name."""
-    return {"overview.svg": overview(found.tables["problems"])}
+    return {"overview.svg": overview(found.tables["problems"], config["adam_steps"], config["cheaper"])}
 
 
-def overview(table: pd.DataFrame) -> Figure:
-    """One panel per network, one row per method, one point per image; hollow: the attack did not arrive."""
+def overview(table: pd.DataFrame, steps: int, cheaper: float) -> Figure:
+    """Left: the share of an attack's cost, by network. Right: the same, with what an exact answer costs, on the network
+    on which that was measured."""
     style()
-    networks = list(table.network.unique())
-    size = (1.4 + 3.1 * len(networks), 3.2)
-    figure, axes = plt.subplots(
-        1, len(networks), figsize=size, layout="constrained", squeeze=False, sharey=True, sharex=True
-    )
-    for ax, network in zip(axes[0], networks, strict=True):
-        cost(ax, table[table.network == network], [m for m in LOOKS if m in set(table.method)])
-        ax.set_title(f"{DATASETS.get(table.dataset.iloc[0], table.dataset.iloc[0])}, {network}", fontsize="medium")
-    figure.supxlabel("gradient evaluations (hollow: budget spent, not arrived)", fontsize="medium", color=INK)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 3.9), layout="constrained", width_ratios=[1.4, 1])
+    shares(left, table, steps, cheaper)
+    left.set_title("The bound is far cheaper than an attack")
+    alternatives(right, table[table.network == table.network.iloc[0]], steps)
+    right.set_title(f"What an answer costs: {table.network.iloc[0]}")
     return figure
 
 
-def cost(ax: Axes, table: pd.DataFrame, methods: list[str]) -> None:
-    """Gradient evaluations of every method, logarithmic; a row is empty where a network was not asked for it."""
-    for row, method in enumerate(methods):
-        _, colour, marker = LOOKS[method]
-        for reached, face in ((True, colour), (False, "white")):
-            some = table[(table.method == method) & (table.reached == reached)]
-            ax.scatter(
-                some.evaluations, [row] * len(some), s=34, marker=marker, facecolor=face, edgecolor=colour, zorder=3
-            )
-    ax.set(xscale="log")
-    ax.set_yticks(range(len(methods)), [LOOKS[m][0] for m in methods], color=INK)
-    ax.set_ylim(len(methods) - 0.5, -0.5)
+def shares(ax: Axes, table: pd.DataFrame, steps: int, cheaper: float) -> None:
+    """I_lb's evaluations over an attack's: the median over images or texts, and their range. Dotted: the claim."""
+    shares = table[table.method == BOUND].assign(share=lambda t: t.evaluations / attack_cost(steps))
+    networks = shares.groupby("network", sort=False).share
+    rows = range(networks.ngroups)
+    ax.hlines(rows, networks.min(), networks.max(), color=BLUE, lw=5, alpha=0.35, zorder=2)
+    ax.scatter(networks.median(), rows, s=34, marker="<", color=BLUE, zorder=3)
+    ax.axvline(cheaper, color=VERMILION, lw=1.2, ls=":", zorder=1)
+    ax.set(xscale="log", xlim=(None, 1), xlabel="gradient evaluations of I_lb over those of the attack")
+    ax.set_yticks(rows, networks.median().index, color=INK)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+
+
+def alternatives(ax: Axes, table: pd.DataFrame, steps: int) -> None:
+    """Median evaluations of I_lb, exact I²F and Gauss–Newton, and of the attack's published budget."""
+    medians = table.groupby("method").evaluations.median()
+    bars = {
+        "lower bound I_lb": (medians[BOUND], BLUE),
+        "exact I²F": (medians[EXACT], GREEN),
+        "Gauss–Newton": (medians[ATTACK], AMBER),
+        f"Adam, {steps:,} steps": (attack_cost(steps), LINE),
+    }
+    for row, (count, colour) in enumerate(bars.values()):
+        ax.barh(row, count, color=colour, height=0.6)
+        ax.annotate(f"{count:,.0f}", (count, row), (3, 0), textcoords="offset points", va="center", fontsize="small")
+    ax.set(xscale="log", xlim=(1, 10 * attack_cost(steps)), xlabel="gradient evaluations")
+    ax.set_yticks(range(len(bars)), list(bars), color=INK)
+    ax.invert_yaxis()

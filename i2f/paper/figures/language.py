@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from i2f.paper.attackers import ATTACKERS
-from i2f.paper.figures.style import AMBER, BLUE, GREEN, INK, LINE, PINK, SKY, VERMILION, diagonal, style
+from i2f.paper.figures.style import AMBER, BLUE, GREEN, INK, LINE, PINK, SKY, VERMILION, diagonal, marks, style
 from i2f.paper.results import Config, Results
 
 NETWORKS = {  # (network, task) -> label, colour, marker
@@ -24,61 +24,61 @@ RIGHT, WRONG = BLUE, VERMILION
 def published(found: Results, config: Config) -> dict[str, Figure]:
     """The figures of a run, by file name."""
     table = found.tables["problems"]
-    return {"overview.svg": overview(table), "words.svg": words(table)}
+    return {"overview.svg": overview(table, config["low"], config["high"]), "words.svg": words(table)}
 
 
-def overview(table: pd.DataFrame) -> Figure:
-    """The error of embeddings against I²F; how much text is recovered, and how far the logits move, against I_lb."""
+def overview(table: pd.DataFrame, low: float, high: float) -> Figure:
+    """Three panels: the text that is read and the change of the logits against I_lb, embeddings' errors against I²F.
+
+    low, high: values of I_lb that the claims are about.
+    """
     style()
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12.5, 4.1), layout="constrained")
-    noisy = table[(table.relative > 0) & ~table.failed.astype(bool)]
-    _prediction(left, noisy)
-    _against_bound(middle, noisy, "rougeL")
-    middle.set(ylabel="mean ROUGE-L", ylim=(-0.04, 1.04))
-    middle.set_title("How much text is recovered")
-    _against_bound(right, noisy, "feature_mse")
-    right.set(yscale="log", ylabel="mean squared change of the logits")
-    right.set_title("How far the logits move")
-    handles, labels = middle.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12.5, 4.4), layout="constrained")
+    noisy = table[table.variance > 0]
+    read = noisy[noisy.attacker == READ]
+    _against_bound(left, read, "rougeL")
+    for bound in (low, high):
+        left.axvline(bound, color=LINE, lw=1, ls=":", zorder=1)
+    left.set(ylabel="ROUGE-L", ylim=(-0.04, 1.04))
+    left.set_title("Noise takes the text away")
+    _against_bound(middle, read[read.feature_mse > 0], "feature_mse")  # a text read whole changes nothing
+    middle.set(yscale="log", ylabel="mean squared change of the logits")
+    middle.set_title("How far the logits move")
+    _prediction(right, noisy[noisy.attacker == REFINED])
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     return figure
 
 
-def _prediction(ax: Axes, noisy: pd.DataFrame) -> None:
-    for name, rows in noisy[noisy.attacker == REFINED].groupby(["network", "task"], sort=False):
+def _prediction(ax: Axes, refined: pd.DataFrame) -> None:
+    for name, rows in refined.groupby(["network", "task"], sort=False):
         _, colour, marker = _look(name, 0)
-        face = [colour if converged else "white" for converged in rows.converged]
-        ax.scatter(rows.predicted_rmse, rows.rmse, s=26, marker=marker, facecolor=face, edgecolor=colour, zorder=3)
+        marks(ax, rows.predicted_rmse, rows.rmse, rows.converged, colour, marker, alpha=0.8)
     ax.set(xscale="log", yscale="log", xlabel="predicted RMSE of an embedding's entry, I²F", ylabel="measured RMSE")
-    ax.set_title("Is I²F right?")
-    if ax.collections:
-        diagonal(ax)
-        spread = noisy.spread[noisy.attacker == REFINED].iloc[0]
-        ax.axvline(spread, color=LINE, lw=1, ls=":")
-        ax.annotate(
-            "deviation of\nan embedding",
-            (spread, 0.03),
-            (-4, 0),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            ha="right",
-            fontsize="x-small",
-            color=INK,
-        )
+    ax.set_title("Embeddings refined by Gauss–Newton")
+    if not len(refined):
+        return
+    diagonal(ax)
+    spread = refined.spread.iloc[0]
+    ax.axvline(spread, color=LINE, lw=1, ls=":")
+    ax.annotate(
+        "deviation of\nan embedding",
+        (spread, 0.03),
+        (-4, 0),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        ha="right",
+        fontsize="x-small",
+        color=INK,
+    )
 
 
-def _against_bound(ax: Axes, noisy: pd.DataFrame, column: str) -> None:
-    """One line per network and attacker, through the means at each level."""
-    for number, (name, rows) in enumerate(noisy.groupby(["network", "task"], sort=False)):
+def _against_bound(ax: Axes, read: pd.DataFrame, column: str) -> None:
+    """Per network a cloud, one mark per text and noise, and the mean through levels of the relative noise."""
+    for number, (name, rows) in enumerate(read.groupby(["network", "task"], sort=False)):
         label, colour, marker = _look(name, number)
-        for attacker, look in SHOWN.items():
-            some = rows[rows.attacker == attacker].groupby("relative")[["bound_norm", column]].mean()
-            some = some[some[column] > 0] if column == "feature_mse" else some  # a text read whole changes nothing
-            if len(some):
-                (line,) = ax.plot(
-                    some.bound_norm, some[column], marker=marker, ms=5, ls=look.line, color=colour, lw=1.4
-                )
-                line.set(mfc=colour if attacker == REFINED else "white", label=f"{label}, {look.label}")
+        ax.scatter(rows.bound_norm, rows[column], s=12, marker=marker, color=colour, alpha=0.3, lw=0, zorder=2)
+        swept = rows[rows.bound.isna()].groupby("relative")
+        ax.plot(swept.bound_norm.median(), swept[column].mean(), color=colour, lw=1.6, label=label, zorder=3)
     ax.set(xscale="log", xlabel="I$_{lb}$, L2 norm")
 
 
@@ -92,10 +92,10 @@ def _plain(token: str) -> str:
 
 
 def words_shown(table: pd.DataFrame) -> pd.DataFrame:
-    """The first text of the first network as it is recovered at each level of noise, read and refined."""
+    """The first text of the first network as it is recovered under each noise, read and refined."""
     rows = table[(table[["network", "task", "text"]] == table[["network", "task", "text"]].iloc[0]).all(axis=1)]
-    rows = rows[rows.attacker.isin([*SHOWN])].sort_values(["attacker", "relative"], ascending=[False, True])
-    return rows[["network", "task", "attacker", "relative", "truth", "found"]].reset_index(drop=True)
+    rows = rows[rows.attacker.isin([*SHOWN])].sort_values(["attacker", "bound_norm"], ascending=[False, True])
+    return rows[["network", "task", "attacker", "bound_norm", "truth", "found"]].reset_index(drop=True)
 
 
 def words(table: pd.DataFrame) -> Figure:
@@ -104,8 +104,8 @@ def words(table: pd.DataFrame) -> Figure:
     rows = words_shown(table)
     truth = rows.truth.iloc[0].split()
     lines = [("the text", truth)]
-    for attacker, level, found in zip(rows.attacker, rows.relative, rows.found, strict=True):
-        lines.append((f"{SHOWN[attacker].label}  {level:g}", str(found).split()))
+    for attacker, bound, found in zip(rows.attacker, rows.bound_norm, rows.found, strict=True):
+        lines.append((f"{SHOWN[attacker].label}  {bound:.1g}", str(found).split()))
     inside = [place for place, token in enumerate(truth) if token != "[CLS]"]
     figure, ax = plt.subplots(figsize=(0.92 * len(inside) + 2.2, 0.3 * len(lines) + 0.7), layout="constrained")
     for row, (name, tokens) in enumerate(lines):
@@ -117,5 +117,7 @@ def words(table: pd.DataFrame) -> Figure:
     ax.set(xlim=(-2.2, len(inside)), ylim=(-len(lines) + 0.4, 0.7))
     ax.set_axis_off()
     label = _look((rows.network[0], rows.task[0]), 0)[0]
-    ax.set_title(f"{label}: what is recovered, by relative noise (blue: right, red: wrong)", fontsize="small")
+    ax.set_title(
+        f"{label}: what is recovered, by the I$_{{lb}}$ of the noise (blue: right, red: wrong)", fontsize="small"
+    )
     return figure

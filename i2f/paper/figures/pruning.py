@@ -1,4 +1,4 @@
-"""Pruned gradients: attackers who ignore the mask, one who reads it, and the rank of the kept entries."""
+"""Pruned gradients: an attacker who ignores the mask, one who reads it, and what each is left with."""
 
 from collections.abc import Sequence
 
@@ -10,70 +10,74 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from i2f.paper.attackers import ATTACKERS
-from i2f.paper.figures.style import INK, LINE, Image, diagonal, mark_cut, pictures, style
+from i2f.paper.figures.style import AMBER, BLUE, INK, LINE, VERMILION, Image, diagonal, marks, pictures, style
 from i2f.paper.results import Config, Results
 
-CONVERGING = ("ignores", "reads")  # Adam reports no convergence
+COLOURS = (BLUE, AMBER, VERMILION)  # of the ratios, the smallest first
+DASHES = ("-", (0, (4, 2)), (0, (1, 1)))
+SHAPES = ("o", "s", "^")
 
 
 def published(found: Results, config: Config) -> dict[str, Figure]:
     """The figures of a run, by file name."""
     table = found.tables["problems"]
     return {
-        "overview.svg": overview(table, config["cut"]),
-        "pictures.png": recoveries(table[table.image == 0], list(found.arrays["pictures"])),
+        "overview.svg": overview(table, config["exact"]),
+        "pictures.png": recoveries(table[table.drawn], list(found.arrays["pictures"])),
     }
 
 
-def overview(table: pd.DataFrame, cut: float) -> Figure:
-    """Error against the ratio pruned, error against its prediction, and the rank of the kept columns.
+def overview(table: pd.DataFrame, exact: float) -> Figure:
+    """Error against the ratio pruned, error against its prediction, and how many images the reader recovers.
 
-    `table` is the experiment's; `cut` the predicted RMSE that bounds the linear regime.
+    `table` is the experiment's; `exact` the MSE that counts as recovered.
     """
     style()
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11.5, 3.9), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 4.0), layout="constrained")
     error_against_ratio(left, table)
-    left.set_title("Does the attacker read the mask?")
-    measured_against_predicted(middle, table[table.attacker != "reads"], cut)
-    middle.set_title("Zeros taken for true: I²F")
-    rank_against_ratio(right, table[table.attacker == "reads"])
-    right.set_title("What the kept entries determine")
+    left.set_title("Who reads the mask sees more")
+    measured_against_predicted(middle, table[table.attacker == "ignores"])
+    middle.set_title("Mask ignored: I²F predicts small errors")
+    recovered(right, table[table.attacker == "reads"], exact)
+    right.set_title("Mask read: images recovered")
     return figure
 
 
-def error_against_ratio(ax: Axes, table: pd.DataFrame) -> Axes:
-    """RMSE per pixel against the ratio: one mark per attack, a line through each attacker's medians; hollow: not
-    converged."""
+def error_against_ratio(ax: Axes, table: pd.DataFrame) -> None:
+    """RMSE per pixel against the ratio: medians over images, and the range of four in five as bands."""
     for name, rows in table.groupby("attacker", sort=False):
-        medians = rows.groupby("size").rmse.median()
-        ax.plot(medians.index, medians, color=ATTACKERS[name].colour, lw=1.5, label=ATTACKERS[name].label, zorder=2)
-        _marks(ax, rows, "size", name)
+        look, ratios = ATTACKERS[name], rows.groupby("size").rmse
+        middle = ratios.median()
+        ax.fill_between(middle.index, ratios.quantile(0.1), ratios.quantile(0.9), color=look.colour, alpha=0.2, lw=0)
+        ax.plot(middle.index, middle, color=look.colour, marker=look.marker, ms=5, lw=1.5, label=look.label, zorder=3)
     ax.set(yscale="log", xlabel="share of the gradient pruned", ylabel="RMSE per pixel")
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    if ((table.attacker.isin(CONVERGING)) & ~table.converged.astype(bool)).any():
-        ax.scatter([], [], s=26, facecolor="white", edgecolor=INK, linewidth=1.2, label="not converged")
-    ax.legend(fontsize="small", loc="lower right", bbox_to_anchor=(1, 0.06))
-    return ax
+    ax.legend(fontsize="small", loc="center left")
 
 
-def measured_against_predicted(ax: Axes, table: pd.DataFrame, cut: float) -> Axes:
-    """Measured against predicted RMSE per pixel, with the diagonal and the end of the linear regime."""
-    for name, rows in table.groupby("attacker", sort=False):
-        _marks(ax, rows, "predicted_rmse", name)
+def measured_against_predicted(ax: Axes, table: pd.DataFrame) -> None:
+    """Measured against predicted RMSE per pixel, one mark per attack, hollow where it did not converge."""
+    sizes = table.groupby("size")
+    for (ratio, rows), colour, shape in zip(sizes, COLOURS, SHAPES, strict=False):
+        marks(ax, rows.predicted_rmse, rows.rmse, rows.converged, colour, shape, alpha=0.7)
+        ax.scatter([], [], color=colour, marker=shape, s=26, label=f"{ratio:.0%} pruned")
+    ax.scatter([], [], s=26, facecolor="white", edgecolor=INK, label="not converged")
     ax.set(xscale="log", yscale="log", xlabel="predicted RMSE per pixel", ylabel="measured RMSE per pixel")
     diagonal(ax)
-    mark_cut(ax, cut, foot=True, left=True)
     ax.legend(fontsize="small", loc="upper left")
-    return ax
 
 
-def rank_against_ratio(ax: Axes, table: pd.DataFrame) -> Axes:
-    """Rank of the kept columns, one mark per image; dotted: that of J."""
-    ax.plot(table["size"], table["rank"], "s", color=ATTACKERS["reads"].colour, ms=5, zorder=3)
-    ax.axhline(table["rank"].max(), color=LINE, lw=1, ls=":", zorder=1)
-    ax.set(xlabel="share of the gradient pruned", ylabel="rank of the kept columns of J", ylim=(0, None))
-    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    return ax
+def recovered(ax: Axes, table: pd.DataFrame, exact: float) -> None:
+    """The share of images whose MSE is at most x, by ratio; vertical: the MSE that counts as recovered."""
+    for (ratio, rows), colour, dashes in zip(table.groupby("size"), COLOURS, DASHES, strict=False):
+        mse = np.sort(rows.mse.fillna(np.inf))
+        shares = np.arange(len(mse) + 1) / len(mse)
+        (line,) = ax.step([mse[0], *mse], shares, where="post", color=colour, ls=dashes, lw=1.8)
+        line.set_label(f"{ratio:.0%} pruned, n = {len(mse)}")
+    ax.axvline(exact, color=LINE, lw=1, ls=":", zorder=1)
+    ax.set(xscale="log", ylim=(-0.03, 1.03), xlabel="MSE per pixel", ylabel="share of images at or below")
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.legend(fontsize="small", loc="center right")
 
 
 def recoveries(table: pd.DataFrame, images: Sequence[Image]) -> Figure:
@@ -86,20 +90,10 @@ def recoveries(table: pd.DataFrame, images: Sequence[Image]) -> Figure:
     for name in dict.fromkeys(table.attacker):
         mine = np.flatnonzero(table.attacker == name)
         captions = [f"{table['size'].iloc[i]:.0%} pruned\nRMSE {_short(table.rmse.iloc[i])}" for i in mine]
-        label = ATTACKERS[name].label.replace(" the", "\nthe").replace(", ", ",\n")
+        label = ATTACKERS[name].label.replace(" the", "\nthe")
         rows.append((label, [truth, *(found[i] for i in mine)], ["private image\n", *captions]))
     return pictures(rows)
 
 
 def _short(value: float) -> str:
     return "< 1e-8" if value < 1e-8 else f"{value:.2g}"
-
-
-def _marks(ax: Axes, rows: pd.DataFrame, x: str, name: str) -> None:
-    look = ATTACKERS[name]
-    converged = rows.converged.astype(bool) | (name not in CONVERGING)
-    for some, face, edge, width in ((converged, look.colour, "white", 0.5), (~converged, "white", look.colour, 1.2)):
-        if some.any():
-            label = look.label if face == look.colour else f"{look.label}, not converged"
-            marks = ax.scatter(rows[x][some], rows.rmse[some], s=26, marker=look.marker, zorder=3)
-            marks.set(facecolor=face, edgecolor=edge, linewidth=width, label=None if x == "size" else label)

@@ -17,16 +17,10 @@ from i2f.paper.results import Results
 from i2f.paper.sweep import Settings
 from i2f.text import tokens as reading
 
-pytestmark = pytest.mark.usefixtures("few_draws")
-LEVELS = {texts.READING: [0.0, 0.01, 0.3], texts.SHARED: [0.1], texts.REFINED: [1e-3]}
-THRESHOLDS = {"share": 0.9, "cut": 0.1, "accuracy": 0.05, "order": 0.7, "low": 1e-2, "high": 0.5}
-THRESHOLDS |= {"kept": 0.9, "fallen": 0.5, "middle": 0.03}
+CONFIG = {"low": 1e-4, "high": 1e-2, "levels": [0.01, 0.3], "swept": 1, "refined": 1, "weight_seeds": 5}
+CONFIG |= {"gauss_newton_steps": 8}
+THRESHOLDS = {"share": 0.9, "same_low": -0.05, "same_high": 0.05, "low": 1e-4, "high": 1e-2, "fallen": 0.5}
 QUIET = Settings(jobs=1, progress="off")
-
-
-def problems(networks, levels, **more):
-    steps = {"refining_steps": 8, "searching_steps": 8, "tag_steps": 8}
-    return language.problems({"networks": networks, "levels": levels, "weight_seed": 1} | steps | more)
 
 
 @pytest.fixture(scope="module")
@@ -34,28 +28,34 @@ def chunks(tmp_path_factory):
     return tmp_path_factory.mktemp("chunks")
 
 
+def small():
+    tasks = language.problems(CONFIG | {"networks": {"bert-tiny": 1}})
+    return [*tasks, language.problem("bert-tiny", 0, texts.SHARED, 1, relative=0.1)]
+
+
 @pytest.fixture(scope="module")
 def table(chunks):
-    tasks = problems({"bert-tiny": 1}, LEVELS)
-    return language.run(tasks, Settings(jobs=1, progress="off", store=rows.Store(chunks=chunks))).tables["problems"]
+    return language.run(small(), Settings(jobs=1, progress="off", store=rows.Store(chunks=chunks))).tables["problems"]
 
 
-def test_problems_are_those_that_an_attacker_can_have():
-    levels = {name: [0.0, 0.1] for name in texts.ATTACKERS}
-    tasks = problems({"bert-tiny": 3, "gpt2-tiny causal": 2, "minilm": 2}, levels, few={texts.TAG: 1})
+def test_every_text_is_read_and_few_are_swept_and_refined():
+    networks = {"bert-tiny": 7, "gpt2-tiny causal": 2, "minilm": 2}
+    tasks = language.problems(CONFIG | {"networks": networks, "swept": 2})
     count = pd.DataFrame(tasks).groupby(["network", "task", "attacker"]).size().to_dict()
     assert count == {
-        **{("bert-tiny", "classification", a): 6 for a in texts.ATTACKERS if a != texts.TAG},
-        ("bert-tiny", "classification", texts.TAG): 2,
-        **{("gpt2-tiny", "causal", a): 4 for a in (texts.READING, texts.REFINED)},
-        **{("minilm", "classification", a): 4 for a in texts.READS},
+        ("bert-tiny", "classification", texts.READING): 7 * 3 + 2 * 2,
+        ("bert-tiny", "classification", texts.REFINED): 2,
+        ("gpt2-tiny", "causal", texts.READING): 2 * 5,
+        ("minilm", "classification", texts.READING): 2 * 5,
     }
+    assert {p["text"]: p["weight_seed"] for p in tasks} == dict(zip(range(7), [1, 2, 3, 4, 5, 1, 2], strict=True))
+    assert [p["bound"] for p in tasks if p["attacker"] == texts.REFINED] == [1e-4, 1e-2]
     with pytest.raises(ValueError, match=r"attacker='readers'.*'reading'"):
-        problems({"bert-tiny": 1}, {"readers": [0.0]})
+        language.problem("bert-tiny", 0, "readers", 1, relative=0.0)
 
 
 def test_rows_survive_the_store(table, chunks, tmp_path):
-    tasks, known = problems({"bert-tiny": 1}, LEVELS), rows.Store(chunks=chunks, solve=False)
+    tasks, known = small(), rows.Store(chunks=chunks, solve=False)
     rows.save(tmp_path, (language.run(tasks, Settings(store=known)), known.asked)[1])
     read = language.run(tasks, Settings(store=rows.Store([tmp_path], solve=False)))
     pd.testing.assert_frame_equal(read.tables["problems"], table)
@@ -63,18 +63,18 @@ def test_rows_survive_the_store(table, chunks, tmp_path):
 
 @pytest.mark.parametrize("changed", [{"corpus": "another"}, {"weights_version": "another"}])
 def test_other_texts_or_files_are_other_problems(changed):
-    (task,) = problems({"minilm": 1}, {texts.READING: [0.0]})
+    task = language.problem("minilm", 0, texts.READING, 1, relative=0.0)
     declared = rows.declaration(texts.solve)
     assert declared.key(task | changed) != declared.key(task)
 
 
 def test_a_row_is_what_j_says_of_its_noise(table):
-    row = table[table.attacker == texts.REFINED].iloc[0]
+    row = table[(table.attacker == texts.READING) & (table.relative == 0.01)].iloc[0]
     model = networks.build("bert-tiny", seed=1).double()
     pairs, y = text.load(n=1)
     tokens = networks.encode("bert-tiny", pairs)[0]
     J = GradientJacobian(model, model.embed(tokens), y)
-    assert row.variance == pytest.approx((1e-3 * float(J.gradient.norm())) ** 2 / J.shape[1])
+    assert row.variance == pytest.approx((0.01 * float(J.gradient.norm())) ** 2 / J.shape[1])
     delta = perturb.gaussian(J.gradient, row.variance, seed=0)
     moved = torch.linalg.pinv(J.dense().T, rtol=1e-8) @ delta  # (J Jᵀ)⁺ J δ
     assert row["rank"] == tokens.shape[1] * 31
@@ -82,12 +82,25 @@ def test_a_row_is_what_j_says_of_its_noise(table):
     top = float(torch.linalg.matrix_norm(J.dense(), 2)) ** 2
     assert row.bound_norm == pytest.approx(float(J.matvec(delta).norm()) / top, rel=1e-6)
     assert row.damped_rmse < row.predicted_rmse
-    assert row.rmse == pytest.approx(row.predicted_rmse, rel=0.02)
-    assert row.all_found
+    assert np.isnan(row.bound)
+
+
+def test_noise_of_a_given_bound_has_it(table):
+    """It is the same draw as noise of a given norm, and what is computed of it is proportional."""
+    read = table[table.attacker == texts.READING]
+    given, norms = read[read.bound.notna()], read[read.bound.isna() & (read.relative > 0)]
+    assert list(given.bound) == [1e-4, 1e-2]
+    assert given.bound_norm.to_numpy() == pytest.approx(given.bound.to_numpy(), rel=1e-9)
+    for column in ("relative", "predicted_rmse"):
+        ratio = pd.concat([given, norms])[column] / pd.concat([given, norms]).bound_norm
+        assert ratio.to_numpy() == pytest.approx(ratio.iloc[0], rel=1e-6)
+    refined = table[table.attacker == texts.REFINED].set_index("bound")
+    assert refined.rmse[1e-4] == pytest.approx(refined.predicted_rmse[1e-4], rel=0.02)
+    assert refined.all_found[1e-4]
 
 
 def test_reading_ends_where_noise_begins(table):
-    read = table[table.attacker == texts.READING].set_index("relative")
+    read = table[(table.attacker == texts.READING) & table.bound.isna()].set_index("relative")
     assert read.accuracy[0.0] == read.bleu[0.0] == read.rougeL[0.0] == 1
     assert read.rmse[0.0] == read.feature_mse[0.0] == 0
     assert read.accuracy[0.3] < 0.5
@@ -99,101 +112,76 @@ def test_reading_ends_where_noise_begins(table):
     assert set(shared.found.split()) <= set(shared.truth.split())
 
 
-def made_up(count=5, **replaced):
-    levels = {name: [0.001, 0.03, 1.0] for name in (texts.READING, texts.SHARED, texts.REFINED)}
-    levels |= {texts.SEARCH: [0.0], texts.TAG: [0.0]}
-    levels[texts.READING] = [0.0, *levels[texts.READING]]
+def made_up(count=64, refined=8, at=(1.0, 1.0, 0.1)) -> pd.DataFrame:
+    """ROUGE-L by reading without noise, at `low` and at `high`: `at`, with a little scatter in the last two."""
     rows = []
-    for task in problems({"bert-tiny": count}, levels):
-        size = task["relative"] * (1 + task["text"] / 10)
-        left = 1 - min(size, 1)
-        rows.append(
-            task
-            | {
-                "predicted_rmse": 0.01 * size,
-                "rmse": 0.0101 * size,
-                "bound_norm": size,
-                "spread": 0.1,
-                "rougeL": left,
-                "accuracy": left,
-                "feature_mse": size**2,
-                "all_found": size == 0,
-                "named": 1.0,
-                "named_wrongly": 0,
-                "converged": True,
-                "failed": False,
-                "reason": "",
-            }
-        )
-    return pd.DataFrame(rows).assign(**replaced)
+    for task in language.problems(CONFIG | {"networks": {"bert-tiny": count}, "refined": refined, "swept": 2}):
+        bound = task.get("bound", task.get("relative"))
+        level = {0.0: 0, 1e-4: 1, 1e-2: 2}.get(bound)
+        score = 0.5 if level is None else at[level] - (0.02 * (task["text"] % 2) if level else 0.0)
+        row = {"bound_norm": bound, "relative": bound, "rougeL": score, "all_found": score == 1, "converged": True}
+        rows.append(task | row | {"failed": False, "reason": ""})
+    return pd.DataFrame(rows)
 
 
-def verdicts(table):
+def judged(table):
     found = language.judge({"problems": table}, THRESHOLDS)
-    return {c.id.removeprefix("language-bert-tiny-"): c for c in found}
+    assert {c.number for c in found} == {30}
+    return {c.id.removeprefix("language-").removesuffix("-bert-tiny"): c for c in found}
 
 
 def test_claims():
-    found = verdicts(made_up())
-    names = ("read", "searched", "tag", "accuracy", "features", "order", "texts", "flat", "fallen", "shared")
-    few = {"texts": "inconclusive"}  # five texts have no order that means anything
-    assert {name: c.verdict for name, c in found.items()} == dict.fromkeys(names, "holds") | few
-    assert found["accuracy"].value == pytest.approx(0.01)
-    assert found["flat"].n == 5
-
-
-def test_eight_texts_have_an_order():
-    table = made_up(count=8)
-    (found,) = (c for name, c in verdicts(table[table.attacker == texts.READING]).items() if name == "texts")
-    assert found.verdict == "holds"
-    assert found.value == pytest.approx(1)
+    found = judged(made_up())
+    assert {name: c.verdict for name, c in found.items()} == dict.fromkeys(("read", "flat", "fallen"), "holds")
+    assert [c.n for c in found.values()] == [64] * 3
+    assert found["flat"].value == pytest.approx(-0.01)
+    assert found["fallen"].value == pytest.approx(0.09)
+    assert "refined by Gauss–Newton, 8 texts: 0.09" in found["fallen"].note
+    assert "not refined" in judged(made_up(refined=0))["fallen"].note
 
 
 @pytest.mark.parametrize(
-    ("replaced", "name", "verdict"),
-    [
-        ({"all_found": False}, "read", "fails"),
-        ({"rmse": 0.01}, "accuracy", "fails"),
-        ({"rougeL": 0.2}, "flat", "fails"),
-        ({"rougeL": 0.8}, "fallen", "fails"),
-        ({"named": 0.1}, "shared", "fails"),
-    ],
+    ("at", "failing"), [((0.5, 0.5, 0.1), "read"), ((1.0, 0.8, 0.1), "flat"), ((1.0, 1.0, 0.9), "fallen")]
 )
-def test_claims_can_fail(replaced, name, verdict):
-    assert verdicts(made_up(**replaced))[name].verdict == verdict
+def test_claims_can_fail(at, failing):
+    verdicts = {name: c.verdict for name, c in judged(made_up(at=at)).items()}
+    assert verdicts == dict.fromkeys(("read", "flat", "fallen"), "holds") | {failing: "fails"}
 
 
-def test_a_search_that_failed_found_nothing():
-    table = made_up().astype({"all_found": object})
-    table.loc[table.attacker == texts.SEARCH, ["all_found", "failed"]] = [np.nan, True]
-    assert verdicts(table)["searched"].verdict == "fails"
+def test_what_lies_at_the_margin_is_inconclusive_and_seven_texts_decide_nothing():
+    assert judged(made_up(at=(1.0, 0.96, 0.1)))["flat"].verdict == "inconclusive"
+    assert {c.verdict for c in judged(made_up(count=7)).values()} == {"inconclusive"}
 
 
 def test_an_attack_that_failed_read_nothing_and_proves_no_protection():
-    table = made_up()
-    failed = (table.attacker == texts.REFINED) & (table.relative < 1)
-    found = verdicts(table.assign(failed=failed))
-    assert found["flat"].value == 0  # its best iterate before it diverged is no text that was read
-    assert found["accuracy"].value == np.inf
-    failed = (table.attacker == texts.REFINED) & (table.relative == 1) & (table.text == 0)
-    found = verdicts(table.assign(failed=failed, rougeL=0.8))
-    assert found["fallen"].value == pytest.approx(0.8)
-    assert found["fallen"].n == 4
+    table = made_up().astype({"all_found": object})
+    plain, low, high = (table.bound.isna() & (table.relative == 0)), table.bound == 1e-4, table.bound == 1e-2
+    read = table.attacker == texts.READING
+    found = judged(
+        table.assign(failed=plain & (table.text < 10), all_found=table.all_found.mask(plain & (table.text < 10)))
+    )
+    assert found["read"].value == pytest.approx(54 / 64)
+    assert judged(table.assign(failed=low & (table.text < 10)))["flat"].value < -0.1
+    lost = high & read & (table.text < 4)
+    found = judged(table.assign(failed=lost, rougeL=table.rougeL.mask(lost, 0.0).mask(high & read & ~lost, 0.8)))
+    assert (found["fallen"].value, found["fallen"].n) == (pytest.approx(0.8), 60)
+    lost = high & read & (table.text < 10)
+    assert judged(table.assign(failed=lost))["fallen"].verdict == "inconclusive"
 
 
-def test_texts_that_tie_do_not_cap_the_order():
-    """Nothing is lost at two of three levels: Spearman's correlation is 0.84 at most."""
-    table = made_up().assign(rougeL=lambda t: (t.relative < 1) * 1.0, feature_mse=lambda t: (t.relative >= 1) * 1.0)
-    found = verdicts(table)
-    assert found["order"].value == found["features"].value == pytest.approx(1)
-    assert found["order"].verdict == "holds"
+def test_networks_that_do_not_classify_are_reported_alone():
+    table = pd.concat([made_up(), made_up().assign(network="gpt2-tiny", task="causal")])
+    assert len(language.judge({"problems": table}, THRESHOLDS)) == 3
+    summary = language.summary(table)
+    assert list(summary) == ["no noise", "I_lb = 0.0001", "I_lb = 0.01", "texts", "whole"]
+    assert summary.loc[("gpt2-tiny", "causal", "reading"), "I_lb = 0.01"] == pytest.approx(0.09)
 
 
 def test_no_two_texts_share_the_noise_of_the_embeddings_gradient(monkeypatch):
     seen = []
     monkeypatch.setattr(texts, "token_set", lambda rows, variance: seen.append(rows) or original(rows, variance))
     original = reading.token_set
-    tasks = problems({"bert-tiny": 2}, {texts.SHARED: [0.1]})
+    tasks = [language.problem("bert-tiny", text, texts.SHARED, 1, relative=0.1) for text in (0, 1)]
     table = language.run(tasks, QUIET).tables["problems"]
     for text_number, (sent, variance) in enumerate(zip(map(texts._sent, tasks), table.variance, strict=True)):
         rows = networks.embedding_gradient(sent.model, sent.tokens, sent.y)
@@ -205,11 +193,12 @@ def test_no_two_texts_share_the_noise_of_the_embeddings_gradient(monkeypatch):
 
 
 def test_the_figures_draw_what_there_is(table):
-    drawn = draw.published(Results({"problems": table}), {})
+    drawn = draw.published(Results({"problems": table}), CONFIG)
     left, middle, right = drawn["overview.svg"].axes
-    assert len(left.collections) == 1
-    assert len(middle.lines) == 2  # read, refined
-    assert all(line.get_ydata().min() > 0 for line in right.lines)
+    assert [len(c.get_offsets()) for c in left.collections] == [4]  # two bounds, two levels
+    assert len(left.lines) == 1 + 2  # and where the claims look
+    assert all(line.get_ydata().min() > 0 for line in middle.lines)
+    assert sum(len(c.get_offsets()) for c in right.collections) == 2
     words = {t.get_text() for t in drawn["words.svg"].axes[0].texts}
-    assert {"nurse", "letter", "read  0", "refined  0.001"} <= words
+    assert {"nurse", "letter", "read  0", "read  0.0001", "refined  0.01"} <= words
     assert all(token.isascii() or "□" in token for token in words)

@@ -72,9 +72,9 @@ def test_mask_is_read_from_the_zeros():
 
 def test_a_ridge_pulls_towards_the_mean_of_the_training_images():
     """So strong a prior that nothing else counts: what is found is the mean image, and not the private one."""
-    (row,) = shared.attack([{**NOISY, "ridge": 1e6}], keep=True)
-    digits, _ = i2f.data.load("mnist", split="train")
-    mean, tau_squared = shared.pixels("mnist", None)
+    (row,) = shared.attack([{**NOISY, "ridge": 1e6, "known_images": 30}], keep=True)
+    digits, _ = i2f.data.load("mnist", 30, split="train")
+    mean, tau_squared = shared.pixels("mnist", None, 30)
     assert row["picture"] == pytest.approx(digits.mean(0, keepdim=True).numpy(), abs=1e-4)
     assert mean[0].numpy() == pytest.approx(digits.numpy().mean(0), abs=1e-5)
     assert tau_squared == pytest.approx(digits.numpy().var(0, ddof=1).mean(), rel=1e-5)

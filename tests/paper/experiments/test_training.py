@@ -11,21 +11,10 @@ from i2f.paper.experiments import training
 from i2f.paper.figures import training as draw
 from i2f.paper.sweep import Settings
 
-pytestmark = pytest.mark.usefixtures("few_draws")
-RECIPE = {"digits": 100, "held_out": 10, "optimizer": "adam", "learning_rate": 0.003, "batch": 20, "seed": 0}
-CONFIG = {
-    "dataset": "mnist",
-    "root": None,
-    "init": "uniform",
-    "weight_seed": 1,
-    **RECIPE,
-    "images": 1,
-    "gauss_newton_steps": 1,
-}
-THRESHOLDS = {"growth": 0.5, "exact": 1e-8, "share": 0.99, "accuracy": 0.02, "tracking": 0.8, "cut": 0.05}
-
-
-NOISES = {"fixed": [1e-7], "relative": [1e-3]}
+RECIPE = {"digits": 100, "held_out": 10, "optimizer": "adam", "learning_rate": 0.003, "batch": 20}
+CONFIG = {"dataset": "mnist", "root": None, "init": "uniform", "weight_seed": 1, **RECIPE}
+NOISES = {"fixed": 1e-7, "relative": 1e-3}
+SIZES = {"weight_seeds": 1, "images": 1, "attacked": 1, "gauss_newton_steps": 1}
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +26,8 @@ def trained():
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """One checkpoint, one image, all noises and starts; one step of the attack is enough. Solved, and read again."""
-    problems = training.problems(CONFIG | NOISES | {"epochs": [2]})
+    """Two checkpoints, two images, one of which meets one step of the attack, at the second. Solved, and read again."""
+    problems = training.problems(CONFIG | NOISES | SIZES | {"epochs": [2], "images": 2})
     chunks = tmp_path_factory.mktemp("chunks")
     stores = [rows.Store(chunks=chunks, solve=yes) for yes in (True, False)]
     return [training.run(problems, Settings(jobs=1, progress="off", store=store)) for store in stores]
@@ -53,8 +42,9 @@ def test_stored_rows_are_the_solved_ones(found):
     solved, read = found
     for name in ("problems", "progress"):
         pd.testing.assert_frame_equal(solved.tables[name], read.tables[name])
-    assert list(read.tables["progress"]) == ["epoch", "train_accuracy", "train_loss", "test_accuracy", "test_loss"]
-    assert set(draw.published(read, {"cut": 0.05})) == {"overview.svg"}
+    scores = ["train_accuracy", "train_loss", "test_accuracy", "test_loss"]
+    assert list(read.tables["progress"]) == ["weight_seed", "epoch", *scores]
+    assert set(draw.published(read, {})) == {"overview.svg"}
 
 
 def network(weights):
@@ -83,9 +73,25 @@ def test_progress_is_that_of_the_kept_weights(trained):
 def test_training_is_the_same_twice_and_another_seed_is_another_training(trained):
     training._course.cache_clear()
     again = training.weights(CONFIG, 2)
-    other = training.weights(CONFIG | {"seed": 1}, 2)
     assert all(torch.equal(trained[0][2][name], again[name]) for name in again)
-    assert not all(torch.equal(again[name], other[name]) for name in again)
+    others = training.weights(CONFIG | {"weight_seed": 2}, 2)
+    assert not any(torch.equal(again[name], others[name]) for name in again)
+
+
+def test_weight_seeds_have_their_own_order_of_batches(monkeypatch):
+    seen = []
+
+    def note(model, optimizer, digits, batch_size, seed, gradients):
+        seen.append(seed)
+        return original(model, optimizer, digits, batch_size, seed, gradients)
+
+    original = training.trainings.epochs
+    monkeypatch.setattr(training.trainings, "epochs", note)
+    for seed in (1, 2):
+        training._course.cache_clear()
+        training.weights(CONFIG | {"weight_seed": seed}, 1)
+    training._course.cache_clear()
+    assert seen == [1, 2]
 
 
 def test_a_training_goes_on_where_it_was_left(trained, monkeypatch):
@@ -98,28 +104,26 @@ def test_a_training_goes_on_where_it_was_left(trained, monkeypatch):
     assert all(torch.equal(trained[0][0][name], value) for name, value in found[2].items())
 
 
-def test_problems_are_every_checkpoint_image_and_noise():
-    sizes = {"epochs": [0, 5], "images": 3, "fixed": [1e-7, 1e-5], "relative": [1e-3]}
-    tasks = training.problems(CONFIG | sizes)
-    assert len(tasks) == 2 * 3 * 4 * 2
-    assert {p["start"] for p in tasks} == {"random", "near"}
-    assert {(p["noise"], p["size"]) for p in tasks} == {
-        ("none", 0.0),
-        ("fixed", 1e-7),
-        ("fixed", 1e-5),
-        ("relative", 1e-3),
-    }
+def test_problems_are_every_checkpoint_image_and_noise_and_few_are_attacked():
+    sizes = {"weight_seeds": 2, "epochs": [0, 5, 9], "images": 3, "attacked": 2, "gauss_newton_steps": 50}
+    tasks = training.problems(CONFIG | NOISES | sizes)
+    assert len(tasks) == 2 * 3 * 3 * 2
+    attacked = [(p["weight_seed"], p["epoch"], p["image"], p["noise"]) for p in tasks if p["budget"] == 50]
+    wanted = [(1, epoch, image, noise) for epoch in (0, 9) for image in (0, 1) for noise in ("relative", "fixed")]
+    assert attacked == wanted
+    assert {p["budget"] for p in tasks} == {50, None}
+    assert len({p["noise_seed"] for p in tasks}) == 2 * 3  # the same draw at every level and checkpoint
 
 
 def test_columns_mean_what_they_say(trained, table):
     """Against autograd, finite differences and a trace, at a trained checkpoint."""
     weights, _ = trained
-    none, fixed, relative = (row for _, row in table[table.start == "random"].iterrows())
+    relative, fixed = (row for _, row in table[table.image == 0].iterrows())
     model = network(weights[2]).double()
     x, y = i2f.data.load("mnist", 1)
     loss = torch.nn.functional.cross_entropy(model(x.double()), y)
     gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, model.parameters())])
-    assert none.loss == pytest.approx(loss.item())
+    assert relative.loss == pytest.approx(loss.item())
     assert fixed.gradient_norm == pytest.approx(float(gradient.norm()))
     J = i2f.GradientJacobian(model, x, y).dense()
     values = torch.linalg.svdvals(J).square()
@@ -130,123 +134,87 @@ def test_columns_mean_what_they_say(trained, table):
     assert relative.noise_norm == pytest.approx(1e-3 * float(gradient.norm()), rel=0.05)
     assert fixed.predicted_rmse / fixed.expected_rmse == pytest.approx(1, abs=0.9)
     assert relative.predicted_rmse / fixed.predicted_rmse == pytest.approx(relative.noise_norm / fixed.noise_norm)
-    assert np.isnan(none.predicted_rmse)
-    assert none.noise_norm == 0
     assert fixed.bound_rmse < fixed.predicted_rmse
 
 
-def test_each_row_has_the_attack_of_its_own_start_and_noise(table):
-    """One step from near the truth ends near it; one from a random start does not."""
-    assert list(table.start) == ["random", "near"] * 3
-    assert (table.rmse[table.start == "near"] < 0.05).all()
-    assert (table.rmse[table.start == "random"] > 0.05).all()
-    assert (table.objective_ratio.notna() == (table.noise != "none")).all()
-    assert table.rmse.is_unique
+def test_only_attacked_rows_have_an_error(table):
+    assert list(table.image) == [0, 0, 1, 1]
+    assert list(table.rmse.notna()) == [True, True, False, False]
+    assert table.expected_rmse.notna().all()
+    assert (table.rmse[:2] > 0.05).all()  # one step from a random start
+    assert table.rmse[0] != table.rmse[1]
+    summary = training.checked(table)
+    assert list(summary.attacks) == [1, 1]
+    noise = summary.loc[2, "relative"]
+    assert noise["measured / predicted"] == pytest.approx(noise["measured RMSE"] / noise["predicted RMSE"])
 
 
-def test_the_controls_start_is_no_draw_of_the_noise(monkeypatch):
-    """Seed and image 0: what is added to the gradient, and what moves the start from the truth."""
-    calls = {}
-
-    def note(model, gradients, y, shape, **options):
-        calls["near" if options["start"] is not None else "random"] = (gradients, options["start"])
-        return original(model, gradients, y, shape, **options)
-
-    original = training.invert_many
-    monkeypatch.setattr(training, "invert_many", note)
-    training.solve(training.problems(CONFIG | {"epochs": [2], "fixed": [1e-7], "relative": []}))
-    gradients, start = calls["near"]
-    moved = (start - i2f.data.load("mnist", 1)[0]).flatten()
-    assert float(moved.square().mean().sqrt()) == pytest.approx(training.NEAR, rel=0.1)
-    noise = (gradients[1] - gradients[0])[:784]
-    assert abs(np.corrcoef(moved, noise)[0, 1]) < 5 / 784**0.5
-
-
-def fake(growth: float, factor: float = 1.0, recovered: float = 1e-12) -> pd.DataFrame:
-    """Predictions that multiply by `growth` from checkpoint to checkpoint; errors `factor` times as large."""
+def fake(slope=0.1, seeds=8, images=3, attacked=2) -> dict[str, pd.DataFrame]:
+    """Expected errors that grow by exp(slope) per epoch, a little more in some weight seeds than in others."""
+    sizes = {"weight_seeds": seeds, "epochs": [0, 2, 10], "images": images, "attacked": attacked}
     rows = []
-    sizes = {"epochs": [0, 10, 20], "images": 4, "fixed": [1e-7, 1e-3], "relative": [1e-3]}
-    tasks = training.problems(CONFIG | sizes)
-    for p in tasks:
-        predicted = 1e-4 * (1 + p["image"]) * growth ** (p["epoch"] // 10)
-        predicted *= 1e3 if p["noise"] == "fixed" and p["size"] > 1e-4 else 1
-        none = p["noise"] == "none"
-        rmse = recovered**0.5 if none else factor * predicted
-        rows.append(
-            {
-                **p,
-                "loss": 1.0,
-                "gradient_norm": 1.0,
-                "lambda_max": 1.0,
-                "lambda_median": 0.1,
-                "lambda_min": 0.01,
-                "rmse": rmse,
-                "mse": rmse**2,
-                "predicted_rmse": np.nan if none else predicted,
-                "expected_rmse": np.nan if none else predicted,
-                "bound_rmse": np.nan if none else 0.01 * predicted,
-                "converged": p["image"] != 1,
-                "failed": False,
-            }
-        )
-    return pd.DataFrame(rows)
+    for p in training.problems(CONFIG | NOISES | sizes | {"gauss_newton_steps": 50}):
+        own = slope + 0.001 * (p["weight_seed"] - (seeds + 1) / 2)
+        predicted = 1e-3 * (1 + p["image"]) * np.exp((own if p["noise"] == "relative" else -own) * p["epoch"])
+        spectrum = {"gradient_norm": 1.0, "lambda_max": 1.0, "lambda_median": 0.1, "lambda_min": 0.01}
+        row = p | spectrum | {"expected_rmse": predicted, "predicted_rmse": predicted, "failed": False}
+        attack = {"rmse": 1.1 * predicted, "mse": (1.1 * predicted) ** 2, "converged": p["image"] != 1}
+        rows.append(row | (attack if p["budget"] else {}))
+    progress = [
+        {"weight_seed": seed, "epoch": epoch, "train_accuracy": 0.1 + 0.08 * epoch, "test_accuracy": 0.1 + 0.07 * epoch}
+        for seed in range(1, seeds + 1)
+        for epoch in (0, 2, 10)
+    ]
+    return {"problems": pd.DataFrame(rows), "progress": pd.DataFrame(progress)}
 
 
-def verdicts(table: pd.DataFrame) -> dict[str, str]:
-    found = training.judge({"problems": table}, THRESHOLDS, "mnist")
-    assert len({c.id for c in found}) == len(found)
-    return {c.id.removeprefix("training-mnist-"): c.verdict for c in found}
+def judged(tables):
+    relative, fixed = training.judge(tables, {})
+    assert (relative.id, fixed.id) == ("training-relative", "training-fixed")
+    assert relative.number == fixed.number == 31
+    return relative, fixed
 
 
-ALL = ("fixed", "relative", "bound", "without-noise", "prediction", "without-noise-near", "prediction-near")
+def test_the_claims_are_the_mean_slope_over_weight_seeds():
+    relative, fixed = judged(fake(0.1))
+    assert (relative.value, fixed.value) == pytest.approx((0.1, -0.1))
+    assert (relative.verdict, fixed.verdict) == ("holds", "fails")
+    assert (relative.n, relative.unit) == (8, "weight_seed")
+    seeds = 0.1 + 0.001 * (np.arange(1, 9) - 4.5)
+    half = 2.3646 * seeds.std(ddof=1) / 8**0.5  # Student's t, seven degrees of freedom
+    assert (relative.low, relative.high) == pytest.approx((0.1 - half, 0.1 + half), rel=1e-3)
+    assert f"a factor of {np.exp(1.0):.2g}" in relative.note
+    assert judged(fake(0.0))[0].verdict == "inconclusive"
+    assert judged(fake(0.1, seeds=7))[0].verdict == "inconclusive"
 
 
-@pytest.mark.parametrize(
-    ("table", "failing"),
-    [
-        (fake(10.0, 1.001), ()),
-        (fake(0.1, 2.0, recovered=1.0), tuple(name for name in ALL if name != "bound")),
-        (fake(10.0).assign(bound_rmse=lambda t: 1 / t.predicted_rmse), ("bound",)),
-    ],
-)
-def test_verdicts_follow_the_table(table, failing):
-    assert verdicts(table) == {name: "fails" if name in failing else "holds" for name in ALL}
+def test_a_slope_is_that_of_a_line_through_all_checkpoints():
+    rows = fake(0.1, seeds=1, images=1)["problems"]
+    rows = rows[rows.noise == "relative"].assign(expected_rmse=np.exp([0.0, 3.0, 1.0]))
+    assert training.slopes(rows).item() == pytest.approx(np.polyfit([0, 2, 10], [0.0, 3.0, 1.0], 1)[0])
 
 
-def test_prediction_may_hold_only_in_the_linear_regime():
-    table = fake(3.0)
-    beyond = table.predicted_rmse > 0.05
-    table.loc[beyond, "rmse"] *= 3
-    table = pd.concat([table, *[table[beyond]] * 3])
-    found = training.judge({"problems": table}, THRESHOLDS, "mnist")
-    prediction = next(c for c in found if c.id == "training-mnist-prediction")
-    assert prediction.verdict == "holds only when"
-    assert prediction.condition == "the predicted RMSE is at most 0.05"
+def test_a_training_that_did_not_learn_is_left_out():
+    tables = fake(0.1, seeds=9)
+    tables["progress"].loc[tables["progress"].weight_seed == 9, "train_accuracy"] = 0.4
+    relative, _ = judged(tables)
+    assert relative.n == 8
+    assert "8 of 9 trainings learn" in relative.note
+    tables["progress"].loc[tables["progress"].weight_seed == 8, "train_accuracy"] = 0.4
+    assert judged(tables)[0].verdict == "inconclusive"
 
 
-def test_one_checkpoint_where_the_attack_from_a_random_start_is_lost_is_seen_and_separated_from_the_control():
-    table = fake(2.0)
-    lost = (table.epoch == 20) & (table.start == "random")
-    table.loc[lost, ["rmse", "mse"]] = np.nan
-    found = verdicts(table)
-    assert (found["prediction"], found["without-noise"]) == ("fails", "fails")
-    assert (found["prediction-near"], found["without-noise-near"]) == ("holds", "holds")
+def test_a_checkpoint_that_is_unknown_decides_nothing():
+    tables = fake(0.1)
+    tables["problems"].loc[0, "expected_rmse"] = np.nan
+    assert [c.verdict for c in judged(tables)] == ["inconclusive", "fails"]
 
 
-def test_the_summary_counts_every_attack():
-    table = training.summary(fake(2.0))
-    assert table.attacks.sum() == 3 * 4 * 4 * 2
-    assert (table.not_converged == 1).all()
-
-
-def test_figure_draws_every_row():
-    table = fake(3.0)
-    progress = pd.DataFrame({"epoch": [0, 10, 20], "train_accuracy": [0.1, 0.5, 0.9], "test_accuracy": [0.1, 0.4, 0.8]})
-    figure = draw.overview(table, progress, cut=0.05)
-    learning, gradients, spectra, risk, without, scatter = figure.axes
+def test_figure_draws_every_seed_and_attack():
+    tables = fake()
+    figure = draw.overview(tables["problems"], tables["progress"])
+    learning, spectra, risk, attacks = figure.axes
     assert len(learning.lines) == 2
-    assert len(gradients.lines) == 4 + 1
-    assert len(spectra.lines) == 3 * (4 + 1)
-    assert len(risk.lines) == 2 * (4 + 1)
-    assert sum(len(c.get_offsets()) for c in without.collections) == (table.noise == "none").sum()
-    assert sum(len(c.get_offsets()) for c in scatter.collections) == (table.noise != "none").sum()
+    assert len(spectra.lines) == 4
+    assert len(risk.lines) == 2 * (8 + 1)
+    assert sum(len(c.get_offsets()) for c in attacks.collections) == tables["problems"].budget.notna().sum() == 8
