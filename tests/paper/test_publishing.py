@@ -89,11 +89,11 @@ def test_a_run_that_is_not_complete_is_named_and_nothing_published(tmp_path):
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     (clone / "data").symlink_to(ROOT / "data")
     params = (clone / "params.yaml").read_text()
-    one, rest = params.split("  smoothness-mnist:")
-    (clone / "params.yaml").write_text(one + "  smoothness-mnist:" + rest.replace("images: 4", "images: 5", 1))
+    one, rest = params.split("  smoothness:")
+    (clone / "params.yaml").write_text(one + "  smoothness:" + rest.replace("images: 20", "images: 21", 1))
     before = content(clone / "results")
     done = subprocess.run(
-        [sys.executable, "-m", "i2f.paper", "publish", "smoothness-mnist"],
+        [sys.executable, "-m", "i2f.paper", "publish", "smoothness"],
         cwd=clone,
         env={**publishing.os.environ, "PYTHONPATH": str(clone), "I2F_MISSING": ""},
         capture_output=True,
@@ -101,5 +101,5 @@ def test_a_run_that_is_not_complete_is_named_and_nothing_published(tmp_path):
         check=False,
     )
     assert done.returncode != 0
-    assert "8 of 40 problems of the table 'problems' have no published row" in done.stderr
+    assert "12 of 252 problems of the table 'problems' have no published row" in done.stderr
     assert content(clone / "results") == before

@@ -1,11 +1,12 @@
 """Is an audit right? Its predicted PSNR against an attack's, and the PSNR that its recommended noise achieves."""
 
 import math
+from typing import Any
 
 import pandas as pd
 
 from i2f.audit import audit
-from i2f.paper import sweep
+from i2f.paper import estimates, sweep
 from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
@@ -71,26 +72,26 @@ def solve(chunk: list[Problem]) -> list[Row]:
     return rows
 
 
-def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
-    """The experiment's claims. Of the thresholds, `cut` on the predicted RMSE bounds the linear regime; `accuracy` and
-    `within` are in dB, for a prediction and for the recommended noise."""
+def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
+    """The experiment's claims. Of the thresholds, `cut` on the predicted RMSE bounds the linear regime, and `within`,
+    in dB, is how far above the target a PSNR may lie."""
     table = tables["problems"]
-    judged = Judge.of("audited", f"audit-{dataset}", thresholds)
-    found = []
+    judged, found = Judge.of("audited", "audit", thresholds), []
     linear = table[(table.part == PREDICTED) & (table.predicted_rmse <= thresholds["cut"])]
-    if len(linear):
-        found.append(judged("psnr", linear, _median_difference, converged=convergence(linear)))
+    done = linear[linear.converged.eq(True)]
+    if len(done):
+        off = (done.psnr - done.attacked_psnr).groupby(done.image).mean()
+        found.append(judged.estimate("psnr", estimates.mean(off), **_ended(linear)))
     asked = table[table.part == SUGGESTED]
     if len(asked):
-        targets = ", ".join(f"{target:g}" for target in sorted(asked.asked.unique()))
-        words = {"least_asked": asked.asked.min(), "targets": targets, "converged": convergence(asked)}
-        found.append(judged("suggested", asked, _largest_difference, **words))
-    return [*found, judged("labels", table, lambda t: float(t.label.astype(float).mean()))]
+        above, ended = asked.attacked_psnr - asked.asked, asked.converged.eq(True)
+        # an attack that ended early proves no protection
+        protected = (ended & (above <= thresholds["within"])).groupby(asked.image).all()
+        words = {"requested": ", ".join(f"{target:g}" for target in sorted(asked.asked.unique()))}
+        words |= {"above": f"{above[ended].mean():+.2f}"}
+        found.append(judged.estimate("recommended", estimates.share(protected), **words, **_ended(asked)))
+    return found
 
 
-def _median_difference(table: pd.DataFrame) -> float:
-    return float((table.attacked_psnr - table.psnr).abs().median())
-
-
-def _largest_difference(table: pd.DataFrame) -> float:
-    return float((table.attacked_psnr - table.asked).abs().to_numpy().max())
+def _ended(rows: pd.DataFrame) -> dict[str, Any]:
+    return {"finished": float(rows.converged.eq(True).mean()), "converged": convergence(rows)}

@@ -6,11 +6,10 @@ the expected squared error of one image i is σ² tr[(J Jᵀ)⁻¹]_ii, its bloc
     averaging   an image's share of the gradient shrinks as 1/B: the RMSE grows by B, under noise of fixed size
     mixing      the images' Jacobians are not orthogonal: [G⁻¹]_ii ≥ (G_ii)⁻¹, the rest, at least 1
 
-Noise of variance σ²/B², as if the sum were sent and not the mean, takes the averaging out and leaves the mixing.
+A sender who shares the sum instead of the mean loses the averaging and keeps the mixing.
 """
 
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,12 +20,12 @@ from i2f.attacks import invert
 from i2f.core import metrics, spectrum
 from i2f.core.influence import influence
 from i2f.core.jacobian import GradientJacobian
-from i2f.paper import sweep
+from i2f.paper import estimates, sweep
 from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
 from i2f.paper.rows import declare
-from i2f.paper.statistics import convergence, median, share
+from i2f.paper.statistics import convergence
 from i2f.paper.sweep import Problem, Row, Settings
 
 NONE, FIXED = PARTS = ("no noise", "fixed")  # a problem's `part`: what is added to the gradient
@@ -62,16 +61,16 @@ def problems(config: Config) -> list[Problem]:
 def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     """Spectrum, prediction and, where `attacked`, Gauss–Newton with the labels known.
 
-    problems: one row per image of a batch and `part`. d_x, rank, lambda_max, lambda_min, and what the attack says of
-    itself are the batch's. The image's, per pixel: expected_rmse = √(E[I²]/pixels), NaN where J Jᵀ is singular;
-    predicted_rmse, Eq. 4 for this noise; mse and rmse of the attack under the best assignment. spectra: (batch, image,
-    share, eigenvalue), image: the first of the batch.
+    problems: one row per image of a batch and `part`. first: the batch's first image. d_x, rank, lambda_max,
+    lambda_min, and what the attack says of itself are the batch's. The image's, per pixel: expected_rmse =
+    √(E[I²]/pixels), NaN where J Jᵀ is singular; predicted_rmse, Eq. 4 for this noise; mse and rmse of the attack under
+    the best assignment. spectra: (batch, image, share, eigenvalue), image: the first of the batch.
     """
     table = sweep.run(solve, problems, settings, shared.SETTING, at_most=len(PARTS), whole=True, description="batches")
     spectra = table.loc[table.spectrum.notna(), ["batch", "image", "spectrum"]].explode("spectrum", ignore_index=True)
     spectra["share"], spectra["eigenvalue"] = zip(*spectra.pop("spectrum"), strict=True)
-    table["image"] += table.pop("member")
-    return Results({"problems": table.drop(columns="spectrum"), "spectra": spectra})
+    table = table.assign(first=table.image, image=table.image + table.member)
+    return Results({"problems": table.drop(columns=["member", "spectrum"]), "spectra": spectra})
 
 
 @declare("problems", defaults=shared.DEFAULTS)
@@ -130,64 +129,67 @@ def _rows(J: GradientJacobian, seen: Look, problem: Problem) -> list[Row]:
 
 
 def ratios(table: pd.DataFrame, batch: int) -> pd.DataFrame:
-    """Expected RMSE of an image in a batch of B over that of the same image alone, and what of it is averaging.
+    """Expected RMSE of an image in a batch of B over that of the same image alone, under the same weights, and what of
+    it is averaging: one row per batch.
 
-    Columns: image; total = averaging · mixing, averaging = B; share = log B / log total. Where the batch's J Jᵀ is
-    singular, the expected error is infinite, and averaging has no share in that.
+    Columns: total, the geometric mean over the batch's images; mixing = total / B; share = log B / log total. Where the
+    batch's J Jᵀ is singular, the expected error is infinite, and averaging has no share in that.
     """
-    fixed = table[table.part == FIXED]
-    singular = fixed["rank"] < fixed.d_x
-    fixed = fixed.assign(expected_rmse=fixed.expected_rmse.mask(singular, np.inf))
-    wide = fixed.pivot_table(index="image", columns="batch", values="expected_rmse").dropna(subset=[1, batch])
-    total = wide[batch] / wide[1]
-    return pd.DataFrame({"total": total, "mixing": total / batch, "share": np.log(batch) / np.log(total)}).reset_index()
+    fixed = table[table.part == FIXED].set_index(["image", "weight_seed"])
+    logarithm = np.log(fixed.expected_rmse.where(fixed["rank"] == fixed.d_x, np.inf))
+    together = fixed.batch == batch
+    gain = logarithm[together] - logarithm[fixed.batch == 1].reindex(fixed.index[together])
+    total = np.exp(gain.groupby(fixed["first"][together]).mean())
+    return pd.DataFrame({"total": total, "mixing": total / batch, "share": np.log(batch) / np.log(total)})
 
 
 def summary(table: pd.DataFrame, exact: float) -> pd.DataFrame:
-    """One column per batch size: medians over images, in pixels; a dash where nothing was attacked."""
+    """One column per batch size: over batches, or medians over images; a dash where nothing was attacked."""
     columns = {}
     for batch, mine in table.groupby("batch"):
-        # one image alone has no part of its own for noise of variance over B²
-        parts = {part: mine[mine.part == (FIXED if batch == 1 and part == SCALED else part)] for part in PARTS}
-        fixed = parts[FIXED]
-        spread = fixed.groupby(fixed.image // batch).expected_rmse.agg(lambda e: e.max() / e.min())
+        none, fixed = (mine[mine.part == part] for part in PARTS)
+        spread = fixed.groupby("first").expected_rmse.agg(lambda e: e.max() / e.min())
         columns[batch] = {
-            "images": fixed.image.nunique(),
-            "rank of J / d_x": (mine["rank"] / mine.d_x).min(),
+            "batches": fixed["first"].nunique(),
+            "smallest rank of J / d_x": (mine["rank"] / mine.d_x).min(),
             "smallest λ": mine.lambda_min.min(),
-            "recovered without noise": (parts[NONE].mse <= exact).mean() if len(parts[NONE]) else np.nan,
+            "recovered whole without noise": recovered(none, exact).mean(),
+            "expected RMSE": fixed.expected_rmse.median(),
+            "expected RMSE / alone": ratios(table, int(batch)).total.median(),
+            "RMSE of the attack": fixed.rmse.median(),
+            "largest / smallest in a batch": spread.median(),
         }
-        for part in (FIXED, SCALED):
-            columns[batch][f"RMSE expected, {part}"] = parts[part].expected_rmse.median()
-            columns[batch][f"RMSE attack, {part}"] = parts[part].rmse.median()
-        columns[batch]["largest / smallest in a batch"] = spread.median()
-    return pd.DataFrame(columns).rename_axis(columns="batch size").map(lambda v: "–" if np.isnan(v) else f"{v:.2g}")
+    return pd.DataFrame(columns).rename_axis(columns="batch size").map(lambda v: "–" if np.isnan(v) else f"{v:.3g}")
 
 
-def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
-    """The experiment's claims. Batch sizes are compared over sets of `group` neighbours; `compared` is the batch size
-    that is compared with B = 1."""
-    table, group = tables["problems"], int(thresholds["group"])
-    table = table.assign(set=table.image // group, attack=table.image // table.batch)  # the units of the claims
+def recovered(table: pd.DataFrame, exact: float) -> pd.Series:
+    """By batch, whether every image of it was found to an MSE of `exact`."""
+    return (table.mse <= exact).groupby(table["first"]).all()
+
+
+def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
+    """The experiment's claims; the units are batches. Of the thresholds, `compared` is the batch size that is compared
+    with single images, and `cut` on the predicted RMSE bounds the linear regime."""
+    table, judged, found = tables["problems"], Judge.of("batch_size", "batch_size", thresholds), []
+    attacks = table[table.attacked]
+    for size, rows in attacks[(attacks.part == NONE) & (attacks.batch > 1)].groupby("batch"):
+        each = estimates.share(recovered(rows, thresholds["exact"]))
+        found.append(judged.estimate("recovered", each, suffix=f"-{size}", size=size, **_ended(rows)))
     compared = ratios(table, int(thresholds["compared"]))
-    compared = compared.assign(set=compared.image // group)
-    attacked = table[table.attacked]
-    noisy = attacked[attacked.part != NONE]
-    noisy = noisy.assign(miss=shared.relative_error(noisy))
-    judged = Judge.of("batch_size", f"batch_size-{dataset}", thresholds)
-    recovered = partial(share, column="mse", at_most=thresholds["exact"])
-    found = []
-    for size, rows in attacked[attacked.part == NONE].groupby("batch"):
-        gives = f"{size} images gives them all away" if size > 1 else "one image gives it away"
-        found.append(judged("recovered", rows, recovered, suffix=f"-{size}", gives=gives))
     found += [
-        judged("rank", table, lambda t: float((t["rank"] / t.d_x).min()), largest=table.batch.max()),
-        judged("hides", compared, partial(median, column="total")),
-        judged("averaging", compared, partial(median, column="share")),
+        judged.estimate("hides", estimates.geometric_mean(compared.total)),
+        judged.estimate("averaging", estimates.mean(compared.share)),
     ]
-    miss = partial(median, column="miss")
-    for size, rows in noisy[noisy.batch > 1].groupby("batch"):
-        linear = rows[rows.predicted_rmse <= thresholds["cut"]]
-        words = {"size": size, "converged": convergence(rows[rows.image % size == 0])}  # one attack per batch
-        found.append(judged("prediction", rows, miss, linear, suffix=f"-{size}", **words))
+    pairs = attacks[(attacks.part == FIXED) & (attacks.batch == 2) & (attacks.predicted_rmse <= thresholds["cut"])]
+    done = pairs[pairs.converged.eq(True)]
+    if len(done):
+        logarithm = np.log(done.rmse / done.predicted_rmse).groupby(done["first"]).mean()
+        ratio = estimates.geometric_mean(np.exp(logarithm))
+        found.append(judged.estimate("prediction", ratio, **_ended(pairs)))
     return found
+
+
+def _ended(rows: pd.DataFrame) -> dict[str, Any]:
+    """How many of the attacks, one per batch, converged."""
+    attacks = rows.drop_duplicates("first")
+    return {"finished": float(attacks.converged.eq(True).mean()), "converged": convergence(attacks)}

@@ -1,4 +1,4 @@
-"""Depth, width and smoothness: one family of plain convolutional networks, its spectra, and whether they are inverted.
+"""Depth and smoothness: one family of plain convolutional networks, its spectra, and whether they are inverted.
 
 Weights are drawn by Kaiming's rule with gain 1, the same for every activation, so that signals fall off with depth, by
 about √2 a layer with ReLU and fourfold or more with sigmoid: what depth does is what it does to networks so drawn. The
@@ -6,24 +6,21 @@ noise is in proportion to the gradient, so that a network does not count as safe
 """
 
 import math
-from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from i2f.core import spectrum
-from i2f.paper import models, sweep
+from i2f.paper import estimates, sweep
 from i2f.paper.claims import Claim, Judge, Thresholds
 from i2f.paper.experiments import problems as shared
 from i2f.paper.results import Config, Results, Tables
 from i2f.paper.rows import declare
-from i2f.paper.statistics import convergence, share
+from i2f.paper.statistics import convergence
 from i2f.paper.sweep import Problem, Row, Settings
 
-FAMILY = ["depth", "width", "activation"]
 KINKED = "relu"
 ATTACK = ("rmse", "mse", "relative_residual", "steps", "evaluations", "converged", "matched", "failed", "reason")
-UNPUBLISHED = ["relative", "budget", "start_seed"]
 
 
 def problems(config: Config) -> list[Problem]:
@@ -55,14 +52,13 @@ def problems(config: Config) -> list[Problem]:
 
 
 def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
-    """One row per problem: what J says, and what Gauss–Newton finds without noise.
+    """One row per problem: what J says, and, where `attacked`, what Gauss–Newton finds without noise.
 
     rank, lambda_max, lambda_median, lambda_min: of J Jᵀ. condition: λ_max/λ_min. gradient_norm: ‖g‖.
     expected_rmse: √(σ² tr((J Jᵀ)⁻¹)/d_x), per pixel, for noise of expected norm `relative`·‖g‖; this and the condition
     are infinite where the rank is below d_x. Further columns as in `problems.attack`.
     """
-    table = sweep.run(solve, problems, settings, description="networks")
-    return Results({"problems": table.drop(columns=UNPUBLISHED)})
+    return Results({"problems": sweep.run(solve, problems, settings, description="networks")})
 
 
 @declare("problems", defaults=shared.DEFAULTS)
@@ -95,7 +91,7 @@ def _row(problem: Problem) -> Row:
 
 
 def summary(table: pd.DataFrame, exact: float) -> pd.DataFrame:
-    """One row per network: the share of images recovered, medians of the rest."""
+    """One row per network: shares of images recovered and of J with full rank, medians of the rest."""
     table = shared.lost(table)
     medians = {
         "rmse": "RMSE, attack",
@@ -104,53 +100,42 @@ def summary(table: pd.DataFrame, exact: float) -> pd.DataFrame:
         "condition": "condition",
         "expected_rmse": "expected RMSE under noise",
     }
-    groups = table.assign(recovered=table.mse <= exact).groupby(FAMILY, sort=True)
-    found = groups[list(medians)].median().rename(columns=medians)
-    found.insert(0, "recovered", groups.recovered.mean())
-    order = list(dict.fromkeys(table.activation))
-    return found.sort_index(level="activation", key=lambda names: names.map(order.index), sort_remaining=True)
+    recovered = (table.mse <= exact).astype(float).where(table.attacked)
+    rmse = table.rmse.where(table.attacked)
+    table = table.assign(recovered=recovered, rmse=rmse, full=np.isfinite(table.expected_rmse))
+    groups = table.groupby(["depth", "activation"], sort=False)
+    shares = groups[["recovered", "full"]].mean().rename(columns={"full": "full rank"})
+    return shares.join(groups[list(medians)].median().rename(columns=medians)).sort_index(
+        level="depth", sort_remaining=False, kind="stable"
+    )
 
 
-def depth_slope(table: pd.DataFrame) -> float:
-    """The factor by which the expected RMSE grows when the depth doubles, the median over activations and widths; of
-    those where it is finite throughout."""
-    slopes = [
-        np.polyfit(np.log2(rows.depth), np.log2(rows.expected_rmse), 1)[0]
-        for _, rows in table.groupby(["activation", "width"], sort=False)
-        if np.isfinite(rows.expected_rmse).all()
-    ]
-    return float(2 ** np.median(slopes))
+def slopes(table: pd.DataFrame) -> pd.DataFrame:
+    """The slope of log₂ of the expected RMSE on log₂ of the depth, per image (rows) and activation (columns), of those
+    activations whose J has full rank on every image at every depth. 1: twice the depth, twice the error."""
+    whole = table[np.isfinite(table.expected_rmse).groupby(table.activation).transform("all")]
+    if whole.empty:
+        return pd.DataFrame()
+    wide = whole.pivot(index=["image", "activation"], columns="depth", values="expected_rmse")
+    slope = np.polyfit(np.log2(wide.columns.to_numpy(dtype=float)), np.log2(wide.to_numpy()).T, 1)[0]
+    return pd.Series(slope, wide.index).unstack("activation")
 
 
-def judge(tables: Tables, thresholds: Thresholds, dataset: str) -> list[Claim]:
-    """The experiment's claims. Claims about a single width, or a single depth, are left out."""
+def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
+    """The experiment's claims. An image counts as recovered if it is at every depth that is attacked."""
     table = shared.lost(tables["problems"])
-    widest, narrowest = table.width.max(), table.width.min()
-    wide = table[table.width == widest]
-    pixels = math.prod(models.SPECS[dataset].shape)
-    recovered = partial(share, column="mse", at_most=thresholds["exact"])
-    judged = Judge.of("smoothness", f"smoothness-{dataset}", thresholds)
-    found = []
-    for activation, rows in wide.groupby("activation", sort=False):
-        depths = ", ".join(map(str, sorted(rows.depth.unique())))
-        note = f"{depths} layers of {widest} channels; {convergence(rows)}"
-        if activation == KINKED:
-            found.append(judged("kinks", rows, recovered, note=note))
+    judged, found = Judge.of("smoothness", "smoothness", thresholds), []
+    for activation, rows in table[table.attacked].groupby("activation", sort=False):
+        every = (rows.mse <= thresholds["exact"]).groupby(rows.image).all()
+        depths = " and ".join(map(str, sorted(rows.depth.unique())))
+        stalled = rows.reason.astype(str).str.startswith("stalled")
+        about = {"depths": depths, "converged": convergence(rows), "stalled": int(stalled.sum())}
+        ended = rows.converged.eq(True)
+        if activation == KINKED:  # at a kink no step may decrease the objective: such an attack has ended too
+            found.append(judged.estimate("kinks", estimates.share(every), float((ended | stalled).mean()), **about))
         else:
-            rows = rows.assign(missed=(rows.mse > thresholds["exact"]).astype(float))
-            found.append(
-                judged("smooth", rows, _worst_depth, suffix=f"-{activation}", activation=activation, note=note)
-            )
-    found.append(judged("rank", wide, lambda t: float((t["rank"] == pixels).mean()), width=widest))
-    narrow = table[(table.width == narrowest) & (table.activation != KINKED)]
-    if table.width.nunique() > 1 and len(narrow):
-        found.append(judged("narrow", narrow, recovered, width=narrowest, converged=convergence(narrow)))
-    finite = table.groupby(["activation", "width"]).expected_rmse.transform("max") < np.inf
-    if table.depth.nunique() > 1 and finite.any():
-        found.append(judged("depth", table[finite], depth_slope))
+            about |= {"suffix": f"-{activation}", "activation": activation}
+            found.append(judged.estimate("smooth", estimates.share(every), float(ended.mean()), **about))
+    if table.depth.nunique() > 1 and len(slope := slopes(table)):
+        found.append(judged.estimate("depth", estimates.mean(slope.mean(axis=1)), activations=", ".join(slope.columns)))
     return found
-
-
-def _worst_depth(table: pd.DataFrame) -> float:
-    """The share of images recovered, at the depth where it is smallest."""
-    return float(1 - float(table.groupby("depth").missed.mean().max()))

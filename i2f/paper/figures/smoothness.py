@@ -1,6 +1,9 @@
 """Depth and smoothness: what was recovered of which network, how far spectra reach, what noise would hide."""
 
+from collections.abc import Callable
+
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,32 +26,45 @@ def published(found: Results, config: Config) -> dict[str, Figure]:
 
 
 def overview(table: pd.DataFrame) -> Figure:
-    """Three panels, of the widest networks: the attack's error, the condition of J Jᵀ, what relative noise hides."""
+    """Three panels against the depth: the attack's error, the condition of J Jᵀ, the expected error under noise."""
     style()
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11.5, 3.9), layout="constrained")
-    wide = table[table.width == table.width.max()]
-    _against_depth(left, wide.assign(rmse=wide.rmse.clip(lower=FLOOR)), "rmse", "RMSE per pixel, attack")
-    left.set_title("What the attack recovers, no noise")
-    _against_depth(middle, wide, "condition", "λ$_{max}$ / λ$_{min}$ of J Jᵀ")
-    middle.set_title("How ill-conditioned J is")
-    _against_depth(right, wide, "expected_rmse", "expected RMSE per pixel, relative noise")
-    right.set_title("What noise would hide")
-    left.legend(fontsize="small", loc="center left")
+    _against_depth(left, table[table.attacked], _cloud, "rmse", "measured RMSE per pixel, no noise")
+    left.set_title("Kinks stop the search")
+    _against_depth(middle, table, _band, "condition", "λ$_{max}$ / λ$_{min}$ of J Jᵀ")
+    middle.set_title("Depth worsens the condition")
+    _against_depth(right, table, _band, "expected_rmse", "expected RMSE per pixel, relative noise")
+    right.set_title("Under noise, depth hides more")
+    figure.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     return figure
 
 
-def _against_depth(ax: Axes, table: pd.DataFrame, column: str, label: str) -> Axes:
-    """One mark per image (hollow: the attack did not converge), a line through an activation's medians."""
-    for number, (name, (words, colour, marker)) in enumerate(ACTIVATIONS.items()):
+Drawing = Callable[[Axes, pd.DataFrame, str, float], None]
+
+
+def _against_depth(ax: Axes, table: pd.DataFrame, draw: Drawing, column: str, label: str) -> None:
+    for number, name in enumerate(ACTIVATIONS):
         rows = table[(table.activation == name) & ~table.failed.astype(bool)]
-        if not len(rows):
-            continue
-        shift = 1.04 ** (number - 1.5)  # side by side, not one upon the other
-        median = rows.groupby("depth")[column].median()
-        ax.plot(median.index * shift, median, color=colour, lw=1.4, label=words)
-        marks(ax, rows.depth * shift, rows[column], rows.converged, colour, marker)
+        if len(rows):
+            draw(ax, rows, column, 1.12 ** (number - 1.5))  # side by side, not one upon the other
     ax.set(xscale="log", yscale="log", xlabel="depth, convolutions", ylabel=label)
     readable_ticks(ax)
     depths = sorted(table.depth.unique())
     ax.set_xticks(depths, [str(depth) for depth in depths])
-    return ax
+
+
+def _cloud(ax: Axes, rows: pd.DataFrame, column: str, shift: float) -> None:
+    """One mark per image; hollow: the attack did not converge."""
+    words, colour, marker = ACTIVATIONS[rows.activation.iloc[0]]
+    for depth, mine in rows.groupby("depth"):
+        x = depth * shift * 1.04 ** np.linspace(-1, 1, len(mine))
+        marks(ax, x, mine[column].clip(lower=FLOOR), mine.converged, colour, marker, s=18, alpha=0.6, label=words)
+
+
+def _band(ax: Axes, rows: pd.DataFrame, column: str, shift: float) -> None:
+    """The median over images, and the range of the middle 80%."""
+    words, colour, marker = ACTIVATIONS[rows.activation.iloc[0]]
+    depths = rows.groupby("depth")[column]
+    middle, low, high = (depths.quantile(q, interpolation="nearest") for q in (0.5, 0.1, 0.9))
+    ax.vlines(middle.index * shift, low, high, color=colour, lw=3, alpha=0.35, zorder=2)
+    ax.plot(middle.index * shift, middle, color=colour, marker=marker, ms=5, lw=1.2, label=words, zorder=3)
