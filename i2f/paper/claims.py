@@ -15,45 +15,33 @@ from i2f.core import checks
 from i2f.paper import estimates
 from i2f.paper.attackers import knows
 from i2f.paper.estimates import Estimate
-from i2f.paper.statistics import LEAST_RANKED, LEAST_UNITS, Statistic, bootstrap, rounded, verdict
+from i2f.paper.statistics import rounded
 
 LEARNT = 0.5  # accuracy of a trained network below which a comparison of trainings means nothing
-VERDICTS = ("holds", "holds except when", "holds only when", "fails", "inconclusive", "not run")
-LEDGERS = {"paper": "the paper's claims", "beyond": "what goes beyond it", "": "older claims, of few images"}
+VERDICTS = ("holds", "fails", "inconclusive", "not run")
+LEDGERS = {"paper": "the paper's claims", "beyond": "what goes beyond it"}
 LEAST_FINISHED = 0.9  # share of attacks that must have ended at a stationary point, or there is no verdict
-EXCEPTIONS = {("fails", "holds"): "holds only when", ("holds", "fails"): "holds except when"}  # (whole, within) -> both
 WORDS = Path(__file__).parent / "experiments"  # EXPERIMENT.toml: what its claims say
-LEAST = {"ranked": LEAST_RANKED, "units": LEAST_UNITS}
-TEXTS = ("statement", "statistic", "source", "note", "condition")
-KEYS = {
-    *TEXTS,
-    "number",
-    "ledger",
-    "attacker",
-    "unit",
-    "at_least",
-    "at_most",
-    "least",
-    "not_run",
-}  # of a claim in words
-LEDGER = ("number", "ledger", "method", "p", "needed")  # what claims of the numbered ledgers have besides
-NUMBERS = {"value": math.nan, "low": -math.inf, "high": math.inf, "p": math.nan, "needed": math.nan}  # what null is
+TEXTS = ("statement", "statistic", "source", "note")
+KEYS = {*TEXTS, "number", "ledger", "attacker", "unit", "at_least", "at_most", "not_run"}  # of a claim in words
+NUMBERS = ("value", "low", "high", "p", "needed")
 
 Thresholds = Mapping[str, Any]  # by name, among a run's other parameters
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One sentence of the paper, in our words, and what was measured of it.
+    """One sentence, in our words, and what was measured of it.
 
-    id: unique. statement, source: what is claimed, and where. attacker: what the attack knows. statistic: what
-    `value` is, with its unit. low, high: its 95% bootstrap interval over `n` units of `unit`. holds_when: the
-    threshold; the claim's notebook says whether it was fixed before a first look. verdict: of `VERDICTS`. condition:
-    under which the claim was judged a second time, and within: what came out then, (value, low, high). note: what
-    else a reader must know.
+    id: unique. number, ledger: its place among the paper's claims, or among those beyond it. statement, source: what is
+    claimed, and where. attacker: what the attack knows. statistic: what `value` is, with its unit. low, high: its 95%
+    interval over `n` units of `unit`, by `method`. holds_when: the threshold. verdict: of `VERDICTS`. p: the smallest
+    level at which the interval decides. needed: about how many units would decide. note: what else a reader must know.
     """
 
     id: str
+    number: int
+    ledger: str
     statement: str
     source: str
     attacker: str
@@ -63,22 +51,16 @@ class Claim:
     high: float
     n: int
     unit: str
+    method: str
     holds_when: str
     verdict: str
-    note: str = ""
-    condition: str = ""
-    within: tuple[float, float, float] | None = None
-    number: int = 0
-    ledger: str = ""
-    method: str = "bootstrap"
     p: float = math.nan
     needed: float = math.nan
+    note: str = ""
 
     @property
     def sentence(self) -> str:
-        """The verdict in words, with the condition where it decides, its p, or how many units would decide."""
-        if self.conditional:
-            return f"{self.verdict} {self.condition}"
+        """The verdict, with its p, or with how many units would decide."""
         if math.isfinite(self.needed):
             return f"{self.verdict} (about {self.needed:,.0f} {self.unit.replace('_', ' ')}s would decide)"
         if math.isnan(self.p) or self.verdict == "inconclusive":
@@ -90,23 +72,18 @@ class Claim:
         """ "8 images", "1 weight seed": the units behind the interval."""
         return f"{self.n} {self.unit.replace('_', ' ')}{'s' * (self.n != 1)}"
 
-    @property
-    def conditional(self) -> bool:
-        return self.verdict in ("holds except when", "holds only when")
-
 
 @dataclass(frozen=True)
 class Judge:
     """Builds the claims of one experiment: words from its TOML file, thresholds by name, numbers from its tables.
 
-    A table of the file is a claim: `statement`, `statistic`, `source`, `attacker` (a name of `attackers.ATTACKERS`, or
-    words), and if needed `note`, `condition`, `unit`, `at_least`, `at_most` (numbers, or names of thresholds), `least`
-    ("units", "ranked" or a number: units without which there is no verdict). `[defaults]` holds what they share. Texts
-    are templates, `str.format`, of the thresholds and of the words that a call gives; a text of that name in the call
+    A table of the file is a claim: `number`, `ledger` ("paper" unless said), `statement`, `statistic`, `source`,
+    `attacker` (a name of `attackers.ATTACKERS`, or words), `unit`, `at_least`, `at_most` (numbers, or names of
+    thresholds), and if needed `note` and `not_run` (why it was not). `[defaults]` holds what they share. Texts are
+    templates, `str.format`, of the thresholds and of the words that a call gives; a text of that name in the call
     replaces the file's.
 
-    entries: of the file (`Judge.of` reads it). prefix: what ids begin with: "pruning". thresholds: fixed
-    beforehand.
+    entries: of the file (`Judge.of` reads it). prefix: what ids begin with: "pruning". thresholds: fixed beforehand.
 
     Raises: ValueError for a key, a claim or a word that is unknown, or a claim without a threshold; KeyError for a
     placeholder or a threshold that nothing fills.
@@ -126,61 +103,6 @@ class Judge:
         return cls(tomllib.loads((WORDS / f"{experiment}.toml").read_text(encoding="utf-8")), prefix, thresholds)
 
     def __call__(
-        self,
-        name: str,
-        table: pd.DataFrame,
-        measure: Statistic,
-        within: pd.DataFrame | None = None,
-        suffix: str = "",
-        interval: bool = True,
-        **words: Any,
-    ) -> Claim:
-        """The claim `name` of the file, with the id PREFIX-NAME followed by `suffix`: `measure` of the table lies
-        within its thresholds.
-
-        within: the rows that meet the claim's `condition`, judged by themselves too. A claim that fails over the whole
-        table and holds over these holds only then; one that holds and fails over these holds except then. interval:
-        False where `measure` is the p-value of a test, which has no bootstrap interval; a p-value above its threshold
-        is inconclusive, since it does not prove equality. Numbers are compared as they are published, rounded, so that
-        no verdict hangs on a last digit.
-        """
-        entry = self._entry(name, words)
-        unit, least = entry.pop("unit"), entry.pop("least", "units")
-        least = LEAST[checks.one_of("least", least, LEAST)] if isinstance(least, str) else least
-        at_least, at_most = self._bound(entry.pop("at_least", -math.inf)), self._bound(entry.pop("at_most", math.inf))
-        if math.isinf(at_least) and math.isinf(at_most):
-            raise ValueError(f"claim {name!r} has no threshold: give at_least or at_most")
-        given = {**self.thresholds, **entry}
-        texts = {key: entry[key].format(**given) for key in TEXTS}
-        value, low, high = bootstrap(measure, table, unit, least=least) if interval else (measure(table),) * 3
-        decision, inside = verdict(rounded(low), rounded(high), at_least, at_most), None
-        if not interval:
-            low, high = -math.inf, math.inf
-            decision = "holds" if decision == "holds" else "inconclusive"
-        if within is not None and not texts["condition"]:
-            raise ValueError(f"claim {name!r} has no condition: within= has rows that meet it")
-        if within is not None and len(within):
-            inside = bootstrap(measure, within, unit, least=least)
-            second = verdict(rounded(inside[1]), rounded(inside[2]), at_least, at_most)
-            decision = EXCEPTIONS.get((decision, second), decision)
-        else:
-            texts["condition"] = ""
-        bounds = [f"≥ {at_least:g}"] * (at_least > -math.inf) + [f"≤ {at_most:g}"] * (at_most < math.inf)
-        return Claim(
-            id=f"{self.prefix}-{name}{suffix}",
-            attacker=knows(entry["attacker"]).format(**given),
-            **texts,
-            value=value,
-            low=low,
-            high=high,
-            n=table[unit].nunique(),
-            unit=unit,
-            holds_when=" and ".join(bounds),
-            verdict=decision,
-            within=inside,
-        )
-
-    def estimate(
         self,
         name: str,
         estimate: Estimate | None,
@@ -212,10 +134,11 @@ class Judge:
             return Claim(**about, **nothing, verdict="not run")
         measured = _rounded(estimate)
         decision, chance = estimates.verdict(measured, low, high), estimates.p_value(measured, low, high)
+        needed = estimates.needed(measured, low, high) if decision == "inconclusive" else math.nan
         if decision == "holds" and p is not None:
             decision, chance = "holds" if p < 1 - estimates.LEVEL else "inconclusive", max(chance, p)
-        if not finished >= LEAST_FINISHED:
-            decision = "inconclusive"
+        if not finished >= LEAST_FINISHED:  # more units would not help
+            decision, chance, needed = "inconclusive", 1.0, math.nan
             about["note"] = "; ".join([*filter(None, [about["note"]]), f"only {finished:.0%} of the attacks finished"])
         return Claim(
             **about,
@@ -226,7 +149,7 @@ class Judge:
             method=estimate.method,
             verdict=decision,
             p=chance,
-            needed=estimates.needed(measured, low, high) if decision == "inconclusive" else math.nan,
+            needed=needed,
         )
 
     def _entry(self, name: str, words: dict[str, Any]) -> dict[str, Any]:
@@ -235,12 +158,7 @@ class Judge:
         fields = {field for text in texts for _, field, _, _ in Formatter().parse(text) if field}
         for word in words:
             checks.one_of("word", word, KEYS | fields)
-        return (
-            {"note": "", "condition": "", "ledger": "paper"}
-            | self.entries.get("defaults", {})
-            | self.entries[name]
-            | words
-        )
+        return {"note": "", "ledger": "paper"} | self.entries.get("defaults", {}) | self.entries[name] | words
 
     def _bound(self, bound: float | str) -> float:
         return float(self.thresholds[bound] if isinstance(bound, str) else bound)
@@ -274,9 +192,9 @@ def to_frame(claims: Sequence[Claim]) -> pd.DataFrame:
             "attacker": c.attacker,
             "statistic": f"{c.statistic} ({c.note})" if c.note else c.statistic,
             "value [95% interval]": interval((c.value, c.low, c.high)),
-            "over": c.sample,
+            "over": c.sample if c.n else "–",
             "holds when": c.holds_when,
-            "verdict": c.sentence + (f": {interval(c.within)}" if c.within and c.conditional else ""),
+            "verdict": c.sentence,
         }
         for c in claims
     )
@@ -304,36 +222,24 @@ def interval(numbers: tuple[float, float, float]) -> str:
 
 
 def save(claims: Sequence[Claim], path: Path, digits: int = 4) -> None:
-    """Write claims as JSON, keyed by id, numbers rounded."""
+    """Write claims as JSON, keyed by id, numbers rounded; null is no number, and infinite ones are text."""
 
-    def plain(number: float) -> float | None:
-        return rounded(number, digits) if math.isfinite(number) else None
+    def plain(number: float) -> float | str | None:
+        return rounded(number, digits) if math.isfinite(number) else None if math.isnan(number) else str(number)
 
     records = {}
     for claim in claims:
         checks.one_of("verdict", claim.verdict, VERDICTS)
+        checks.one_of("ledger", claim.ledger, LEDGERS)
         record = asdict(claim) | {key: plain(getattr(claim, key)) for key in NUMBERS}
-        record["within"] = claim.within and [plain(number) for number in claim.within]
-        if not claim.number:  # a claim outside the numbered ledgers
-            record = {key: record[key] for key in record if key not in LEDGER}
         records[record.pop("id")] = record
     Path(path).write_text(json.dumps(records, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def load(path: Path) -> list[Claim]:
-    """Claims as written by `save`, in their order; an unbounded interval end is null in the file."""
+    """Claims as written by `save`, in their order."""
     found = []
     for key, record in json.loads(Path(path).read_text(encoding="utf-8")).items():
-        record |= {name: null for name, null in NUMBERS.items() if record.get(name) is None}
-        record["within"] = record["within"] and _numbers(record["within"])
-        found.append(Claim(id=key, **record))
+        numbers = {name: math.nan if record[name] is None else float(record[name]) for name in NUMBERS}
+        found.append(Claim(id=key, **record | numbers))
     return found
-
-
-def _numbers(record: Sequence[float | None]) -> tuple[float, float, float]:
-    value, low, high = record
-    return (
-        math.nan if value is None else value,
-        -math.inf if low is None else low,
-        math.inf if high is None else high,
-    )

@@ -81,7 +81,7 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
     done = linear[linear.converged.eq(True)]
     if len(done):
         off = (done.psnr - done.attacked_psnr).groupby(done.image).mean()
-        found.append(judged.estimate("psnr", estimates.mean(off), **_ended(linear)))
+        found.append(judged("psnr", estimates.mean(off), **_ended(linear)))
     asked = table[table.part == SUGGESTED]
     if len(asked):
         above, ended = asked.attacked_psnr - asked.asked, asked.converged.eq(True)
@@ -89,7 +89,7 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
         protected = (ended & (above <= thresholds["within"])).groupby(asked.image).all()
         words = {"requested": ", ".join(f"{target:g}" for target in sorted(asked.asked.unique()))}
         words |= {"above": f"{above[ended].mean():+.2f}"}
-        found.append(judged.estimate("recommended", estimates.share(protected), **words, **_ended(asked)))
+        found.append(judged("recommended", estimates.share(protected), **words, **_ended(asked)))
     return found
 
 

@@ -174,18 +174,18 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
     attacks = table[table.attacked]
     for size, rows in attacks[(attacks.part == NONE) & (attacks.batch > 1)].groupby("batch"):
         each = estimates.share(recovered(rows, thresholds["exact"]))
-        found.append(judged.estimate("recovered", each, suffix=f"-{size}", size=size, **_ended(rows)))
+        found.append(judged("recovered", each, suffix=f"-{size}", size=size, **_ended(rows)))
     compared = ratios(table, int(thresholds["compared"]))
     found += [
-        judged.estimate("hides", estimates.geometric_mean(compared.total)),
-        judged.estimate("averaging", estimates.mean(compared.share)),
+        judged("hides", estimates.geometric_mean(compared.total)),
+        judged("averaging", estimates.mean(compared.share)),
     ]
     pairs = attacks[(attacks.part == FIXED) & (attacks.batch == 2) & (attacks.predicted_rmse <= thresholds["cut"])]
     done = pairs[pairs.converged.eq(True)]
     if len(done):
         logarithm = np.log(done.rmse / done.predicted_rmse).groupby(done["first"]).mean()
         ratio = estimates.geometric_mean(np.exp(logarithm))
-        found.append(judged.estimate("prediction", ratio, **_ended(pairs)))
+        found.append(judged("prediction", ratio, **_ended(pairs)))
     return found
 
 

@@ -178,11 +178,11 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
     found = []
     for variance, rows in table[table.attacker == "MAP"].groupby("size"):
         about = {"suffix": f"-{variance:.0e}".replace("e-0", "e-"), "variance": variance}
-        found.append(judged.estimate("pull", *_ratio(rows, PULLED), converged=convergence(rows), **about))
+        found.append(judged("pull", *_ratio(rows, PULLED), converged=convergence(rows), **about))
     free = curves[(curves.attacker == "no prior") & (curves["size"] == thresholds["paper_variance"])]
     for epsilon in thresholds["paper"]:
         rows, about = free[free.epsilon == epsilon], {"suffix": f"-{epsilon:g}", "epsilon": epsilon}
-        found.append(judged.estimate("paper", *_ratio(rows, DAMPED), converged=convergence(rows), **about))
+        found.append(judged("paper", *_ratio(rows, DAMPED), converged=convergence(rows), **about))
     return found
 
 

@@ -164,17 +164,15 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
     how tight it is, of each network with damped I²F of enough images."""
     table = tables["problems"]
     judged = Judge.of("deep_networks", "deep_networks", thresholds)
-    found = [judged.estimate("photographs", None, spread=spread(table[table.dataset == "imagenet"].bound_rmse))]
+    found = [judged("photographs", None, spread=spread(table[table.dataset == "imagenet"].bound_rmse))]
     cheap = (table.products <= thresholds["products"]).groupby([table.dataset, table.image]).all()
-    found.append(judged.estimate("products", estimates.share(cheap), networks=", ".join(table.network.unique())))
+    found.append(judged("products", estimates.share(cheap), networks=", ".join(table.network.unique())))
     for network, rows in table[table.solved.astype(bool)].groupby("network", sort=False):
         if len(rows) >= estimates.LEAST:
             done = rows[rows.converged.astype(float) == 1]  # a solve that was cut off has too small a norm
             tight = estimates.geometric_mean(done.damped_rmse / done.bound_rmse)
             about = {"network": network, "solves": convergence(rows).replace("attacks", "solves")}
-            found.append(
-                judged.estimate("tight", tight, len(done) / len(rows), suffix=f"-{network}".replace(" ", "-"), **about)
-            )
+            found.append(judged("tight", tight, len(done) / len(rows), suffix=f"-{network}".replace(" ", "-"), **about))
     return found
 
 

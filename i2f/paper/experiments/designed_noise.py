@@ -166,16 +166,16 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
     for name, other in (("gain", "row-space"), ("gain-isotropic", "isotropic")):
         pair = of(usual, "designed"), of(usual, other)
         words = _about(pd.concat(pair)) | {"sharpest": SHARPEST}
-        found.append(judged.estimate(name, *_over(*pair, "sharpest"), **words))
+        found.append(judged(name, *_over(*pair, "sharpest"), **words))
     linear = usual[usual.predicted_rmse <= thresholds["cut"]]
     if len(linear):
         done = linear[linear.converged.eq(True)]
         off = np.log(done.mse / done.predicted_mse).groupby(done.image).mean()
         share = len(done) / len(linear)
-        found.append(judged.estimate("prediction", estimates.geometric_mean(np.exp(off)), share, **_about(linear)))
+        found.append(judged("prediction", estimates.geometric_mean(np.exp(off)), share, **_about(linear)))
     for kind in TOLD:
         pair = of(knowing, kind), of(usual, kind)
-        found.append(judged.estimate(f"told-{kind}", *_over(*pair, "rmse"), **_about(pd.concat(pair))))
+        found.append(judged(f"told-{kind}", *_over(*pair, "rmse"), **_about(pd.concat(pair))))
     return found + frontier.judge(tables, thresholds)
 
 

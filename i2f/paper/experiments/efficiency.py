@@ -176,5 +176,5 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
         ratios = estimates.geometric_mean(done.evaluations / attack_cost(thresholds["adam_steps"]))
         dataset, suffix = str(network).split()[0], f"-{network}".replace(" ", "-")
         about = {"network": network, "unit": "text" if dataset == TEXTS else "image", "note": NOTES.get(dataset, "")}
-        found.append(judged.estimate("bound", ratios, len(done) / len(rows), suffix=suffix, **about))
+        found.append(judged("bound", ratios, len(done) / len(rows), suffix=suffix, **about))
     return found

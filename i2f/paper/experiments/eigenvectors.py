@@ -149,15 +149,15 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
     for name, part in (("slope", "law"), ("slope-paper", "paper")):
         for dataset, rows in ours[ours.part == part].groupby("dataset", sort=False):
             slope, finished = estimates.mean(slopes(rows)), rows.converged.mean()
-            found.append(judged.estimate(name, slope, finished, suffix=f"-{dataset}", **_about(rows)))
+            found.append(judged(name, slope, finished, suffix=f"-{dataset}", **_about(rows)))
     photographs = table[(table.dataset == "cifar10") & (table.part == "paper")]
     rows = photographs[photographs.method == "gauss-newton"]
     above = (rows.mse >= rows.predicted_mse).groupby(rows.image).all()[rows.groupby("image").converged.all()]
-    found.append(judged.estimate("below", estimates.share(above), rows.converged.mean(), **_about(rows)))
+    found.append(judged("below", estimates.share(above), rows.converged.mean(), **_about(rows)))
     for method, rows in photographs[photographs["index"] == 0].groupby("method", sort=False):
         done = shared.scored(rows) if method == "dgl" else rows[rows.converged]
         ratio = estimates.geometric_mean(done.rmse / done.predicted_rmse)
-        found.append(judged.estimate(f"bias-{NAMES[method]}", ratio, len(done) / len(rows), **_about(rows)))
+        found.append(judged(f"bias-{NAMES[method]}", ratio, len(done) / len(rows), **_about(rows)))
     return found
 
 

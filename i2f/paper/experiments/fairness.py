@@ -160,7 +160,7 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
     others = same[~_answered(same)]
     units, everyone = _errors(others[_converged(others)]), _errors(shared.scored(same))
     found = [
-        judged.estimate(
+        judged(
             "samples",
             estimates.resampled(tail, units),
             float(_converged(others).mean()),
@@ -173,7 +173,7 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
         rows = table[table.part == part]
         (centred, labels), (left, theirs) = by_image(rows), by_image(rows[~_answered(rows)])
         found.append(
-            judged.estimate(
+            judged(
                 name,
                 estimates.effect(centred.mean(axis=1), labels),
                 float(_converged(rows).mean()),

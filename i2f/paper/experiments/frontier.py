@@ -107,7 +107,7 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
         "learnt": f"{seeds.comparable.sum()} of {len(seeds)}",
     }
     judged, gained = Judge.of("frontier", "designed", thresholds), estimates.mean(seeds.designed - seeds.isotropic)
-    return [judged.estimate("utility", gained, seeds.comparable.mean(), **words)]
+    return [judged("utility", gained, seeds.comparable.mean(), **words)]
 
 
 def compared(frontier: pd.DataFrame) -> pd.DataFrame:

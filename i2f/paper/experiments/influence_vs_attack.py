@@ -162,15 +162,15 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
     for name, subject in (("accuracy", DIGITS), ("accuracy-photographs", PHOTOGRAPHS), ("accuracy-deep", DEEP)):
         rows = free[(free.subject == subject) & (free.predicted_rmse <= thresholds["cut"])]
         if len(rows):
-            found.append(judged.estimate(name, *_ratio(rows), **_about(rows)))
-    found.append(judged.estimate("accuracy-resnet18", None))
+            found.append(judged(name, *_ratio(rows), **_about(rows)))
+    found.append(judged("accuracy-resnet18", None))
     digits = table[table.subject == DIGITS]
     law = free[(free.subject == DIGITS) & free.image.isin(_every(free, thresholds["variances"]))]
     if len(law):
-        found.append(judged.estimate("end", estimates.median(ends(law, thresholds["tolerance"])), **_about(law)))
+        found.append(judged("end", estimates.median(ends(law, thresholds["tolerance"])), **_about(law)))
     boxed = digits[digits.attacker == "gauss-newton, box"]
     if len(boxed):
-        found.append(judged.estimate("box", *_ratio(boxed), **_about(boxed)))
+        found.append(judged("box", *_ratio(boxed), **_about(boxed)))
     compared = digits[digits.variance == thresholds["level"]]
     for number, attacker in enumerate(("gauss-newton", "dgl", "gs"), 9):
         mine = compared[compared.attacker == attacker]
@@ -181,13 +181,9 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
             about = {"number": number, "attacker": attacker, "bca": f"[{low:.2f}, {high:.2f}]", **_about(mine)}
             # a first-order attack is judged at its published budget, however it ended
             finished = mine.converged.mean() if attacker == "gauss-newton" else 1.0
-            found.append(
-                judged.estimate("order", estimates.rank_correlation(groups), finished, suffix=f"-{attacker}", **about)
-            )
+            found.append(judged("order", estimates.rank_correlation(groups), finished, suffix=f"-{attacker}", **about))
     below = shared.lost(compared).assign(below=lambda t: t.rmse < t.bound_rmse).groupby("image").below.any()
-    found.append(
-        judged.estimate("bound", estimates.share(below), attacker="; ".join(map(knows, compared.attacker.unique())))
-    )
+    found.append(judged("bound", estimates.share(below), attacker="; ".join(map(knows, compared.attacker.unique()))))
     return found
 
 

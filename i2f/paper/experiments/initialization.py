@@ -123,7 +123,7 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
             finished = mine.converged.eq(True).mean() if newton else 1 - failed / len(mine)
             spent = f"{len(mine)} attacks of {thresholds['adam_steps']:,} steps" + f", {failed} failed" * bool(failed)
             found.append(
-                judged.estimate(
+                judged(
                     name,
                     _difference(rows, "mse", more, less),
                     float(finished),
@@ -137,7 +137,7 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
             )
     networks = table.drop_duplicates(["init", "weight_seed", "image"])
     networks = networks.assign(condition=networks.lambda_max / networks.lambda_min)
-    return [*found, judged.estimate("singular", _difference(networks, "condition", SMALL, ["uniform"]))]
+    return [*found, judged("singular", _difference(networks, "condition", SMALL, ["uniform"]))]
 
 
 def _difference(rows: pd.DataFrame, column: str, more: list[str], less: list[str]) -> estimates.Estimate:

@@ -188,7 +188,7 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
             "suffix": f"-{method}",
         }
         found += [
-            judged.estimate("harder", its["bayes_rmse"], both.mean(), number=50 + number, **words),
-            judged.estimate("cost", its["accuracy"], plain.mean(), number=52 + number, **words),
+            judged("harder", its["bayes_rmse"], both.mean(), number=50 + number, **words),
+            judged("cost", its["accuracy"], plain.mean(), number=52 + number, **words),
         ]
     return sorted(found, key=lambda claim: claim.number)

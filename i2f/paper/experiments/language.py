@@ -117,9 +117,9 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
         words = {"suffix": f"-{network}", "network": NAMES_SHOWN.get(network, network)}
         whole = plain.all_found.where(~plain.failed.astype(bool), False).astype(bool)
         found += [
-            judged.estimate("read", estimates.share(whole), **words),
-            judged.estimate("flat", estimates.mean(_rouge(low) - _rouge(plain)), **words),
-            judged.estimate(
+            judged("read", estimates.share(whole), **words),
+            judged("flat", estimates.mean(_rouge(low) - _rouge(plain)), **words),
+            judged(
                 "fallen",
                 estimates.mean(high.rougeL[read_well]),
                 float(read_well.mean()),

@@ -187,5 +187,5 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
             rows.assign(recovered=rows.mse <= thresholds["exact"]).groupby("image")[["recovered", "label_found"]].all()
         )
         about: dict[str, Any] = {"labels": int(images.label_found.sum()), "images": len(images)}
-        found.append(judged.estimate(str(name), estimates.share(images.recovered), **about))
+        found.append(judged(str(name), estimates.share(images.recovered), **about))
     return found

@@ -124,7 +124,7 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
     low, high = estimates.resampled(estimates.ordered, rows[["predicted_rmse", "bound_rmse"]]).interval
     gain = rows[CG + _steps(thresholds["cg_steps"][1])] / rows.bound_rmse
     return [
-        judged.estimate("tight", estimates.geometric_mean(rows.looseness)),
-        judged.estimate("order", order(rows, "bound_rmse"), bca=f"[{low:.2f}, {high:.2f}]"),
-        judged.estimate("cg", estimates.geometric_mean(gain)),
+        judged("tight", estimates.geometric_mean(rows.looseness)),
+        judged("order", order(rows, "bound_rmse"), bca=f"[{low:.2f}, {high:.2f}]"),
+        judged("cg", estimates.geometric_mean(gain)),
     ]

@@ -131,8 +131,8 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
     # an attack that failed has an infinite error at the smaller ratio, where that speaks against the claim, alone
     pairs = shared.scored(more)[["rmse"]].join(shared.lost(less).rmse.rename("less"))
     return [
-        judged.estimate("more", estimates.share(pairs.rmse > pairs.less), _finished(both), converged=convergence(both)),
-        judged.estimate(
+        judged("more", estimates.share(pairs.rmse > pairs.less), _finished(both), converged=convergence(both)),
+        judged(
             "mask",
             estimates.share(reads.mse <= thresholds["exact"]),
             _finished(reads),

@@ -187,7 +187,7 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
     for name in ("expected", "fisher", "gradient_norm"):
         low, high = resampled(scored, name).interval
         words: dict[str, Any] = {"bca": f"[{low:.2f}, {high:.2f}]", "converged": convergence(its)}
-        found.append(judged.estimate(name.replace("_", "-"), order(scored, name), finished, **words))
+        found.append(judged(name.replace("_", "-"), order(scored, name), finished, **words))
     done = its[its.converged.eq(True)]
     ratio = estimates.geometric_mean(done.rmse / done.expected)
-    return [*found, judged.estimate("calibration", ratio, finished, converged=convergence(its))]
+    return [*found, judged("calibration", ratio, finished, converged=convergence(its))]

@@ -132,10 +132,10 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
         about = {"depths": depths, "converged": convergence(rows), "stalled": int(stalled.sum())}
         ended = rows.converged.eq(True)
         if activation == KINKED:  # at a kink no step may decrease the objective: such an attack has ended too
-            found.append(judged.estimate("kinks", estimates.share(every), float((ended | stalled).mean()), **about))
+            found.append(judged("kinks", estimates.share(every), float((ended | stalled).mean()), **about))
         else:
             about |= {"suffix": f"-{activation}", "activation": activation}
-            found.append(judged.estimate("smooth", estimates.share(every), float(ended.mean()), **about))
+            found.append(judged("smooth", estimates.share(every), float(ended.mean()), **about))
     if table.depth.nunique() > 1 and len(slope := slopes(table)):
-        found.append(judged.estimate("depth", estimates.mean(slope.mean(axis=1)), activations=", ".join(slope.columns)))
+        found.append(judged("depth", estimates.mean(slope.mean(axis=1)), activations=", ".join(slope.columns)))
     return found

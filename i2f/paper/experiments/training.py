@@ -220,7 +220,7 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
             "factor": float(np.exp(seeds.mean() * (table.epoch.max() - table.epoch.min()))),
             "images": rows.image.nunique(),
         }
-        found.append(judged.estimate(kind, estimates.mean(seeds), **about))
+        found.append(judged(kind, estimates.mean(seeds), **about))
     return found
 
 

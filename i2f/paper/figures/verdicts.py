@@ -7,12 +7,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from i2f.paper.claims import Claim
-from i2f.paper.figures.style import BLUE, GREEN, SKY, VERMILION, style
+from i2f.paper.figures.style import BLUE, VERMILION, style
 
 COLOURS = {
     "holds": BLUE,
-    "holds except when": GREEN,
-    "holds only when": SKY,
     "inconclusive": "#BBBBBB",
     "fails": VERMILION,
     "not run": "#E8E8E8",
@@ -32,5 +30,5 @@ def bars(found: Sequence[Claim]) -> Axes:
             left = left + counts[name]
     ax.set(xlabel="claims")
     ax.invert_yaxis()
-    ax.legend(fontsize="small", ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1))
+    ax.legend(fontsize="small", ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
     return ax
