@@ -87,7 +87,7 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
         above, ended = asked.attacked_psnr - asked.asked, asked.converged.eq(True)
         # an attack that ended early proves no protection
         protected = (ended & (above <= thresholds["within"])).groupby(asked.image).all()
-        words = {"requested": ", ".join(f"{target:g}" for target in sorted(asked.asked.unique()))}
+        words: dict[str, Any] = {"requested": ", ".join(f"{target:g}" for target in sorted(asked.asked.unique()))}
         words |= {"above": f"{above[ended].mean():+.2f}"}
         found.append(judged("recommended", estimates.share(protected), **words, **_ended(asked)))
     return found

@@ -176,16 +176,13 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
         each = estimates.share(recovered(rows, thresholds["exact"]))
         found.append(judged("recovered", each, suffix=f"-{size}", size=size, **_ended(rows)))
     compared = ratios(table, int(thresholds["compared"]))
-    found += [
-        judged("hides", estimates.geometric_mean(compared.total)),
-        judged("averaging", estimates.mean(compared.share)),
-    ]
+    ratio = estimates.geometric_mean(compared.total).value
+    found.append(judged("averaging", estimates.mean(compared.share), ratio=ratio))
     pairs = attacks[(attacks.part == FIXED) & (attacks.batch == 2) & (attacks.predicted_rmse <= thresholds["cut"])]
     done = pairs[pairs.converged.eq(True)]
     if len(done):
         logarithm = np.log(done.rmse / done.predicted_rmse).groupby(done["first"]).mean()
-        ratio = estimates.geometric_mean(np.exp(logarithm))
-        found.append(judged("prediction", ratio, **_ended(pairs)))
+        found.append(judged("prediction", estimates.geometric_mean(np.exp(logarithm)), **_ended(pairs)))
     return found
 
 

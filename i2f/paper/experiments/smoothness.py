@@ -6,6 +6,7 @@ noise is in proportion to the gradient, so that a network does not count as safe
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -129,7 +130,7 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
         every = (rows.mse <= thresholds["exact"]).groupby(rows.image).all()
         depths = " and ".join(map(str, sorted(rows.depth.unique())))
         stalled = rows.reason.astype(str).str.startswith("stalled")
-        about = {"depths": depths, "converged": convergence(rows), "stalled": int(stalled.sum())}
+        about: dict[str, Any] = {"depths": depths, "converged": convergence(rows), "stalled": int(stalled.sum())}
         ended = rows.converged.eq(True)
         if activation == KINKED:  # at a kink no step may decrease the objective: such an attack has ended too
             found.append(judged("kinks", estimates.share(every), float((ended | stalled).mean()), **about))

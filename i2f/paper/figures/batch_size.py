@@ -68,8 +68,8 @@ def measured_against_predicted(ax: Axes, table: pd.DataFrame) -> None:
     for batch, (colour, marker) in zip(sorted(table.batch.unique()), LOOKS, strict=False):
         mine = rows[rows.batch == batch]
         if len(mine):
-            look = {"s": 22, "alpha": 0.7, "label": f"B = {batch}"}
-            marks(ax, mine.predicted_rmse, mine.rmse, mine.converged, colour, marker, **look)
+            words = f"B = {batch}"
+            marks(ax, mine.predicted_rmse, mine.rmse, mine.converged, colour, marker, s=22, alpha=0.7, label=words)
     ax.set(xscale="log", yscale="log", xlabel="predicted RMSE per pixel (I²F)", ylabel="measured RMSE per pixel")
     diagonal(ax)
     readable_ticks(ax)
