@@ -172,9 +172,9 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
     with single images, and `cut` on the predicted RMSE bounds the linear regime."""
     table, judged, found = tables["problems"], Judge.of("batch_size", "batch_size", thresholds), []
     attacks = table[table.attacked]
-    for size, rows in attacks[(attacks.part == NONE) & (attacks.batch > 1)].groupby("batch"):
-        each = estimates.share(recovered(rows, thresholds["exact"]))
-        found.append(judged("recovered", each, suffix=f"-{size}", size=size, **_ended(rows)))
+    plain = attacks[(attacks.part == NONE) & (attacks.batch == 2)]
+    if len(plain):
+        found.append(judged("recovered", estimates.share(recovered(plain, thresholds["exact"])), **_ended(plain)))
     compared = ratios(table, int(thresholds["compared"]))
     ratio = estimates.geometric_mean(compared.total).value
     found.append(judged("averaging", estimates.mean(compared.share), ratio=ratio))

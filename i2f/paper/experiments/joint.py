@@ -175,7 +175,7 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
     table = tables["problems"]
     judged = Judge.of("joint", "joint", {**thresholds, "least_change": -thresholds["kept"]})
     found = []
-    for number, (method, its) in enumerate(effects(table).items()):
+    for method, its in effects(table).items():
         pairs = paired(table, method)
         plain = pairs.accuracy_plain >= LEARNT
         both = plain & (pairs.accuracy >= LEARNT)
@@ -188,7 +188,7 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
             "suffix": f"-{method}",
         }
         found += [
-            judged("harder", its["bayes_rmse"], both.mean(), number=50 + number, **words),
-            judged("cost", its["accuracy"], plain.mean(), number=52 + number, **words),
+            judged("harder", its["bayes_rmse"], both.mean(), **words),
+            judged("cost", its["accuracy"], plain.mean(), **words),
         ]
     return sorted(found, key=lambda claim: claim.number)

@@ -184,10 +184,10 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
     judged, scored = Judge.of("rivals", "rivals", thresholds), shared.scored(its)
     finished = float(its.converged.eq(True).mean())
     found = []
-    for name in ("expected", "fisher", "gradient_norm"):
+    for name in ("expected", "fisher"):
         low, high = resampled(scored, name).interval
         words: dict[str, Any] = {"bca": f"[{low:.2f}, {high:.2f}]", "converged": convergence(its)}
-        found.append(judged(name.replace("_", "-"), order(scored, name), finished, **words))
+        found.append(judged(name, order(scored, name), finished, **words))
     done = its[its.converged.eq(True)]
     ratio = estimates.geometric_mean(done.rmse / done.expected)
     return [*found, judged("calibration", ratio, finished, converged=convergence(its))]

@@ -178,7 +178,7 @@ def judged(table: pd.DataFrame) -> dict[str, claims.Claim]:
     ("change", "failing"),
     [
         ({}, set()),
-        ({"mse": 1e-3, "mixing": 5.0, "error": 1.2}, {"recovered-2", "recovered-4", "averaging", "prediction"}),
+        ({"mse": 1e-3, "mixing": 5.0, "error": 1.2}, {"recovered", "averaging", "prediction"}),
         ({"error": 0.9}, {"prediction"}),
         ({"error": 1.05}, {"prediction"}),
     ],
@@ -191,10 +191,9 @@ def test_verdicts_follow_the_table(change, failing):
         failing = set()
     assert verdicts == {name: "fails" if name in failing else "holds" for name in verdicts}
     assert {name: c.number for name, c in found.items()} == {
-        "recovered-2": 37,
-        "recovered-4": 37,
-        "averaging": 38,
-        "prediction": 39,
+        "recovered": 35,
+        "averaging": 36,
+        "prediction": 37,
     }
     assert {(c.n, c.ledger) for c in found.values()} == {(20, "beyond")}
 
@@ -202,19 +201,19 @@ def test_verdicts_follow_the_table(change, failing):
 def test_a_batch_is_recovered_whole_or_not_at_all():
     table = fake()
     table.loc[(table.batch == 2) & (table.image == 7), "mse"] = 1e-3
-    assert judged(table)["recovered-2"].value == 0.95
+    assert judged(table)["recovered"].value == 0.95
     table.loc[(table.batch == 2) & (table["first"] == 6), ["failed", "converged", "mse"]] = [True, False, np.nan]
-    assert judged(table)["recovered-2"].value == 0.95
-    assert "19 of 20 attacks converged, 1 failed" in judged(table)["recovered-2"].note
+    assert judged(table)["recovered"].value == 0.95
+    assert "19 of 20 attacks converged, 1 failed" in judged(table)["recovered"].note
 
 
 def test_attacks_that_did_not_finish_decide_nothing():
     table = fake()
     table.loc[(table.batch == 2) & (table["first"] < 6), ["converged", "rmse", "mse"]] = [False, 9.0, 81.0]
     found = judged(table)
-    assert (found["prediction"].verdict, found["recovered-2"].verdict) == ("inconclusive", "inconclusive")
+    assert (found["prediction"].verdict, found["recovered"].verdict) == ("inconclusive", "inconclusive")
     assert "only 85% of the attacks finished" in found["prediction"].note
-    assert (found["prediction"].n, found["recovered-2"].value) == (17, 0.85)
+    assert (found["prediction"].n, found["recovered"].value) == (17, 0.85)
 
 
 def test_the_law_is_judged_where_it_holds():
