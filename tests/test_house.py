@@ -111,7 +111,7 @@ def test_every_public_name_leads_somewhere():
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiments_are_of_one_shape(name):
     module = import_module(name)
-    shapes = {"problems": ["config"], "run": ["problems", "settings"], "judge": ["tables", "thresholds", "dataset"]}
+    shapes = {"problems": ["config"], "run": ["problems", "settings"], "judge": ["tables", "thresholds"]}
     for function, expected in shapes.items():
         assert list(inspect.signature(getattr(module, function)).parameters)[: len(expected)] == expected, function
     assert FILES[name].with_suffix(".toml").exists()
