@@ -5,6 +5,7 @@ last token make: an RMSE is over the remaining dimensions.
 """
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,8 +29,8 @@ def problems(config: Config) -> list[Problem]:
     whose I_lb is `low` and `high`.
 
     config: networks, "bert-tiny" or "gpt2-tiny causal" -> texts. levels: relative noise for the first `swept` texts.
-    refined: so many texts meet Gauss–Newton under `low` and `high` too, of networks that are tiny; gauss_newton_steps:
-    its budget.
+    Texts of tiny networks meet Gauss–Newton too, of gauss_newton_steps: under `low`, and the first `refined` under
+    `high`, where it takes several times as long.
     """
     found, bounds = [], [{"bound": config[name]} for name in ("low", "high")]
     for name, texts in config["networks"].items():
@@ -38,9 +39,9 @@ def problems(config: Config) -> list[Problem]:
             noises += [{"relative": level} for level in config["levels"] if text < config["swept"]]
             seed = 1 + text % config["weight_seeds"]
             found += [problem(name, text, READING, seed, **noise) for noise in noises]
-            if name.endswith("tiny") and text < config["refined"]:
-                budget = config["gauss_newton_steps"]
-                found += [problem(name, text, REFINED, seed, budget, **bound) for bound in bounds]
+            if name.endswith("tiny"):
+                budget, met = config["gauss_newton_steps"], bounds if text < config["refined"] else bounds[:1]
+                found += [problem(name, text, REFINED, seed, budget, **bound) for bound in met]
     return found
 
 
@@ -103,30 +104,30 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
-    """The claims about every network that classifies, by reading. Of the thresholds, `low` and `high` are values of
+    """The claims about every network that classifies, by attacker. Of the thresholds, `low` and `high` are values of
     I_lb."""
     judged = Judge.of("language", "language", thresholds)
     table = tables["problems"]
     table = table[table.task == "classification"]
     found = []
-    for network, rows in table.groupby("network", sort=False):
-        read = rows[rows.attacker == READING].set_index("text")
-        plain = read[read.relative == 0]
-        low, high = (read[read.bound == thresholds[name]] for name in ("low", "high"))
-        read_well = ~high.failed.astype(bool)  # an attack that failed is no proof of protection
-        words = {"suffix": f"-{network}", "network": NAMES_SHOWN.get(network, network)}
+    for network, rows in table.set_index("text").groupby("network", sort=False):
+        by = dict(list(rows.groupby("attacker")))
+        plain = by[READING][by[READING].relative == 0]
+        words: dict[str, Any] = {"suffix": f"-{network}", "network": NAMES_SHOWN.get(network, network)}
         whole = plain.all_found.where(~plain.failed.astype(bool), False).astype(bool)
-        found += [
-            judged("read", estimates.share(whole), **words),
-            judged("flat", estimates.mean(_rouge(low) - _rouge(plain)), **words),
-            judged(
-                "fallen",
-                estimates.mean(high.rougeL[read_well]),
-                float(read_well.mean()),
-                refined=_refined(rows[rows.bound == thresholds["high"]]),
-                **words,
-            ),
-        ]
+        found.append(judged("read", estimates.share(whole), **words))
+        for attacker in (READING, REFINED):
+            if attacker in by:
+                low = by[attacker][by[attacker].bound == thresholds["low"]]
+                change, finished = _rouge(low) - _rouge(plain)[low.index], low.converged.fillna(False).astype(float)
+                about = words | {"attacker": ATTACKERS[attacker]}
+                about["suffix"] += "-refined" * (attacker == REFINED)
+                found.append(judged("flat", estimates.mean(change), float(finished.mean()), **about))
+        high = rows[rows.bound == thresholds["high"]]
+        read = high[high.attacker == READING]
+        held = read[~read.failed.astype(bool)]  # an attack that failed is no proof of protection
+        about = words | {"refined": _refined(high[high.attacker == REFINED])}
+        found.append(judged("fallen", estimates.mean(held.rougeL), len(held) / len(read), **about))
     return found
 
 
@@ -137,7 +138,6 @@ def _rouge(rows: pd.DataFrame) -> pd.Series:
 
 def _refined(rows: pd.DataFrame) -> str:
     """What Gauss–Newton makes of the words that were read, for a note."""
-    rows = rows[rows.attacker == REFINED]
     if not len(rows):
         return "not refined"
     return f"refined by Gauss–Newton, {len(rows)} texts: {_rouge(rows).mean():.2f} ({convergence(rows)})"

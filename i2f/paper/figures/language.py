@@ -12,7 +12,7 @@ from i2f.paper.results import Config, Results
 NETWORKS = {  # (network, task) -> label, colour, marker
     ("bert-tiny", "classification"): ("BERT-type, tiny", BLUE, "o"),
     ("gpt2-tiny", "classification"): ("GPT-2-type, tiny", VERMILION, "s"),
-    ("gpt2-tiny", "causal"): ("the same, next token", PINK, "D"),
+    ("gpt2-tiny", "causal"): ("GPT-2-type, next token", PINK, "D"),
     ("minilm", "classification"): ("MiniLM", GREEN, "P"),
 }
 OTHERS = (AMBER, SKY, "#F0E442")
@@ -73,12 +73,18 @@ def _prediction(ax: Axes, refined: pd.DataFrame) -> None:
 
 
 def _against_bound(ax: Axes, read: pd.DataFrame, column: str) -> None:
-    """Per network a cloud, one mark per text and noise, and the mean through levels of the relative noise."""
+    """Per network: the texts under levels of relative noise, a cloud with its mean; at the given bounds, side by side,
+    the median over texts and the middle four in five."""
     for number, (name, rows) in enumerate(read.groupby(["network", "task"], sort=False)):
         label, colour, marker = _look(name, number)
-        ax.scatter(rows.bound_norm, rows[column], s=12, marker=marker, color=colour, alpha=0.3, lw=0, zorder=2)
-        swept = rows[rows.bound.isna()].groupby("relative")
-        ax.plot(swept.bound_norm.median(), swept[column].mean(), color=colour, lw=1.6, label=label, zorder=3)
+        given, swept = rows[rows.bound.notna()].groupby("bound")[column], rows[rows.bound.isna()]
+        ax.scatter(swept.bound_norm, swept[column], s=12, marker=marker, color=colour, alpha=0.3, lw=0, zorder=2)
+        levels = swept.groupby("relative")
+        ax.plot(levels.bound_norm.median(), levels[column].mean(), color=colour, lw=1.2, label=label, zorder=3)
+        middle = given.median()
+        at = middle.index.to_numpy() * 1.25 ** (number - 1.5)
+        ax.vlines(at, given.quantile(0.1), given.quantile(0.9), color=colour, lw=3, alpha=0.35, zorder=4)
+        ax.plot(at, middle, marker=marker, ms=5, ls="", color=colour, mec="white", mew=0.6, zorder=5)
     ax.set(xscale="log", xlabel="I$_{lb}$, L2 norm")
 
 

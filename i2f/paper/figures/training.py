@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from i2f.paper.figures.style import BLUE, GREEN, INK, PINK, VERMILION, diagonal, marks, style
+from i2f.paper.figures.style import BLUE, GREEN, INK, PINK, VERMILION, diagonal, marks, readable_ticks, style
 from i2f.paper.results import Config, Results
 
 SPECTRUM = {  # column -> label, colour
@@ -99,6 +99,7 @@ def measured_against_predicted(ax: Axes, table: pd.DataFrame) -> Axes:
     ax.set(xscale="log", yscale="log", xlabel="predicted RMSE per pixel", ylabel="measured RMSE per pixel")
     if len(attacks):
         diagonal(ax)
+        readable_ticks(ax)
         ax.legend(fontsize="x-small")
     ax.set_title("Attacks against the prediction")
     return ax

@@ -198,7 +198,7 @@ NAMES = ("gain", "prediction", "told-linear", "told-designed", "utility")
 def test_claims():
     found = verdicts(made_up(), accuracies())
     assert {name: c.verdict for name, c in found.items()} == dict.fromkeys(NAMES, "holds")
-    assert [c.number for c in found.values()] == list(range(43, 48))
+    assert [c.number for c in found.values()] == list(range(44, 49))
     assert {c.ledger for c in found.values()} == {"beyond"}
     assert found["gain"].value == pytest.approx(20, rel=0.01)
     assert found["gain"].note.startswith("200 times that of isotropic noise")

@@ -44,12 +44,12 @@ def test_every_text_is_read_and_few_are_swept_and_refined():
     count = pd.DataFrame(tasks).groupby(["network", "task", "attacker"]).size().to_dict()
     assert count == {
         ("bert-tiny", "classification", texts.READING): 7 * 3 + 2 * 2,
-        ("bert-tiny", "classification", texts.REFINED): 2,
+        ("bert-tiny", "classification", texts.REFINED): 7 + 1,
         ("gpt2-tiny", "causal", texts.READING): 2 * 5,
         ("minilm", "classification", texts.READING): 2 * 5,
     }
     assert {p["text"]: p["weight_seed"] for p in tasks} == dict(zip(range(7), [1, 2, 3, 4, 5, 1, 2], strict=True))
-    assert [p["bound"] for p in tasks if p["attacker"] == texts.REFINED] == [1e-4, 1e-2]
+    assert [p["bound"] for p in tasks if p["attacker"] == texts.REFINED] == [1e-4, 1e-2, *[1e-4] * 6]
     with pytest.raises(ValueError, match=r"attacker='readers'.*'reading'"):
         language.problem("bert-tiny", 0, "readers", 1, relative=0.0)
 
@@ -127,25 +127,41 @@ def made_up(count=64, refined=8, at=(1.0, 1.0, 0.1)) -> pd.DataFrame:
 def judged(table):
     found = language.judge({"problems": table}, THRESHOLDS)
     assert {c.number for c in found} == {30}
-    return {c.id.removeprefix("language-").removesuffix("-bert-tiny"): c for c in found}
+    return {c.id.removeprefix("language-").replace("-bert-tiny", ""): c for c in found}
+
+
+ALL = ("read", "flat", "flat-refined", "fallen")
 
 
 def test_claims():
     found = judged(made_up())
-    assert {name: c.verdict for name, c in found.items()} == dict.fromkeys(("read", "flat", "fallen"), "holds")
-    assert [c.n for c in found.values()] == [64] * 3
+    assert {name: c.verdict for name, c in found.items()} == dict.fromkeys(ALL, "holds")
+    assert [c.n for c in found.values()] == [64] * 4
+    refined = "Gauss–Newton" in found["flat-refined"].attacker, "Gauss–Newton" in found["flat"].attacker
+    assert refined == (True, False)
     assert found["flat"].value == pytest.approx(-0.01)
     assert found["fallen"].value == pytest.approx(0.09)
     assert "refined by Gauss–Newton, 8 texts: 0.09" in found["fallen"].note
-    assert "not refined" in judged(made_up(refined=0))["fallen"].note
+    alone = judged(made_up(refined=0).query("attacker == 'reading'"))
+    assert "not refined" in alone["fallen"].note
+    assert list(alone) == ["read", "flat", "fallen"]
 
 
 @pytest.mark.parametrize(
-    ("at", "failing"), [((0.5, 0.5, 0.1), "read"), ((1.0, 0.8, 0.1), "flat"), ((1.0, 1.0, 0.9), "fallen")]
+    ("at", "failing"), [((0.5, 0.5, 0.1), "read"), ((1.0, 0.8, 0.1), "flat flat-refined"), ((1.0, 1.0, 0.9), "fallen")]
 )
 def test_claims_can_fail(at, failing):
     verdicts = {name: c.verdict for name, c in judged(made_up(at=at)).items()}
-    assert verdicts == dict.fromkeys(("read", "flat", "fallen"), "holds") | {failing: "fails"}
+    assert verdicts == dict.fromkeys(ALL, "holds") | dict.fromkeys(failing.split(), "fails")
+
+
+def test_each_attacker_is_judged_by_its_own_words():
+    table = made_up()
+    low = table.bound == 1e-4
+    found = judged(table.assign(rougeL=table.rougeL.mask(low & (table.attacker == texts.READING), 0.3)))
+    assert (found["flat"].verdict, found["flat-refined"].verdict) == ("fails", "holds")
+    ended = ~low | (table.attacker == texts.READING) | (table.text > 8)
+    assert judged(table.assign(converged=ended))["flat-refined"].verdict == "inconclusive"
 
 
 def test_what_lies_at_the_margin_is_inconclusive_and_seven_texts_decide_nothing():
@@ -161,7 +177,8 @@ def test_an_attack_that_failed_read_nothing_and_proves_no_protection():
         table.assign(failed=plain & (table.text < 10), all_found=table.all_found.mask(plain & (table.text < 10)))
     )
     assert found["read"].value == pytest.approx(54 / 64)
-    assert judged(table.assign(failed=low & (table.text < 10)))["flat"].value < -0.1
+    found = judged(table.assign(failed=low & (table.text < 10)))
+    assert max(found["flat"].value, found["flat-refined"].value) < -0.1
     lost = high & read & (table.text < 4)
     found = judged(table.assign(failed=lost, rougeL=table.rougeL.mask(lost, 0.0).mask(high & read & ~lost, 0.8)))
     assert (found["fallen"].value, found["fallen"].n) == (pytest.approx(0.8), 60)
@@ -171,7 +188,7 @@ def test_an_attack_that_failed_read_nothing_and_proves_no_protection():
 
 def test_networks_that_do_not_classify_are_reported_alone():
     table = pd.concat([made_up(), made_up().assign(network="gpt2-tiny", task="causal")])
-    assert len(language.judge({"problems": table}, THRESHOLDS)) == 3
+    assert len(language.judge({"problems": table}, THRESHOLDS)) == 4
     summary = language.summary(table)
     assert list(summary) == ["no noise", "I_lb = 0.0001", "I_lb = 0.01", "texts", "whole"]
     assert summary.loc[("gpt2-tiny", "causal", "reading"), "I_lb = 0.01"] == pytest.approx(0.09)
@@ -195,8 +212,11 @@ def test_no_two_texts_share_the_noise_of_the_embeddings_gradient(monkeypatch):
 def test_the_figures_draw_what_there_is(table):
     drawn = draw.published(Results({"problems": table}), CONFIG)
     left, middle, right = drawn["overview.svg"].axes
-    assert [len(c.get_offsets()) for c in left.collections] == [4]  # two bounds, two levels
-    assert len(left.lines) == 1 + 2  # and where the claims look
+    cloud, bars = left.collections
+    assert len(cloud.get_offsets()) == len(bars.get_segments()) == 2  # levels, and bounds
+    _, medians, low, high = left.lines
+    assert list(medians.get_ydata()) == list(table[(table.attacker == texts.READING) & table.bound.notna()].rougeL)
+    assert [low.get_xdata()[0], high.get_xdata()[0]] == [1e-4, 1e-2]
     assert all(line.get_ydata().min() > 0 for line in middle.lines)
     assert sum(len(c.get_offsets()) for c in right.collections) == 2
     words = {t.get_text() for t in drawn["words.svg"].axes[0].texts}
