@@ -11,6 +11,7 @@ import pytest
 
 from i2f import claims, figures, pipeline
 from i2f.attacks import METHODS
+from i2f.paper import estimates
 from i2f.paper.attackers import ATTACKERS
 from i2f.paper.figures import eigenvectors, leakage, verdicts
 from i2f.paper.results import Results
@@ -97,11 +98,10 @@ def test_every_method_has_its_colour():
 
 
 def test_verdicts_are_counted_by_experiment():
-    entry = {"statement": "s", "source": "p", "attacker": "none", "statistic": "m", "unit": "image"}
-    table = pd.DataFrame({"image": range(5), "value": 1.0})
+    entry = {"number": 1, "statement": "s", "source": "p", "attacker": "none", "statistic": "m", "unit": "image"}
     found = [
-        claims.Judge({name: entry}, experiment, {})(name, table, lambda t: float(t.value.mean()), at_least=least)
-        for experiment, name, least in (("one", "a", 0.0), ("one", "b", 0.0), ("two", "a", 2.0))
+        claims.Judge({name: entry}, experiment, {})(name, estimates.mean(np.arange(1.0, 10)), at_least=least)
+        for experiment, name, least in (("one", "a", 0.0), ("one", "b", 0.0), ("two", "a", 20.0))
     ]
     ax = verdicts.bars(found)
     drawn = {c.get_label(): [bar.get_width() for bar in c] for c in ax.containers}
