@@ -70,7 +70,7 @@ def error_against_eigenvalue(ax: Axes, table: pd.DataFrame) -> None:
         if len(rows):
             error = rows.mse / rows.predicted_mse / rows.eigenvalue
             arrived = rows.converged.eq(True) | (method == "dgl")  # Adam has no criterion of convergence
-            look = {"s": 20, "alpha": 0.6, "label": f"{ATTACKERS[method].label}, {DATASETS[dataset]}"}
+            look: dict[str, Any] = {"s": 20, "alpha": 0.6, "label": f"{ATTACKERS[method].label}, {DATASETS[dataset]}"}
             marks(ax, rows.eigenvalue, error, arrived, colour, marker, **look)
     ax.set(xscale="log", yscale="log", xlabel="eigenvalue λ of J Jᵀ", ylabel="squared error / c²")
     readable_ticks(ax)
