@@ -1,5 +1,5 @@
-"""What a published row costs to solve anew: seconds of one core per gradient evaluation, or per row where none are
-counted; `verify` fills its budget with it.
+"""What a published row costs to solve anew: seconds of one core per gradient evaluation and parameter, as far as
+a table counts them; `verify` fills its budget with it.
 
 python benchmarks/rows.py        # writes rows.csv; the two cheapest rows of every table, and one drawn at random
 """
@@ -17,14 +17,14 @@ ROWS = 3
 
 
 def cost(cases: list[verify.Case]) -> float:
-    """The median of seconds over evaluations, after a first row that loads what all need."""
+    """The median of seconds over `verify.effort`, after a first row that loads what all need."""
     found = []
     for case in cases[:1] + cases:
         brief = case.declared.brief
         problem = (brief.head(case.problem) if brief else None) or case.problem
         start = time.perf_counter()
         _, (rows,) = workers.solve_alone("", [problem], case.solve, "cpu")
-        found.append((time.perf_counter() - start) / verify.evaluations(rows))
+        found.append((time.perf_counter() - start) / verify.effort(rows))
     return statistics.median(found[1:])
 
 
@@ -34,7 +34,7 @@ def main() -> None:
         tables.setdefault((case.run, case.table), []).append(case)
     rows = []
     for (run, table), mine in tables.items():
-        some = sorted(mine, key=lambda case: verify.evaluations(case.rows))[: ROWS - 1]
+        some = sorted(mine, key=lambda case: verify.effort(case.rows))[: ROWS - 1]
         some.append(random.Random(0).choice(mine))
         rows.append({"run": run, "table": table, "seconds": float(f"{cost(some):.2g}")})
         print(rows[-1], flush=True)

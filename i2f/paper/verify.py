@@ -43,14 +43,19 @@ def cases(keys: Sequence[str] = ()) -> list[Case]:
             solve = _solver(about["solver"])
             unit = seconds.get((key, table), UNKNOWN)
             for problem, known in tables.read(RESULTS / key / f"{table}.csv", about):
-                found.append(Case(key, table, solve, problem, known, unit * evaluations(known)))
+                found.append(Case(key, table, solve, problem, known, unit * effort(known)))
     return found
 
 
-def evaluations(known: Sequence[Row]) -> float:
-    """The gradient evaluations that a problem's rows took, where they say so; 1 otherwise."""
-    counted = [float(row["evaluations"]) for row in known if isinstance(row.get("evaluations"), (int, float))]
-    return max([count for count in counted if math.isfinite(count)], default=1.0)
+def effort(known: Sequence[Row]) -> float:
+    """What a problem's rows cost, up to a factor that a table has: the gradient evaluations that they took, times the
+    network's size, as far as they say so."""
+    return max((_number(row, "evaluations") * _number(row, "d_theta") for row in known), default=1.0)
+
+
+def _number(row: Row, name: str) -> float:
+    value = row.get(name)
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else 1.0
 
 
 def sample(known: Sequence[Case], seed: str, budget: float = math.inf, share: float | None = None) -> list[Case]:
@@ -109,7 +114,7 @@ def live(run: Run, count: int = 4, **where: Any) -> None:
     """
     asked = run.settings.store.asked.values() if run.settings.store else ()
     known = [
-        Case(run.key, declared.table, _solver(declared.name), entry.problem, entry.rows, evaluations(entry.rows))
+        Case(run.key, declared.table, _solver(declared.name), entry.problem, entry.rows, effort(entry.rows))
         for declared, entries in asked
         for entry in entries.values()
         if all(entry.problem.get(name) == value for name, value in where.items())

@@ -191,7 +191,7 @@ def test_what_was_verified_is_recorded_by_the_table(project):
 
 
 def test_verdicts_that_changed(project, capsys):
-    claim = claims.Claim("one-a", "s", "f", "w", "n", 1.0, 0.9, 1.1, 8, "image", "≥ 0.5", "holds")
+    claim = claims.Claim("one-a", 1, "paper", "s", "f", "w", "n", 1.0, 0.9, 1.1, 8, "image", "t", "≥ 0.5", "holds")
     for folder, verdict in (("results", "holds"), ("runs/executed", "fails")):
         (project / folder / "one").mkdir(parents=True, exist_ok=True)
         claims.save([replace(claim, verdict=verdict)], project / folder / "one" / "claims.json")
@@ -280,3 +280,8 @@ def test_every_kind_says_why():
         assert about["relative"] >= 0
     named = {*tolerances.TABLE["columns"].values(), *tolerances.TABLE["unfinished"].values()}
     assert named <= set(tolerances.KINDS)
+
+
+def test_effort_counts_the_networks_size_where_it_is_known():
+    assert verify.effort([]) == verify.effort([{"rmse": 2.0}]) == 1
+    assert verify.effort([{"evaluations": 20}, {"evaluations": 30, "d_theta": 100}, {"d_theta": math.nan}]) == 3000

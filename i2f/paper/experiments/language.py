@@ -121,7 +121,9 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
                 low = by[attacker][by[attacker].bound == thresholds["low"]]
                 change, finished = _rouge(low) - _rouge(plain)[low.index], low.converged.fillna(False).astype(float)
                 about = words | {"attacker": ATTACKERS[attacker]}
-                about["suffix"] += "-refined" * (attacker == REFINED)
+                if attacker == REFINED:
+                    about["suffix"] += "-refined"
+                    about["note"] = "this attacker was added after a look at three texts"
                 found.append(judged("flat", estimates.mean(change), float(finished.mean()), **about))
         high = rows[rows.bound == thresholds["high"]]
         read = high[high.attacker == READING]
