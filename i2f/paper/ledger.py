@@ -17,6 +17,7 @@ from i2f.paper.books import ROOT
 from i2f.paper.claims import LEDGERS, Claim
 
 MAP = tomllib.loads((Path(__file__).parent / "ledger.toml").read_text(encoding="utf-8"))
+TEMPLATE = Path(__file__).parent / "report.md"
 HEADLINES: list[str] = MAP["headlines"]  # claims that the README shows first
 COLUMNS = ("", "claim", "attacker", "measured [95% interval]", "holds when", "verdict", "p (Holm)")
 
@@ -121,7 +122,7 @@ def _line(c: Claim, p: str) -> str:
 
 def pages() -> dict[str, str]:
     """What is written from the claims, by path in the repository."""
-    return {"PAPER.md": paper()}
+    return {"PAPER.md": paper(), "docs/report.md": report()}
 
 
 def paper() -> str:
@@ -152,3 +153,22 @@ def _sentence(c: Claim) -> str:
         return f"{c.statement} **Not run**: {c.note}."
     measured = f"{c.statistic} {claims.interval((c.value, c.low, c.high))}, {c.sample}"
     return f"{c.statement} **{c.verdict.capitalize()}**: {measured}."
+
+
+def report() -> str:
+    """docs/report.md: the template beside this module, in which `{id}` stands for what the claim of that id measured,
+    and `{id:verdict}`, `{id:n}` for its verdict and its units; `{verdicts}` for how all of the paper's came out."""
+    ledgers = load()
+    found = {c.id: _Words(c) for mine in ledgers.values() for c in mine}
+    return TEMPLATE.read_text(encoding="utf-8").format(**found, verdicts=verdicts(ledgers["paper"]))
+
+
+class _Words:
+    """A claim as a template's placeholder."""
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+
+    def __format__(self, part: str) -> str:
+        c = self.claim
+        return str(getattr(c, part)) if part else claims.interval((c.value, c.low, c.high))
