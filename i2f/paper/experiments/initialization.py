@@ -23,12 +23,12 @@ def problems(config: Config) -> list[Problem]:
     """Gaussian noise of every variance on the gradients of every network, for every attacker.
 
     config: digits of MNIST's train split from first_digit on, under each of weight_seeds (1, 2, …); inits, and
-    unattacked, of which only the prediction is wanted (attacker "none"); variances; gauss_newton_steps, adam_steps: the
-    attackers' budgets.
+    unattacked, of which only the prediction is wanted (attacker "none"); variances; attackers, of "gauss-newton" and
+    "dgl"; gauss_newton_steps, adam_steps: their budgets.
     """
     pairs = shared.rotated(config["first_digit"], config["digits"], config["weight_seeds"], crossed=True)
     budgets = {"gauss-newton": config["gauss_newton_steps"], "dgl": config["adam_steps"]}
-    meets = [(attacker, init) for attacker in budgets for init in config["inits"]]
+    meets = [(attacker, init) for attacker in config["attackers"] for init in config["inits"]]
     meets += [(NONE, init) for init in config["unattacked"]]
     found = []
     for (attacker, init), (image, weight_seed), size in itertools.product(meets, pairs, config["variances"]):
@@ -115,7 +115,14 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
             mine = table[(table.attacker == view.attacker) & np.isclose(table["size"], variances[view.variance])]
             mine = mine[mine.init.isin(more + less)]
             rows = shared.scored(mine)
+            about = {
+                "suffix": view.suffix,
+                "attacker": view.attacker,
+                "variance": f"{variances[view.variance]:g}",
+                "about": view.about.format(paper=variances[1]),
+            }
             if not len(rows):
+                found.append(judged(name, None, **about, expected="", converged=""))
                 continue
             low, high = (expected := _difference(rows, "expected_mse", more, less)).interval
             newton, failed = view.attacker == "gauss-newton", int(mine.failed.eq(True).sum())
@@ -127,10 +134,7 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
                     name,
                     _difference(rows, "mse", more, less),
                     float(finished),
-                    suffix=view.suffix,
-                    attacker=view.attacker,
-                    variance=f"{variances[view.variance]:g}",
-                    about=view.about.format(paper=variances[1]),
+                    **about,
                     expected=f"{expected.value:.2f} [{low:.2f}, {high:.2f}]",
                     converged=convergence(mine) if newton else spent,
                 )

@@ -22,10 +22,12 @@ def published(found: Results, config: Config) -> dict[str, Figure]:
 
 
 def overview(table: pd.DataFrame) -> Figure:
-    """Three panels: RMSE against √(E[I²]/d_x) for either attacker; the condition number of J Jᵀ."""
+    """A panel for every attacker, RMSE against √(E[I²]/d_x), and one for the condition number of J Jᵀ."""
     style()
-    figure, (newton, adam, condition) = plt.subplots(1, 3, figsize=(13.0, 4.7), layout="constrained")
-    for ax, attacker in ((newton, "gauss-newton"), (adam, "dgl")):
+    attackers = [name for name in ("gauss-newton", "dgl") if name in table.attacker.unique()]
+    count = len(attackers) + 1
+    figure, (*axes, condition) = plt.subplots(1, count, figsize=(1 + 4 * count, 4.7), layout="constrained")
+    for ax, attacker in zip(axes, attackers, strict=True):
         measured_against_expected(ax, table[table.attacker == attacker])
         ax.set_title(f"{ATTACKERS[attacker].label}: found and expected")
     conditions(condition, table)

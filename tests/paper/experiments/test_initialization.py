@@ -17,7 +17,7 @@ mpl.use("Agg")
 
 INITS = ("uniform", "normal", "kaiming", "xavier")
 CONFIG = {"inits": INITS, "unattacked": ["normal-released"], "first_digit": 200, "variances": [1e-6, 1e-3]}
-CONFIG |= {"gauss_newton_steps": 2, "adam_steps": 3}
+CONFIG |= {"attackers": ["gauss-newton", "dgl"], "gauss_newton_steps": 2, "adam_steps": 3}
 
 
 def test_every_network_meets_every_attacker_with_the_same_noise():
@@ -180,3 +180,14 @@ def test_the_figure_draws_every_seed():
     )
     networks = table[(table.init != "normal-released")].drop_duplicates(["init", "weight_seed"])
     assert np.sort(drawn) == pytest.approx(np.sort(networks.lambda_max))
+
+
+def test_an_attacker_who_was_not_run_leaves_its_claims_open():
+    tasks = initialization.problems(CONFIG | {"attackers": ["gauss-newton"], "weight_seeds": 2, "digits": 1})
+    assert {task["attacker"] for task in tasks} == {"gauss-newton", "none"}
+    table = fake(UP, DOWN, UP)
+    found = judge(table[table.attacker != "dgl"])
+    for name, claim in found.items():
+        assert claim.verdict == ("not run" if "dgl" in name else "holds"), name
+    assert found["uniform-dgl"].note.startswith("cost: 3 steps of Adam")
+    assert len(draw.overview(table[table.attacker != "dgl"]).axes) == 2
