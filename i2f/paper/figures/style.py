@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
@@ -94,9 +95,11 @@ def marks(
     ax: Axes, x: Any, y: Any, converged: Any, colour: Any, marker: str, hollow: str = "white", **look: Any
 ) -> None:
     """One mark per attack, filled with its colour where it converged, else with `hollow`. look: of `scatter`."""
-    face = [colour if yes is True or yes == 1 else hollow for yes in converged]  # NaN: unknown
-    look = {"s": 26, "linewidth": 0.9, "zorder": 3, **look}
-    ax.scatter(x, y, marker=marker, facecolor=face, edgecolor=colour, **look)
+    look = {"s": 26, "linewidth": 0.9, "zorder": 3, "alpha": 1.0, **look}
+    alpha = look.pop("alpha")  # of scatter's own, "none" would become black
+    filled, empty = to_rgba(colour, alpha), to_rgba(hollow, 0.0 if hollow == "none" else alpha)
+    face = [filled if yes is True or yes == 1 else empty for yes in converged]  # NaN: unknown
+    ax.scatter(x, y, marker=marker, facecolor=face, edgecolor=filled, **look)
 
 
 def pictures(rows: Sequence[tuple[str, Sequence[Image], Sequence[str]]]) -> Figure:
