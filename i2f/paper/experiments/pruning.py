@@ -31,16 +31,22 @@ def problems(config: Config) -> list[Problem]:
     """Attacks on pruned gradients; the share pruned is `size`. Each image is under one of `weight_seeds`, in rotation.
 
     config: init, weight_seeds; digits of MNIST's train split from first_digit on meet the reader of the mask at the
-    ratio half, the first law_digits both attackers at all ratios; gauss_newton_steps: budget of the attacks.
+    ratio half, the first law_digits both attackers at all ratios; gauss_newton_steps: budget of the attacks, and
+    patient_steps: of those that ignore the mask at the largest ratio, whose minimum takes hundreds of steps.
     """
     pairs = shared.rotated(config["first_digit"], config["digits"], config["weight_seeds"])
     law, ratios = config["first_digit"] + config["law_digits"], sorted({config["half"], *config["ratios"]})
+
+    def budget(attacker: str, ratio: float) -> int:
+        patient = attacker == "ignores" and ratio == max(ratios)
+        return int(config["patient_steps" if patient else "gauss_newton_steps"])
+
     return [
         {
             **{"dataset": "mnist", "split": "train", "init": config["init"]},
             **{"image": image, "weight_seed": weight_seed, "noise": "prune", "size": ratio, "attacker": attacker},
             **ATTACKERS[attacker].options,
-            **{"budget": config["gauss_newton_steps"], "start_seed": image, "drawn": image == config["first_digit"]},
+            **{"budget": budget(attacker, ratio), "start_seed": image, "drawn": image == config["first_digit"]},
         }
         for image, weight_seed in pairs
         for attacker in WHO

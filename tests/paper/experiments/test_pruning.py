@@ -18,7 +18,7 @@ from i2f.paper.sweep import Settings
 mpl.use("Agg")
 
 CONFIG = {"digits": 7, "first_digit": 200, "half": 0.5, "law_digits": 2, "ratios": [0.5, 0.9], "init": "uniform"}
-CONFIG |= {"weight_seeds": 5, "gauss_newton_steps": 9}
+CONFIG |= {"weight_seeds": 5, "gauss_newton_steps": 9, "patient_steps": 11}
 THRESHOLDS = CONFIG | {"exact": 1e-8, "share": 0.95, "more": 0.5}
 
 
@@ -34,7 +34,10 @@ def test_who_meets_which_gradient():
     }
     assert all(t["weight_seed"] == 1 + t["image"] % 5 and t["start_seed"] == t["image"] for t in tasks)
     assert {t["image"] for t in tasks if t["drawn"]} == {200}
-    assert {(t["budget"], t["noise"], t["split"]) for t in tasks} == {(9, "prune", "train")}
+    assert {(t["noise"], t["split"]) for t in tasks} == {("prune", "train")}
+    patient = [t for t in tasks if t["budget"] == 11]
+    assert {(t["attacker"], t["size"]) for t in patient} == {("ignores", 0.9)}
+    assert {t["budget"] for t in tasks if t not in patient} == {9}
 
 
 @pytest.fixture
