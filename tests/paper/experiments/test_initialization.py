@@ -16,8 +16,8 @@ from i2f.paper.sweep import Settings
 mpl.use("Agg")
 
 INITS = ("uniform", "normal", "kaiming", "xavier")
-CONFIG = {"inits": INITS, "unattacked": ["normal-released"], "first_digit": 200, "variances": [1e-6, 1e-3]}
-CONFIG |= {"attackers": ["gauss-newton", "dgl"], "gauss_newton_steps": 2, "adam_steps": 3}
+CONFIG = {"inits": [*INITS, "normal-released"], "first_digit": 200, "variances": [1e-6, 1e-3]}
+CONFIG |= {"attacked": {"gauss-newton": INITS, "dgl": INITS}, "gauss_newton_steps": 2, "adam_steps": 3}
 
 
 def test_every_network_meets_every_attacker_with_the_same_noise():
@@ -35,7 +35,8 @@ def test_every_network_meets_every_attacker_with_the_same_noise():
 
 
 def test_a_run_gives_the_expectation_and_the_errors_of_every_network(tmp_path):
-    sizes = {"weight_seeds": 1, "digits": 1, "variances": [1e-5], "inits": ["normal"]}
+    sizes = {"weight_seeds": 1, "digits": 1, "variances": [1e-5], "inits": ["normal", "normal-released"]}
+    sizes["attacked"] = {"gauss-newton": ["normal"], "dgl": ["normal"]}
     tasks = initialization.problems(CONFIG | sizes)
     known = [rows.Store(chunks=tmp_path, solve=solve) for solve in (True, False)]
     found, again = (initialization.run(tasks, Settings(jobs=1, progress="off", store=store)) for store in known)
@@ -183,11 +184,18 @@ def test_the_figure_draws_every_seed():
 
 
 def test_an_attacker_who_was_not_run_leaves_its_claims_open():
-    tasks = initialization.problems(CONFIG | {"attackers": ["gauss-newton"], "weight_seeds": 2, "digits": 1})
-    assert {task["attacker"] for task in tasks} == {"gauss-newton", "none"}
+    tasks = initialization.problems(CONFIG | {"attacked": {"gauss-newton": INITS[:2]}, "weight_seeds": 2, "digits": 1})
+    assert {(task["attacker"], task["init"]) for task in tasks} == {
+        *(("gauss-newton", init) for init in INITS[:2]),
+        *(("none", init) for init in (*INITS[2:], "normal-released")),
+    }
     table = fake(UP, DOWN, UP)
     found = judge(table[table.attacker != "dgl"])
     for name, claim in found.items():
         assert claim.verdict == ("not run" if "dgl" in name else "holds"), name
-    assert found["uniform-dgl"].note.startswith("cost: 3 steps of Adam")
+    assert found["uniform-dgl"].note == "cost: 3 steps on each gradient"
+    few = judge(table[(table.attacker != "gauss-newton") | table.init.isin(INITS[:2])])
+    assert {name for name, claim in few.items() if claim.verdict == "not run"} == {
+        f"{name}-gauss-newton{suffix}" for name in ("uniform", "normal") for suffix in ("", "-released")
+    }
     assert len(draw.overview(table[table.attacker != "dgl"]).axes) == 2
