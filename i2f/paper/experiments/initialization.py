@@ -1,7 +1,7 @@
 """Does the draw of the weights decide what a gradient gives away? One prediction, two attackers, many draws."""
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -120,7 +120,7 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
             mine = mine[mine.init.isin(more + less)]
             rows = shared.scored(mine)
             newton = view.attacker == "gauss-newton"
-            about = {
+            about: dict[str, Any] = {
                 "suffix": view.suffix,
                 "attacker": view.attacker,
                 "variance": f"{variances[view.variance]:g}",
