@@ -43,7 +43,7 @@ def overview(table: pd.DataFrame, low: float, high: float) -> Figure:
     left.set_title("Noise takes the text away")
     _against_bound(middle, read[read.feature_mse > 0], "feature_mse")  # a text read whole changes nothing
     middle.set(yscale="log", ylabel="mean squared change of the logits")
-    middle.set_title("How far the logits move")
+    middle.set_title("The logits move with the bound")
     _prediction(right, noisy[noisy.attacker == REFINED])
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     return figure
@@ -54,7 +54,7 @@ def _prediction(ax: Axes, refined: pd.DataFrame) -> None:
         _, colour, marker = _look(name, 0)
         marks(ax, rows.predicted_rmse, rows.rmse, rows.converged, colour, marker, alpha=0.8)
     ax.set(xscale="log", yscale="log", xlabel="predicted RMSE of an embedding's entry, I²F", ylabel="measured RMSE")
-    ax.set_title("Embeddings refined by Gauss–Newton")
+    ax.set_title("I²F is the error of the embeddings")
     if not len(refined):
         return
     diagonal(ax)

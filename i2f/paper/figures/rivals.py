@@ -43,9 +43,9 @@ def overview(table: pd.DataFrame, order: float) -> Figure:
             right.plot(np.exp(np.log(ratio).mean()), height, "o", color=colour, ms=5)
     left.axvline(order, color=INK, lw=1, ls=":")
     left.set(xlim=(-1.05, 1.05), xlabel="Spearman with the measured error, over images")
-    left.set_title("Which measure ranks images?")
+    left.set_title("I²F of the noise drawn ranks images best")
     right.set(xscale="log", xlabel="measured / predicted RMSE")
-    right.set_title("Which value is right?")
+    right.set_title("I²F and the Bayes error have the right size")
     readable_ticks(right)
     for ax, neutral in ((left, 0), (right, 1)):
         ax.axvline(neutral, color=LINE, lw=1)

@@ -59,7 +59,7 @@ def spectra(ax: Axes, table: pd.DataFrame) -> Axes:
         _band(ax, once, column, colour, label)
     ax.set(yscale="log", xlabel="epoch", ylabel="‖g‖², eigenvalues of J Jᵀ", xticks=sorted(table.epoch.unique()))
     ax.legend(fontsize="small", ncols=2)
-    ax.set_title("How gradient and Jacobian change")
+    ax.set_title("Training shrinks the gradient more than J")
     return ax
 
 
@@ -72,7 +72,7 @@ def risk(ax: Axes, table: pd.DataFrame) -> Axes:
         ax.plot(logarithms.columns, np.exp(logarithms).T, color=colour, lw=0.7, alpha=0.6, zorder=2)
     ax.set(yscale="log", xlabel="epoch", ylabel="expected RMSE per pixel", xticks=sorted(table.epoch.unique()))
     ax.legend(fontsize="small", title="noise")
-    ax.set_title("What noise hides, by I²F")
+    ax.set_title("Fixed noise hides more, proportional noise less")
     return ax
 
 
@@ -101,5 +101,5 @@ def measured_against_predicted(ax: Axes, table: pd.DataFrame) -> Axes:
         diagonal(ax)
         readable_ticks(ax)
         ax.legend(fontsize="x-small")
-    ax.set_title("Attacks against the prediction")
+    ax.set_title("Attacks that converge meet the prediction")
     return ax
