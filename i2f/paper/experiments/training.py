@@ -225,10 +225,10 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
 
 
 def checked(table: pd.DataFrame) -> pd.DataFrame:
-    """The attacks by checkpoint and noise: medians over images of the predicted and the measured RMSE and of their
-    ratio, and how many converged."""
+    """The attacks by checkpoint and noise: medians over the attacks that converged of the predicted and the measured
+    RMSE and of their ratio, and how many converged."""
     attacks = shared.lost(table[table.budget.notna()]).assign(ratio=lambda t: t.rmse / t.predicted_rmse)
     groups = attacks.groupby(["epoch", "noise"])
     names = {"predicted_rmse": "predicted RMSE", "rmse": "measured RMSE", "ratio": "measured / predicted"}
-    medians = groups[[*names]].median().rename(columns=names)
+    medians = attacks[attacks.converged.eq(True)].groupby(["epoch", "noise"])[[*names]].median().rename(columns=names)
     return medians.assign(attacks=groups.size(), converged=groups.converged.sum())

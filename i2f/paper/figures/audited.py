@@ -36,5 +36,5 @@ def overview(table: pd.DataFrame, within: float) -> Figure:
     right.axhline(within, color=INK, lw=1, ls=":", zorder=1)
     right.set_xticks(range(len(targets)), [f"{target:g}" for target in targets.groups])
     right.set(xlabel="requested PSNR, dB", ylabel="measured − requested PSNR, dB")
-    right.set_title("Above the dots: too little noise")
+    right.set_title("Above the dotted line: too little noise")
     return figure

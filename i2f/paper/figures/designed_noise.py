@@ -41,8 +41,10 @@ def overview(table: pd.DataFrame, frontier: pd.DataFrame) -> Figure:
             cloud(ax, place, usual[column] ** 0.5, colour, marker)
             if column == "mse":
                 cloud(ax, place + 0.4, known[column] ** 0.5, INK, "*")
-            expected = usual[f"predicted_{column}"].mean() ** 0.5
-            ax.plot([place - SPREAD, place + SPREAD], [expected] * 2, color=INK, lw=1, ls=":", zorder=1)
+            expected = usual[f"predicted_{column}"]
+            if (expected > 0).all():
+                middle_of = float(np.exp(np.log(expected).mean())) ** 0.5
+                ax.plot([place - SPREAD, place + SPREAD], [middle_of] * 2, color=INK, lw=1, ls=":", zorder=1)
         ax.set_xticks(range(len(KINDS)), [label for label, _, _ in KINDS.values()], rotation=20)
         ax.set(yscale="log", title=title)
         readable_ticks(ax)

@@ -1,5 +1,7 @@
 """Texts: predicted and measured errors of embeddings, how much is recovered under noise, and the words themselves."""
 
+import itertools
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
@@ -37,8 +39,8 @@ def overview(table: pd.DataFrame, low: float, high: float) -> Figure:
     noisy = table[table.variance > 0]
     read = noisy[noisy.attacker == READ]
     _against_bound(left, read, "rougeL")
-    for bound in (low, high):
-        left.axvline(bound, color=LINE, lw=1, ls=":", zorder=1)
+    for ax, bound in itertools.product((left, middle), (low, high)):
+        ax.axvline(bound, color=LINE, lw=1, ls=":", zorder=1)
     left.set(ylabel="ROUGE-L", ylim=(-0.04, 1.04))
     left.set_title("Noise takes the text away")
     _against_bound(middle, read[read.feature_mse > 0], "feature_mse")  # a text read whole changes nothing
@@ -54,7 +56,7 @@ def _prediction(ax: Axes, refined: pd.DataFrame) -> None:
         _, colour, marker = _look(name, 0)
         marks(ax, rows.predicted_rmse, rows.rmse, rows.converged, colour, marker, alpha=0.8)
     ax.set(xscale="log", yscale="log", xlabel="predicted RMSE of an embedding's entry, I²F", ylabel="measured RMSE")
-    ax.set_title("I²F is the error of the embeddings")
+    ax.set_title("I²F predicts small errors of embeddings")
     if not len(refined):
         return
     diagonal(ax)
@@ -105,13 +107,14 @@ def words_shown(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def words(table: pd.DataFrame) -> Figure:
-    """The texts of `words_shown`: right words blue, wrong ones red."""
+    """The texts of `words_shown`: right words blue, wrong ones orange."""
     style()
     rows = words_shown(table)
     truth = rows.truth.iloc[0].split()
     lines = [("the text", truth)]
     for attacker, bound, found in zip(rows.attacker, rows.bound_norm, rows.found, strict=True):
-        lines.append((f"{SHOWN[attacker].label}  {bound:.1g}", str(found).split()))
+        size = f"{bound:.0e}" if bound else "0"
+        lines.append((f"{SHOWN[attacker].label}  {size}", str(found).split()))
     inside = [place for place, token in enumerate(truth) if token != "[CLS]"]
     figure, ax = plt.subplots(figsize=(0.92 * len(inside) + 2.2, 0.3 * len(lines) + 0.7), layout="constrained")
     for row, (name, tokens) in enumerate(lines):
@@ -124,6 +127,6 @@ def words(table: pd.DataFrame) -> Figure:
     ax.set_axis_off()
     label = _look((rows.network[0], rows.task[0]), 0)[0]
     ax.set_title(
-        f"{label}: what is recovered, by the I$_{{lb}}$ of the noise (blue: right, red: wrong)", fontsize="small"
+        f"{label}: what is recovered, by the I$_{{lb}}$ of the noise (blue: right, orange: wrong)", fontsize="small"
     )
     return figure

@@ -39,7 +39,7 @@ def overview(table: pd.DataFrame, exact: float) -> Figure:
     measured_against_predicted(middle, table[table.attacker == "ignores"])
     middle.set_title("Mask ignored: I²F predicts small errors")
     recovered(right, table[table.attacker == "reads"], exact)
-    right.set_title("Half a gradient gives the image away")
+    right.set_title("Mask read: little is hidden at 50% and 70%")
     return figure
 
 
@@ -77,7 +77,7 @@ def recovered(ax: Axes, table: pd.DataFrame, exact: float) -> None:
     ax.axvline(exact, color=LINE, lw=1, ls=":", zorder=1)
     ax.set(xscale="log", ylim=(-0.03, 1.03), xlabel="MSE per pixel", ylabel="share of images at or below")
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    ax.legend(fontsize="small", loc="center", bbox_to_anchor=(0.4, 0.5))
+    ax.legend(fontsize="small", loc="center", bbox_to_anchor=(0.32, 0.5))
 
 
 def recoveries(table: pd.DataFrame, images: Sequence[Image]) -> Figure:

@@ -5,7 +5,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from i2f.paper.experiments import problems as shared
 from i2f.paper.experiments import rivals
 from i2f.paper.figures.style import AMBER, BLUE, GREEN, INK, LINE, PINK, VERMILION, readable_ticks, style
 from i2f.paper.results import Config, Results
@@ -33,7 +32,7 @@ def overview(table: pd.DataFrame, order: float) -> Figure:
     threshold `order`. Right: measured over predicted RMSE, geometric mean and the range of the middle 80%."""
     style()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
-    for number, (network, its) in enumerate(shared.scored(table).groupby("network", sort=False)):
+    for number, (network, its) in enumerate(table[table.converged.eq(True)].groupby("network", sort=False)):
         colour, shift = COLOURS[number % len(COLOURS)], 0.2 * (number - 1)
         for row, name in enumerate(NAMES):
             height, ranked, ratio = -row - shift, rivals.order(its, name), its.rmse / its[name]
@@ -43,9 +42,9 @@ def overview(table: pd.DataFrame, order: float) -> Figure:
             right.plot(np.exp(np.log(ratio).mean()), height, "o", color=colour, ms=5)
     left.axvline(order, color=INK, lw=1, ls=":")
     left.set(xlim=(-1.05, 1.05), xlabel="Spearman with the measured error, over images")
-    left.set_title("I²F of the noise drawn ranks images best")
+    left.set_title("Knowing the noise, I²F ranks images best")
     right.set(xscale="log", xlabel="measured / predicted RMSE")
-    right.set_title("I²F and the Bayes error have the right size")
+    right.set_title("I²F, E[I²] and Bayes have the right size")
     readable_ticks(right)
     for ax, neutral in ((left, 0), (right, 1)):
         ax.axvline(neutral, color=LINE, lw=1)

@@ -72,7 +72,7 @@ def risk(ax: Axes, table: pd.DataFrame) -> Axes:
         ax.plot(logarithms.columns, np.exp(logarithms).T, color=colour, lw=0.7, alpha=0.6, zorder=2)
     ax.set(yscale="log", xlabel="epoch", ylabel="expected RMSE per pixel", xticks=sorted(table.epoch.unique()))
     ax.legend(fontsize="small", title="noise")
-    ax.set_title("Fixed noise hides more, proportional noise less")
+    ax.set_title("By the end, fixed noise hides more")
     return ax
 
 

@@ -152,10 +152,13 @@ def test_an_image_under_several_weights_counts_once():
 
 def test_comparison_and_figure():
     table = pd.concat([made_up(), made_up("fashion-mnist lenet uniform")])
-    shown = rivals.comparison(table, draws=50).set_index(["network", "measure"])
+    shown = rivals.comparison(table).set_index(["network", "measure"])
     assert len(shown) == 2 * len(rivals.MEASURES)
     assert shown["measured / predicted"][LENET, "I²F"] == pytest.approx(1, abs=0.01)
     assert shown["90% within"][LENET, "I²F"] == pytest.approx(1.01, abs=2e-3)
+    assert shown["pooled"][LENET, "I²F"] == pytest.approx(
+        rivals.resampled(table[table.network == LENET], "influence").value
+    )
     left, right = draw.overview(table, 0.7).axes
     assert len(left.get_yticklabels()) == len(rivals.MEASURES)
     assert len(right.lines) == 2 * 2 * len(rivals.MEASURES) + 1

@@ -143,10 +143,12 @@ def test_only_attacked_rows_have_an_error(table):
     assert table.expected_rmse.notna().all()
     assert (table.rmse[:2] > 0.05).all()  # one step from a random start
     assert table.rmse[0] != table.rmse[1]
-    summary = training.checked(table)
+    summary = training.checked(table.assign(converged=True))
     assert list(summary.attacks) == [1, 1]
     noise = summary.loc[2, "relative"]
     assert noise["measured / predicted"] == pytest.approx(noise["measured RMSE"] / noise["predicted RMSE"])
+    assert list(training.checked(table).converged) == [0, 0]
+    assert training.checked(table)["measured RMSE"].isna().all()
 
 
 def fake(slope=0.1, seeds=8, images=3, attacked=2) -> dict[str, pd.DataFrame]:
