@@ -145,16 +145,25 @@ def paired(table: pd.DataFrame, method: str) -> pd.DataFrame:
     return mine[mine.weight == mine.weight.max()].merge(plain, on="seed", suffixes=("", "_plain"))
 
 
+def learnt(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Those of `paired` of which both networks learnt: a network that did not answers nothing."""
+    return pairs[(pairs.accuracy_plain >= LEARNT) & (pairs.accuracy >= LEARNT)]
+
+
 def effects(table: pd.DataFrame) -> dict[str, dict[str, Estimate]]:
     """By penalty that was trained with, over seeds: by what factor it changes an attacker's error under the same noise
-    (bayes_rmse) and under noise in proportion to the gradient (relative), and what it adds to the accuracy."""
+    (bayes_rmse) and under noise in proportion to the gradient (relative), both where both networks learnt, and what it
+    adds to the accuracy, where the plain one learnt."""
     found = {}
     for method in PENALTIES:
         pairs = paired(table, method)
         if len(pairs):
-            ratios = {name: pairs[name] / pairs[f"{name}_plain"] for name in ("bayes_rmse", "relative")}
+            both, plain = learnt(pairs), pairs[pairs.accuracy_plain >= LEARNT]
+            if len(both) < 2:  # no interval; `judge` decides nothing from networks of which hardly any learnt
+                both, plain = pairs, plain if len(plain) > 1 else pairs
+            ratios = {name: both[name] / both[f"{name}_plain"] for name in ("bayes_rmse", "relative")}
             found[method] = {name: estimates.geometric_mean(ratio) for name, ratio in ratios.items()}
-            found[method]["accuracy"] = estimates.mean(pairs.accuracy - pairs.accuracy_plain)
+            found[method]["accuracy"] = estimates.mean(plain.accuracy - plain.accuracy_plain)
     return found
 
 
@@ -177,18 +186,17 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
     found = []
     for method, its in effects(table).items():
         pairs = paired(table, method)
-        plain = pairs.accuracy_plain >= LEARNT
-        both = plain & (pairs.accuracy >= LEARNT)
+        both, plain = len(learnt(pairs)), pairs.accuracy_plain >= LEARNT
         words: dict[str, Any] = {
             "penalty": PENALTIES[method],
             "weight": f"{pairs.weight.max():g}",
             "accuracy": f"{pairs.accuracy.mean():.3f}",
             "plain": f"{pairs.accuracy_plain.mean():.3f}",
-            "learnt": f"{both.sum()} of {len(pairs)}",
+            "learnt": f"{both} of {len(pairs)}",
             "suffix": f"-{method}",
         }
         found += [
-            judged("harder", its["bayes_rmse"], both.mean(), **words),
+            judged("harder", its["bayes_rmse"], both / len(pairs), **words),
             judged("cost", its["accuracy"], plain.mean(), **words),
         ]
     return sorted(found, key=lambda claim: claim.number)

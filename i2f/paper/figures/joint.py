@@ -42,7 +42,7 @@ def overview(table: pd.DataFrame, gain: float) -> Figure:
             bars = left.errorbar(x.value, y.value, _bar(y), _bar(x), color=colour, marker=marker, ms=8, lw=1.4)
             bars.set_label("" if number else label)
     left.set(xscale="log", xlabel="expected RMSE of an attacker with a prior", ylabel="accuracy on held-out digits")
-    left.set_title("Error and accuracy")
+    left.set_title("Penalties trade accuracy for error")
     left.legend(fontsize="small")
     ratios(right, table, gain)
     for ax in (left, right):
@@ -55,7 +55,7 @@ def ratios(ax: Axes, table: pd.DataFrame, gain: float) -> None:
     ax.axvline(gain, color=INK, lw=1, ls=":")
     ticks: list[str] = []
     for method, its in joint.effects(table).items():
-        pairs, (label, colour, marker) = joint.paired(table, method), METHODS[method]
+        pairs, (label, colour, marker) = joint.learnt(joint.paired(table, method)), METHODS[method]
         for name, noise in NOISES.items():
             height, ratio = -len(ticks), pairs[name] / pairs[f"{name}_plain"]
             ticks.append(f"{label},\n{noise}")
@@ -64,7 +64,7 @@ def ratios(ax: Axes, table: pd.DataFrame, gain: float) -> None:
             ax.errorbar(its[name].value, height, xerr=_bar(its[name]), color=colour, marker=marker, ms=7, lw=1.5)
     ax.set_yticks([-row for row in range(len(ticks))], ticks)
     ax.set(xscale="log", xlabel="penalised / plain error, same seed")
-    ax.set_title("What the penalty changes")
+    ax.set_title("The gain is small")
 
 
 def _bar(estimate: Estimate) -> list[list[float]]:

@@ -153,6 +153,14 @@ def test_networks_that_learnt_nothing_are_not_compared():
     assert {c.verdict for c in verdicts(table.assign(accuracy=table.accuracy - 0.7)).values()} == {"inconclusive"}
 
 
+def test_a_seed_that_did_not_learn_is_left_out():
+    table = made_up()
+    lost = (table.method == "bound") & (table.seed == table.seed.iloc[0])
+    found = verdicts(table.assign(accuracy=table.accuracy.mask(lost, 0.1), bayes_rmse=table.bayes_rmse.mask(lost, 1e3)))
+    assert (found["harder-bound"].n, found["cost-bound"].n) == (16, 17)
+    assert found["harder-bound"].value == pytest.approx(verdicts(table)["harder-bound"].value, rel=0.1)
+
+
 def test_a_penalty_that_keeps_a_network_from_learning_protects_nothing():
     table = made_up()
     found = verdicts(table.assign(accuracy=table.accuracy.where(table.method != "bound", 0.1)))
