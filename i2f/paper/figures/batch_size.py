@@ -58,7 +58,7 @@ def against_size(ax: Axes, table: pd.DataFrame) -> None:
     ax.set(xscale="log", yscale="log", xlabel="images behind one gradient, B", ylabel="expected RMSE / alone")
     readable_ticks(ax)
     ax.set_xticks(sizes, [str(batch) for batch in sizes])
-    ax.set_title("Averaging and mixing hide")
+    ax.set_title("Averaging and mixing raise the error")
     ax.legend(fontsize="small")
 
 
@@ -73,5 +73,5 @@ def measured_against_predicted(ax: Axes, table: pd.DataFrame) -> None:
     ax.set(xscale="log", yscale="log", xlabel="predicted RMSE per pixel (I²F)", ylabel="measured RMSE per pixel")
     diagonal(ax)
     readable_ticks(ax)
-    ax.set_title("The error is the predicted one")
+    ax.set_title("Small errors are the predicted ones")
     ax.legend(fontsize="small")

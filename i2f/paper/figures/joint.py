@@ -42,7 +42,7 @@ def overview(table: pd.DataFrame, gain: float) -> Figure:
             bars = left.errorbar(x.value, y.value, _bar(y), _bar(x), color=colour, marker=marker, ms=8, lw=1.4)
             bars.set_label("" if number else label)
     left.set(xscale="log", xlabel="expected RMSE of an attacker with a prior", ylabel="accuracy on held-out digits")
-    left.set_title("Penalties trade accuracy for error")
+    left.set_title("Accuracy and error overlap")
     left.legend(fontsize="small")
     ratios(right, table, gain)
     for ax in (left, right):
@@ -64,7 +64,7 @@ def ratios(ax: Axes, table: pd.DataFrame, gain: float) -> None:
             ax.errorbar(its[name].value, height, xerr=_bar(its[name]), color=colour, marker=marker, ms=7, lw=1.5)
     ax.set_yticks([-row for row in range(len(ticks))], ticks)
     ax.set(xscale="log", xlabel="penalised / plain error, same seed")
-    ax.set_title("The gain is small")
+    ax.set_title("Under the same noise, the gain is unclear")
 
 
 def _bar(estimate: Estimate) -> list[list[float]]:
