@@ -69,9 +69,11 @@ def _small(figure: Path, width: int) -> bytes:
 
 
 def verdicts(found: Iterable[Claim]) -> str:
-    """ "3 holds, 1 fails", in the order of `claims.VERDICTS`."""
+    """ "3 hold, 1 fails", in the order of `claims.VERDICTS`."""
     counted = Counter(claim.verdict for claim in found)
-    return ", ".join(f"{counted[v]} {v}" for v in claims.VERDICTS if counted[v])
+    many = {"holds": "hold", "fails": "fail"}
+    words = ((n, v if n == 1 else many.get(v, v)) for v in claims.VERDICTS if (n := counted[v]))
+    return ", ".join(f"{n} {word}" for n, word in words)
 
 
 def _of(keys: Iterable[str]) -> list[Claim]:

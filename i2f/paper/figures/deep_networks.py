@@ -47,13 +47,13 @@ def cost(ax: Axes, table: pd.DataFrame) -> Axes:
     sizes = table.groupby("network", sort=False).d_x.first()
     ax.scatter(sizes, range(len(sizes)), s=120, marker="|", color=LINE, label="to form J")
     ax.set(xscale="log", xlabel="products with J and Jᵀ", xlim=(3, 3 * sizes.max()))
-    ax.set_title("Dozens of products, not thousands")
+    ax.set_title("Tens to hundreds of products, not thousands")
     ax.legend(fontsize="small", loc="lower right", ncols=2)
     return ax
 
 
 def estimates(ax: Axes, table: pd.DataFrame) -> Axes:
-    """RMSE per pixel of the bound, of damped I²F and of the average over noise; the line is what was known before."""
+    """RMSE per pixel of the bound, of damped I²F and of the Bayes error; the line is what was known before."""
     _by_network(ax, table, ESTIMATES, apart=0.22)
     ax.axvline(table.prior_rmse.iloc[0], color=LINE, lw=1.2, ls="--")
     ax.text(table.prior_rmse.iloc[0], -0.62, "prior ", color=INK, fontsize="small", va="center", ha="right")
@@ -97,5 +97,5 @@ def bound_against_damped(ax: Axes, table: pd.DataFrame, tight: float) -> Axes:
         for factor, line in ((1, "-"), (tight, ":")):
             ax.plot(ends, factor * ends, color=LINE, lw=1.2, ls=line, zorder=1, label=f"{factor:g} times the bound")
         ax.legend(fontsize="small")
-    ax.set_title("On most images, by more than 10 times")
+    ax.set_title("On most images by more than 10 times")
     return ax
