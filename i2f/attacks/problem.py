@@ -9,6 +9,7 @@ from torch import Tensor
 
 from i2f.attacks.match import Match
 from i2f.attacks.prior import Prior
+from i2f.core.brief import brief
 from i2f.core.gradient import GradientMap
 
 EXPLODED = 1e6  # a pixel beyond this is no image on its way to [0, 1]
@@ -69,6 +70,8 @@ class Reconstruction:
     y: Tensor | None = None
     restart: int = 0
     matched: bool = False
+
+    __repr__ = brief
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from i2f.audit import report
 from i2f.audit.sample import Sample
+from i2f.core.brief import brief
 from i2f.core.metrics import UNIT
 
 
@@ -28,6 +29,8 @@ class Audit:
     exact: bool
     d_theta: int
     range: tuple[Any, Any] = UNIT
+
+    __repr__ = brief
 
     def __iter__(self) -> Iterator[Sample]:
         return iter(self.samples)

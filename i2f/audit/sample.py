@@ -69,6 +69,10 @@ class Sample:
     drawn: Tensor | None = field(default=None, repr=False)
     recovered: Tensor | None = field(default=None, repr=False)
 
+    def __repr__(self) -> str:
+        known = f"judged={self.judged:.4g}, psnr={self.psnr:.1f}, verdict={self.verdict!r}"
+        return f"Sample(index={self.index}, y={self.y!r}, {known}, needed={self.needed and f'{self.needed:.3g}'})"
+
     @property
     def psnr(self) -> float:
         return psnr(self.judged)

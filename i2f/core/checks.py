@@ -11,6 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_CARRIED = Path(__file__).resolve().parents[1] / "bundle"
+# The bundled images and texts: what a wheel carries, or data/ of a checkout. DATA.md shows where each comes from.
+BUNDLE = _CARRIED if _CARRIED.is_dir() else _CARRIED.parents[1] / "data"
+
 
 def one_of(name: str, value: str, options: Iterable[str]) -> str:
     """`value` if it is among `options`; otherwise a ValueError that lists the near matches."""
@@ -89,8 +93,10 @@ def one_label_each(x: Tensor, y: Any) -> None:
 def verified(path: Path, checksum: str) -> Path:
     """The path, if the file has this SHA-256; otherwise a FileNotFoundError or OSError that names the remedy."""
     cure = "`dvc checkout --force data.dvc` (after `dvc pull data.dvc`) brings it back, or `make repro` does"
+    if path.parent == _CARRIED:
+        cure = "install i2f again"
     if not path.exists():
-        raise FileNotFoundError(f"data file {path} is missing: `dvc pull data.dvc` brings it, and `make repro` does so")
+        raise FileNotFoundError(f"data file {path} is missing: {cure}")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != checksum:
         raise OSError(f"data file {path} is truncated or altered (SHA-256 {found[:12]}…, not {checksum[:12]}…): {cure}")

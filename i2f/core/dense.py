@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from i2f._fast.chain import chain_jacobian
+from i2f.core.brief import brief
 from i2f.core.gradient import GradientMap
 from i2f.core.linearization import Linearization
 
@@ -21,6 +22,8 @@ class Spectrum(NamedTuple):
 
     values: Tensor
     vectors: Tensor
+
+    __repr__ = brief
 
 
 def dense_jacobian(gmap: GradientMap, x: Tensor) -> Tensor:

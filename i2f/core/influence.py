@@ -9,6 +9,7 @@ from torch import Tensor
 
 from i2f._torch.operations import ordinary
 from i2f.core import checks, linalg, spectrum
+from i2f.core.brief import brief
 from i2f.core.jacobian import GradientJacobian
 
 Gradient = Tensor | np.ndarray | Sequence[Tensor] | dict[str, Tensor]  # in the forms of `GradientMap.flat`
@@ -30,6 +31,8 @@ class Influence:
     converged: bool
     reason: str
 
+    __repr__ = brief
+
 
 @dataclass(frozen=True)
 class LowerBound:
@@ -40,6 +43,8 @@ class LowerBound:
     lambda_max: float
     products: int
     converged: bool
+
+    __repr__ = brief
 
 
 @ordinary()

@@ -114,6 +114,10 @@ class GradientJacobian:
         graphs = "a GradientJacobian holds graphs, which no copy keeps (its J would be zero)"
         raise TypeError(f"{graphs}: build it from model, x and y where it is used")
 
+    def __repr__(self) -> str:
+        d_x, d_theta = self.shape
+        return f"GradientJacobian({d_x:,} × {d_theta:,}, {str(self.dtype).removeprefix('torch.')})"
+
     @property
     def footprint(self) -> Footprint | None:
         """What a product takes, in bytes; None where the model does not run without data."""

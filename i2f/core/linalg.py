@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from i2f.core.brief import brief
+
 POWER_STEPS = 8
 MARGIN = 10  # a random start misses a λ_min so many times smaller with probability < 1e-5, n ≤ 1e5 (`solve_dense`)
 
@@ -22,6 +24,8 @@ class Solution(NamedTuple):
     converged: bool
     reason: str
     indefinite: bool = False
+
+    __repr__ = brief
 
 
 def power_of_two(size: float) -> float:

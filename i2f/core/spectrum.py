@@ -10,6 +10,7 @@ from torch import Tensor
 
 from i2f._torch.operations import ordinary
 from i2f.core import checks, linalg
+from i2f.core.brief import brief
 from i2f.core.dense import Spectrum
 from i2f.core.jacobian import GradientJacobian
 from i2f.core.lanczos import Lanczos
@@ -24,6 +25,8 @@ class LambdaMax(NamedTuple):
     products: int
     converged: bool
     residual: float
+
+    __repr__ = brief
 
 
 def operator_at(J: GradientJacobian) -> GradientJacobian:

@@ -16,6 +16,7 @@ from scipy.special import stdtrit
 
 from i2f._torch.operations import ordinary
 from i2f.core import checks, spectrum
+from i2f.core.brief import brief
 from i2f.core.jacobian import GradientJacobian
 from i2f.core.lanczos import Lanczos
 
@@ -38,6 +39,8 @@ class Trace:
     probes: int
     products: int
     converged: bool
+
+    __repr__ = brief
 
 
 def expected_square(

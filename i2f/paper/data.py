@@ -19,7 +19,7 @@ from i2f.core import checks
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
-FOLDER = Path(__file__).resolve().parents[2] / "data"
+FOLDER = checks.BUNDLE
 
 # SHA-256 of the bundle's files; DATA.md shows where each comes from.
 CHECKSUMS = {

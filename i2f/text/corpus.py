@@ -12,7 +12,7 @@ from torch import Tensor
 from i2f.core import checks
 from i2f.text.extras import extra
 
-FOLDER = Path(__file__).resolve().parents[2] / "data"
+FOLDER = checks.BUNDLE
 LABELS = ("entailment", "not_entailment")  # of RTE, in its order: labels 0 and 1
 FILE, CHECKSUM = "entailment.tsv", "3731af1e05bbe9ef78ac6d087d91f4836c6b2e1aa79691191f8f9d249e16cdfb"
 ROUGE = ("rouge1", "rouge2", "rougeL")

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from i2f.core import checks
+from i2f.core.brief import brief
 from i2f.core.gradient import GradientMap
 from i2f.text.model import LanguageModel, is_transposed
 
@@ -26,6 +27,8 @@ class Reading:
     tokens: Tensor
     distance: Tensor
     rank: Tensor
+
+    __repr__ = brief
 
 
 def read_tokens(model: LanguageModel, gradient: Tensor, length: int, among: Tensor | None = None) -> Reading:

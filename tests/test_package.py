@@ -1,0 +1,76 @@
+"""The wheel works where the repository is not: its data, the README's ten lines, an audit, the command line."""
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import i2f
+
+pytestmark = pytest.mark.slow
+ROOT = Path(i2f.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder with the package out of a wheel, and nothing else of the project; how to run Python on it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in tracked.splitlines():  # not the checkout itself, whose data/ and build/ a clone does not have
+        if name.startswith(("i2f/", ".dvcstore/")) or "/" not in name:
+            (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "source" / name).write_bytes((ROOT / name).read_bytes())
+    build = ["uv", "build", "--wheel", "--no-build-isolation", "--offline", "--quiet", "-o", str(folder)]
+    subprocess.run([*build, "--python", sys.executable, str(folder / "source")], check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(folder / "site")
+    (folder / "elsewhere").mkdir()
+
+    def run(code, *arguments, expected=0):
+        environment = os.environ | {"PYTHONPATH": str(folder / "site")}
+        command = [sys.executable, "-P", "-c", code, *arguments]
+        done = subprocess.run(
+            command, cwd=folder / "elsewhere", env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == expected, done.stderr
+        return done.stdout
+
+    run.wheel = wheel
+    return run
+
+
+CLI = "import sys; from i2f.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def test_it_is_the_wheel_that_runs(installed):
+    where = installed("import i2f; print(i2f.__file__, i2f.data.FOLDER)")
+    assert where.count(str(installed.wheel.parent / "site")) == 2
+
+
+def test_it_carries_its_data_and_their_terms(installed):
+    names = {Path(name).name for name in zipfile.ZipFile(installed.wheel).namelist() if "/bundle/" in name}
+    assert names >= {"mnist-train.npz", "entailment.tsv", "DATA.md"}
+    assert installed(CLI, "data", "verify") == "the bundle is complete and unaltered\n"
+
+
+def test_the_ten_lines_run(installed):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "i2f.invert(" in block)
+    assert installed(lines).startswith("RMSE per pixel: at least ")
+
+
+def test_an_audit_writes_its_report(installed, tmp_path):
+    report = tmp_path / "report.html"
+    network = ["--model", "lenet", "--init", "uniform", "--seed", "1", "--data", "mnist:1"]
+    installed(CLI, "audit", *network, "--defense", "gaussian:1e-4", "--report", str(report))
+    assert "<html" in report.read_text(encoding="utf-8")
+
+
+def test_one_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == i2f.__version__
