@@ -71,6 +71,14 @@ def test_an_audit_writes_its_report(installed, tmp_path):
     assert "<html" in report.read_text(encoding="utf-8")
 
 
+def test_an_attack_is_one_file_and_few_lines(installed):
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    block = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    assert float(installed(block)) < 1
+    method, registered = block.split("def sign")[1].split("METHODS[")
+    assert len((method + registered.split("\n")[0]).strip().splitlines()) <= 10
+
+
 def test_one_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == i2f.__version__
