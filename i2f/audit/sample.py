@@ -36,11 +36,12 @@ class Sample:
             formed. drawn_rmse: its error. drawn_psnr: of `drawn` clamped to the range, in dB.
         label: whether it is read off the shared gradient; None where it cannot be, or is not a class.
 
-    needed: the variance of isotropic Gaussian noise at which `judged`, without an attack, has the target PSNR; inf
-        where no variance reaches it; None where it was not found.
-    spectrum: λ of J Jᵀ at evenly spaced ranks, descending. rank, lambda_min: of J Jᵀ; None where it was not formed.
-    reservations: what is not known about these numbers, in words.
-    image, drawn, recovered: (…), in units of the range.
+    Further:
+        needed: the variance of isotropic Gaussian noise at which `judged`, without an attack, has the target PSNR; inf
+            where no variance reaches it; None where it was not found.
+        spectrum: λ of J Jᵀ at evenly spaced ranks, descending. rank, lambda_min: of J Jᵀ; None if it was not formed.
+        reservations: what is not known about these numbers, in words.
+        image, drawn, recovered: (…), in units of the range.
     """
 
     index: int
