@@ -28,7 +28,7 @@ import others
 import pandas as pd
 import torch
 import torchvision
-from common import HERE, Partial, machine, problem, show_in_readme
+from common import HERE, Partial, machine, problem, show
 
 import i2f
 from i2f import metrics, perturb
@@ -431,7 +431,7 @@ def _save(table: pd.DataFrame, part: str) -> None:
         ratios(table).to_csv(HERE / "ratios.csv", index=False, float_format="%.3g")
         print(ratios(table).to_string())
     if part in ("speed", "others"):
-        show_in_readme()
+        show()
 
 
 if __name__ == "__main__":

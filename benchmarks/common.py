@@ -11,7 +11,7 @@ import torch
 import i2f
 
 HERE = Path(__file__).parent
-OPEN, CLOSE = "<!-- benchmarks/attacks.csv -->", "<!-- end -->"  # in the README
+OPEN, CLOSE = "<!-- benchmarks/attacks.csv -->", "<!-- end -->"  # in docs/costs.md
 
 
 def problem(
@@ -37,8 +37,8 @@ def _lines(path: str | Path) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
-def readme_table(table: pd.DataFrame) -> str:
-    """The speed table as the README shows it: seconds to each MSE (evaluations in brackets), and the best MSE."""
+def speed_table(table: pd.DataFrame) -> str:
+    """The speed table as docs/costs.md shows it: seconds to each MSE (evaluations in brackets), and the best MSE."""
 
     def cell(row: pd.Series, goal: str) -> str:
         seconds, evaluations = row[f"seconds to {goal}"], row[f"evaluations to {goal}"]
@@ -56,7 +56,7 @@ def readme_table(table: pd.DataFrame) -> str:
 
 
 def rivals_table(others: pd.DataFrame, ratios: pd.DataFrame) -> str:
-    """How many times less time Gauss–Newton takes to a better MSE than a rival's, as the README shows it."""
+    """How many times less time Gauss–Newton takes to a better MSE than a rival's, as docs/costs.md shows it."""
     lines = ["| rival | its steps | its MSE | `gauss-newton` is faster |", "|---|---|---|---|"]
     for (name, steps, method), rows in others.groupby(["implementation", "steps", "method"], sort=False):
         times = rows["gauss-newton ratio"]
@@ -69,14 +69,14 @@ def rivals_table(others: pd.DataFrame, ratios: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def show_in_readme() -> None:
-    """Put the speed and the rivals' tables, as they are committed, between the README's benchmark markers."""
+def show() -> None:
+    """Put the speed and the rivals' tables, as they are committed, between the markers of docs/costs.md."""
     attacks, others, ratios = (pd.read_csv(HERE / f"{name}.csv") for name in ("attacks", "others", "ratios"))
-    table = f"{readme_table(attacks)}\n\n{rivals_table(others, ratios)}"
-    readme = HERE.parent / "README.md"
-    before, rest = readme.read_text(encoding="utf-8").split(OPEN)
+    table = f"{speed_table(attacks)}\n\n{rivals_table(others, ratios)}"
+    page = HERE.parent / "docs" / "costs.md"
+    before, rest = page.read_text(encoding="utf-8").split(OPEN)
     after = rest.split(CLOSE, 1)[1]
-    readme.write_text(f"{before}{OPEN}\n\n{table}\n\n{CLOSE}{after}", encoding="utf-8")
+    page.write_text(f"{before}{OPEN}\n\n{table}\n\n{CLOSE}{after}", encoding="utf-8")
 
 
 class Partial:

@@ -1,13 +1,13 @@
-"""The benchmarks' tables as the README and docs/scaling.md show them: `python benchmarks/pages.py` writes them anew."""
+"""The benchmarks' tables as the pages of docs/ show them: `python benchmarks/pages.py` writes them anew."""
 
 import re
 from pathlib import Path
 
 import pandas as pd
-from common import HERE, show_in_readme
+from common import HERE, show
 
 ROOT = HERE.parent
-README = "<!-- benchmarks/deep_bound.csv -->"
+BOUND = "<!-- benchmarks/deep_bound.csv -->"
 MAP = "<!-- benchmarks/deep_inversion.csv -->"
 TEXTS = "<!-- benchmarks/texts.csv -->"
 DOCS = "<!-- a million images -->"
@@ -168,9 +168,9 @@ def tables(folder: Path = HERE) -> dict[tuple[str, str], str]:
 
     device = (folder / "deep_machine-cuda.txt").read_text().split(";")[0].removeprefix("NVIDIA ")
     return {
-        ("README.md", README): deep_table(read("deep_products"), read("deep_bound")),
-        ("README.md", MAP): map_table({"2 cores": read("deep_inversion"), device: read("deep_inversion-cuda")}),
-        ("README.md", TEXTS): texts_table(read("texts")),
+        ("docs/costs.md", BOUND): deep_table(read("deep_products"), read("deep_bound")),
+        ("docs/costs.md", MAP): map_table({"2 cores": read("deep_inversion"), device: read("deep_inversion-cuda")}),
+        ("docs/texts.md", TEXTS): texts_table(read("texts")),
         ("docs/scaling.md", GPU): deep_table(read("deep_products-cuda"), read("deep_bound-cuda")),
         ("docs/scaling.md", EXACT): influence_table(read("deep_influence-cuda"), read("deep_rate-cuda")),
         ("docs/scaling.md", DOCS): million_table(folder),
@@ -185,7 +185,7 @@ def put(page: Path, opening: str, table: str) -> None:
 
 
 def main() -> None:
-    show_in_readme()
+    show()
     for (page, opening), table in tables().items():
         put(ROOT / page, opening, table)
 

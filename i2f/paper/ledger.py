@@ -18,8 +18,6 @@ from i2f.paper.claims import LEDGERS, Claim
 
 MAP = tomllib.loads((Path(__file__).parent / "ledger.toml").read_text(encoding="utf-8"))
 TEMPLATE = Path(__file__).parent / "report.md"
-HEADLINES: list[str] = MAP["headlines"]  # claims that the README shows first
-COLUMNS = ("", "claim", "attacker", "measured [95% interval]", "holds when", "verdict", "p (Holm)")
 
 
 def runs() -> dict[str, dict[str, Any]]:
@@ -99,29 +97,6 @@ def _p(value: float) -> str:
     return "–" if math.isnan(value) else "< 0.0001" if value < 1e-4 else f"{value:.2g}"
 
 
-def markdown(path: Path = ROOT / "results" / "claims.json") -> str:
-    """The claims as the README shows them: the headlines, and each ledger in a table that opens."""
-    ledgers = load(path)
-    chances = {name: p for found in ledgers.values() for name, p in claims.adjusted(found).items()}
-    lines = {c.id: _line(c, _p(chances.get(c.id, math.nan))) for found in ledgers.values() for c in found}
-    head = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    parts = ["\n".join([*head, *(lines[name] for name in HEADLINES if name in lines)])]
-    for ledger, found in ledgers.items():
-        summary = f"{LEDGERS[ledger].capitalize()}, {len(found)}: {verdicts(found)}"
-        rows = "\n".join([*head, *(lines[c.id] for c in found)])
-        parts.append(f"<details><summary>{summary}</summary>\n\n{rows}\n\n</details>")
-    return "\n\n".join(parts)
-
-
-def _line(c: Claim, p: str) -> str:
-    note = f" <br><sub>{c.note}</sub>" if c.note else ""
-    measured = "" if c.verdict == "not run" else f": {claims.interval((c.value, c.low, c.high))}, {c.sample}"
-    undecided = f" <br><sub>about {c.needed:,.0f} would decide</sub>" if math.isfinite(c.needed) else ""
-    claim, verdict = f"{c.statement} <br>*{c.id}*", f"**{c.verdict}**{undecided}"
-    cells = str(c.number), claim, c.attacker, f"{c.statistic}{measured}{note}", c.holds_when, verdict, p
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-
 def pages() -> dict[str, str]:
     """What is written from the claims, by path in the repository."""
     return {"PAPER.md": paper(), "docs/report.md": report()}
@@ -160,17 +135,31 @@ def _sentence(c: Claim) -> str:
 def report() -> str:
     """docs/report.md: the template beside this module, in which `{id}` stands for what the claim of that id measured,
     and `{id:verdict}`, `{id:n}` for its verdict and its units; `{verdicts}` for how all of the paper's came out."""
-    ledgers = load()
-    found = {c.id: _Words(c) for mine in ledgers.values() for c in mine}
-    return TEMPLATE.read_text(encoding="utf-8").format(**found, verdicts=verdicts(ledgers["paper"]))
+    return TEMPLATE.read_text(encoding="utf-8").format(**_words(), verdicts=verdicts(load()["paper"]))
+
+
+def findings() -> str:
+    """What the README shows: the sentences of `findings`, with what their claims measured."""
+    words = _words()
+    parts = [
+        "\n".join([f"**{part['title']}**", "", *(f"- {line.format(**words)}" for line in part["says"])])
+        for part in MAP["findings"]
+    ]
+    return "\n\n".join(parts)
+
+
+def _words() -> dict[str, "_Words"]:
+    return {c.id: _Words(c) for mine in load().values() for c in mine}
 
 
 class _Words:
-    """A claim as a template's placeholder."""
+    """A claim as a template's placeholder: its value with its interval; `{id:.2g}`, its value alone; `{id:n}`."""
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
 
     def __format__(self, part: str) -> str:
         c = self.claim
-        return str(getattr(c, part)) if part else claims.interval((c.value, c.low, c.high))
+        if not part:
+            return claims.interval((c.value, c.low, c.high))
+        return str(getattr(c, part)) if hasattr(c, part) else format(c.value, part)

@@ -13,7 +13,7 @@ from i2f.paper import books, cells, claims, ledger, pipeline, tables
 from i2f.paper.books import ROOT
 from i2f.paper.pipeline import RESULTS, RUNS
 
-OPEN, CLOSE = "<!-- results/claims.json -->", "<!-- end of claims -->"  # in the README
+OPEN, CLOSE = "<!-- findings -->", "<!-- end of findings -->"  # in the README
 
 
 def publish(keys: Sequence[str] = ()) -> None:
@@ -91,11 +91,11 @@ def _verified(folder: Path) -> None:
 
 
 def pages() -> None:
-    """The pages that follow from the claims: between the README's markers as `ledger.markdown` words them, and
+    """The pages that follow from the claims: the README's findings, docs/report.md and
     PAPER.md."""
     path = ROOT / "README.md"
     before, rest = path.read_text(encoding="utf-8").split(OPEN)
     after = rest.split(CLOSE, 1)[1]
-    cells.write(path, f"{before}{OPEN}\n\n{ledger.markdown()}\n\n{CLOSE}{after}".encode())
+    cells.write(path, f"{before}{OPEN}\n\n{ledger.findings()}\n\n{CLOSE}{after}".encode())
     for name, text in ledger.pages().items():
         cells.write(ROOT / name, text.encode())
