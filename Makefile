@@ -21,7 +21,7 @@ endif
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro solve publish test lab lint format bench lock clean
+.PHONY: help env repro solve publish test lab lint format docs bench lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -67,6 +67,10 @@ lint: $(READY) ## check style and types
 
 format: $(READY) ## apply style
 	ruff check --fix . && ruff format .
+
+docs: $(READY) ## build the site into runs/site: the notebooks as stored, the ledgers, the mathematics, the API; no network
+	sphinx-build -W --keep-going --quiet -j auto -c docs . runs/site
+	@echo "open runs/site/docs/index.html"
 
 bench: $(READY) ## rerun the benchmarks and rewrite their tables
 	for script in jacobian attacks convergence imports rows; do python benchmarks/$$script.py || exit 1; done
