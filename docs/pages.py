@@ -32,7 +32,7 @@ def written(app: Any, docname: str, source: list[str]) -> None:
 
 
 def tables() -> str:
-    """Both ledgers in one table with a search field and two filters, which docs/static/ledger.js serves."""
+    """Both ledgers in one table with a search field and two filters, which docs/static/site.js serves."""
     rows = []
     for found in ledger.load().values():
         chances = claims.adjusted(found)

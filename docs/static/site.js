@@ -1,5 +1,9 @@
-// The ledgers' search field and filters.
 document.addEventListener("DOMContentLoaded", () => {
+  // What the theme leaves out for keyboards and screen readers: the level of a caption, boxes that scroll.
+  for (const caption of document.querySelectorAll(".caption[role=heading]")) caption.setAttribute("aria-level", "2");
+  for (const box of document.querySelectorAll("article pre, article table, .math")) box.tabIndex = 0;
+
+  // The ledgers' search field and filters.
   for (const ledger of document.querySelectorAll(".ledger")) {
     const rows = [...ledger.querySelectorAll("tbody tr")];
     const [search, ...choices] = ledger.querySelectorAll("input, select");
