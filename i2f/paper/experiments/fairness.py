@@ -177,9 +177,7 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
                 name,
                 estimates.effect(centred.mean(axis=1), labels),
                 float(_converged(rows).mean()),
-                p=estimates.permutation(
-                    centred.fillna(0.0), labels
-                ),  # else it speaks for no class
+                p=estimates.permutation(centred.fillna(0.0), labels),  # else it speaks for no class
                 others=f"{estimates.explained(left.mean(axis=1), theirs):.2g}",
                 converged=convergence(rows),
             )
