@@ -122,8 +122,8 @@ def equalised(table: pd.DataFrame) -> pd.DataFrame:
 
 def by_image(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
     """log MSE, one row per image and one column per weight seed, each column without its mean; and the labels. NaN
-    where an attack failed, or has no row."""
-    logs = np.log(shared.scored(rows).pivot(index="image", columns="weight_seed", values="mse"))
+    where an attack did not converge, or has no row."""
+    logs = np.log(rows[_converged(rows)].pivot(index="image", columns="weight_seed", values="mse"))
     return logs - logs.mean(), rows.groupby("image").label.first()[logs.index]
 
 
@@ -152,13 +152,13 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
 
     An untrained network gives one answer to almost everything, and the images of that class have tiny gradients: noise
     hides them so well that they alone could decide. So the claim on samples leaves them out, and those on classes say
-    what they are without them. It also leaves out attacks that did not converge: their larger errors would support it.
+    what they are without them. All leave out attacks that did not converge, whose larger errors would support them.
     """
     table = tables["problems"]
     judged = Judge.of("fairness", "fairness", thresholds)
     same = table[table.part == "same"]
     others = same[~_answered(same)]
-    units, everyone = _errors(others[_converged(others)]), _errors(shared.scored(same))
+    units, everyone = (_errors(rows[_converged(rows)]) for rows in (others, same))
     found = [
         judged(
             "samples",
@@ -177,7 +177,7 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
                 name,
                 estimates.effect(centred.mean(axis=1), labels),
                 float(_converged(rows).mean()),
-                p=estimates.permutation(centred.fillna(0.0), labels),  # a failed attack speaks for no class
+                p=estimates.permutation(centred.fillna(0.0), labels),  # else it speaks for no class
                 others=f"{estimates.explained(left.mean(axis=1), theirs):.2g}",
                 converged=convergence(rows),
             )

@@ -130,25 +130,29 @@ def agreement(table: pd.DataFrame, cut: float) -> pd.DataFrame:
     return medians.rename(columns=names).assign(attacks=by.size(), converged=by.converged.mean())
 
 
-def ends(table: pd.DataFrame, tolerance: float) -> pd.Series:
-    """One value per image: the predicted RMSE at which its relative error first passes `tolerance`, between noise
-    levels by log–log lines. An attack that did not converge has passed it. 0: at the lowest level already; infinite:
-    at none."""
+def ends(table: pd.DataFrame, tolerance: float) -> pd.DataFrame:
+    """One row per image: `end`, the predicted RMSE at which its relative error first passes `tolerance`, between noise
+    levels by log–log lines; 0: at the lowest level already. An image that never passes it is censored at its highest
+    level; one with an attack that did not converge before that, at the last level that it met, and not `decided`."""
     found = {}
     for image, rows in table.groupby("image"):
         rows = rows.sort_values("variance")
-        x = np.log(rows.predicted_rmse.to_numpy())
-        error = rows.relative_error.where(rows.converged.astype(bool), np.inf).to_numpy()
-        y, edge = np.log(np.maximum(error, 1e-16)), np.log(tolerance)  # an error of zero has no logarithm
+        ended = rows.converged.astype(bool).to_numpy()
+        last = (
+            len(rows) if ended.all() else int(np.argmin(ended))
+        )  # levels up to the first attack that did not converge
+        x = np.log(rows.predicted_rmse.to_numpy())[:last]
+        y = np.log(np.maximum(rows.relative_error.to_numpy()[:last], 1e-16))  # an error of zero has no logarithm
+        edge = np.log(tolerance)
         beyond = np.flatnonzero(~(y <= edge))
         if not len(beyond):
-            found[image] = np.inf
+            found[image] = float(np.exp(x[-1])) if last else 0.0, last == len(rows)
         elif (k := beyond[0]) == 0:
-            found[image] = 0.0
+            found[image] = 0.0, True
         else:
             share = (edge - y[k - 1]) / (y[k] - y[k - 1]) if np.isfinite(y[k]) else 0.0
-            found[image] = float(np.exp(x[k - 1] + share * (x[k] - x[k - 1])))
-    return pd.Series(found)
+            found[image] = float(np.exp(x[k - 1] + share * (x[k] - x[k - 1]))), True
+    return pd.DataFrame(found, index=["end", "decided"]).T
 
 
 def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
@@ -167,23 +171,28 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
     digits = table[table.subject == DIGITS]
     law = free[(free.subject == DIGITS) & free.image.isin(_every(free, thresholds["variances"]))]
     if len(law):
-        found.append(judged("end", estimates.median(ends(law, thresholds["tolerance"])), **_about(law)))
+        found_ends = ends(law, thresholds["tolerance"])
+        about = {"censored": int((found_ends.end >= law.groupby("image").predicted_rmse.max()).sum()), **_about(law)}
+        found.append(judged("end", estimates.median(found_ends.end), float(found_ends.decided.mean()), **about))
     boxed = digits[digits.attacker == "gauss-newton, box"]
     if len(boxed):
         found.append(judged("box", *_ratio(boxed), **_about(boxed)))
     compared = digits[digits.variance == thresholds["level"]]
     for number, attacker in enumerate(("gauss-newton", "dgl", "gs"), 9):
         mine = compared[compared.attacker == attacker]
-        rows = shared.scored(mine)
+        # Gauss–Newton is judged where it ended; a first-order attack at its published budget, however it ended
+        rows = mine[mine.converged.astype(bool)] if attacker == "gauss-newton" else shared.lost(mine)
         if len(rows):
             groups = [(one.predicted_rmse, one.rmse) for _, one in rows.groupby("weight_seed")]
             low, high = estimates.resampled(estimates.ordered, rows[["predicted_rmse", "rmse"]]).interval
             about = {"number": number, "attacker": attacker, "bca": f"[{low:.2f}, {high:.2f}]", **_about(mine)}
-            # a first-order attack is judged at its published budget, however it ended
-            finished = mine.converged.mean() if attacker == "gauss-newton" else 1.0
+            finished = mine.converged.mean() if attacker == "gauss-newton" else 1 - mine.failed.astype(bool).mean()
             found.append(judged("order", estimates.rank_correlation(groups), finished, suffix=f"-{attacker}", **about))
     below = shared.lost(compared).assign(below=lambda t: t.rmse < t.bound_rmse).groupby("image").below.any()
-    found.append(judged("bound", estimates.share(below), attacker="; ".join(map(knows, compared.attacker.unique()))))
+    met = ", ".join(f"{attacker} {len(rows)}" for attacker, rows in compared.groupby("attacker", sort=False))
+    exact = compared[compared.attacker == "gauss-newton"]
+    attackers = "; ".join(map(knows, compared.attacker.unique()))
+    found.append(judged("bound", estimates.share(below), exact.converged.mean(), attacker=attackers, met=met))
     return found
 
 

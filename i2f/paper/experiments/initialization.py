@@ -118,8 +118,8 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
         for view in VIEWS:
             mine = table[(table.attacker == view.attacker) & np.isclose(table["size"], variances[view.variance])]
             mine = mine[mine.init.isin(more + less)]
-            rows = shared.scored(mine)
             newton = view.attacker == "gauss-newton"
+            rows = mine[mine.converged.eq(True)] if newton else shared.scored(mine)
             about: dict[str, Any] = {
                 "suffix": view.suffix,
                 "attacker": view.attacker,
@@ -147,7 +147,12 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
             )
     networks = table.drop_duplicates(["init", "weight_seed", "image"])
     networks = networks.assign(condition=networks.lambda_max / networks.lambda_min)
-    return [*found, judged("singular", _difference(networks, "condition", SMALL, ["uniform"]))]
+    apart: dict[str, Any] = {
+        name: f"{_difference(networks, 'condition', [name], ['uniform']).value:.2f}" for name in SMALL
+    }
+    smallest = f"{_difference(networks, 'lambda_min', SMALL, ['uniform']).value:.2f}"
+    pooled = _difference(networks, "condition", SMALL, ["uniform"])
+    return [*found, judged("singular", pooled, **apart, smallest=smallest)]
 
 
 def _difference(rows: pd.DataFrame, column: str, more: list[str], less: list[str]) -> estimates.Estimate:

@@ -164,7 +164,8 @@ def _units(its: pd.DataFrame, name: str) -> NDArray[Any]:
     """(images, measure and error, weight seeds): one of the last where each image has its own."""
     index = its.weight_seed if _repeated(its) else 0
     pairs = its.assign(group=index).pivot(index="image", columns="group", values=[name, "rmse"]).dropna()
-    return pairs.to_numpy().reshape(len(pairs), 2, -1)
+    units: NDArray[Any] = pairs.to_numpy().reshape(len(pairs), 2, -1)
+    return units
 
 
 def _pooled(samples: NDArray[Any]) -> NDArray[Any]:
