@@ -138,9 +138,7 @@ def ends(table: pd.DataFrame, tolerance: float) -> pd.DataFrame:
     for image, rows in table.groupby("image"):
         rows = rows.sort_values("variance")
         ended = rows.converged.astype(bool).to_numpy()
-        last = (
-            len(rows) if ended.all() else int(np.argmin(ended))
-        )  # levels up to the first attack that did not converge
+        last = int(np.argmin([*ended, False]))  # levels before the first attack that did not converge
         x = np.log(rows.predicted_rmse.to_numpy())[:last]
         y = np.log(np.maximum(rows.relative_error.to_numpy()[:last], 1e-16))  # an error of zero has no logarithm
         edge = np.log(tolerance)
