@@ -173,4 +173,6 @@ class _Words:
 
     def __format__(self, part: str) -> str:
         c = self.claim
-        return str(getattr(c, part)) if part else claims.interval((c.value, c.low, c.high))
+        if part:
+            return str(getattr(c, part))
+        return "(not run)" if c.verdict == "not run" else claims.interval((c.value, c.low, c.high))

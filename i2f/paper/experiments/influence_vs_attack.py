@@ -29,9 +29,9 @@ def problems(config: Config) -> list[Problem]:
 
     config: init, weight_seeds. digits of MNIST's train split from first_digit on meet Gauss–Newton at the noise
     variance `level`; the first first_order_digits DGL and GS as well, if any; the first law_digits all `variances`; the
-    first box_digits Gauss–Newton with the box at box_variance. deep_digits: under deep_variance, on deep_network ("model init
-    activation"). photographs: of CIFAR-10's test split, under photograph_variance. gauss_newton_steps, adam_steps: the
-    attackers' budgets.
+    first box_digits Gauss–Newton with the box at box_variance. deep_digits: under deep_variance, on deep_network
+    ("model init activation"). photographs: of CIFAR-10's test split, under photograph_variance. gauss_newton_steps,
+    adam_steps: the attackers' budgets.
     """
     first, seeds = config["first_digit"], config["weight_seeds"]
     digits = {"dataset": "mnist", "split": "train", "model": "lenet", "init": config["init"]}
