@@ -161,5 +161,5 @@ class _Words:
     def __format__(self, part: str) -> str:
         c = self.claim
         if not part:
-            return claims.interval((c.value, c.low, c.high))
+            return "(not run)" if c.verdict == "not run" else claims.interval((c.value, c.low, c.high))
         return str(getattr(c, part)) if hasattr(c, part) else format(c.value, part)

@@ -28,10 +28,10 @@ def problems(config: Config) -> list[Problem]:
     """Attacks on noisy gradients, each image under one of `weight_seeds`, in rotation, photographs under all.
 
     config: init, weight_seeds. digits of MNIST's train split from first_digit on meet Gauss–Newton at the noise
-    variance `level`; the first first_order_digits DGL and GS as well; the first law_digits all `variances`; the first
-    box_digits Gauss–Newton with the box at box_variance. deep_digits: under deep_variance, on deep_network ("model init
-    activation"). photographs: of CIFAR-10's test split, under photograph_variance. gauss_newton_steps, adam_steps: the
-    attackers' budgets.
+    variance `level`; the first first_order_digits DGL and GS as well, if any; the first law_digits all `variances`; the
+    first box_digits Gauss–Newton with the box at box_variance. deep_digits: under deep_variance, on deep_network
+    ("model init activation"). photographs: of CIFAR-10's test split, under photograph_variance. gauss_newton_steps,
+    adam_steps: the attackers' budgets.
     """
     first, seeds = config["first_digit"], config["weight_seeds"]
     digits = {"dataset": "mnist", "split": "train", "model": "lenet", "init": config["init"]}
@@ -138,9 +138,7 @@ def ends(table: pd.DataFrame, tolerance: float) -> pd.DataFrame:
     for image, rows in table.groupby("image"):
         rows = rows.sort_values("variance")
         ended = rows.converged.astype(bool).to_numpy()
-        last = (
-            len(rows) if ended.all() else int(np.argmin(ended))
-        )  # levels up to the first attack that did not converge
+        last = int(np.argmin([*ended, False]))  # levels before the first attack that did not converge
         x = np.log(rows.predicted_rmse.to_numpy())[:last]
         y = np.log(np.maximum(rows.relative_error.to_numpy()[:last], 1e-16))  # an error of zero has no logarithm
         edge = np.log(tolerance)
@@ -182,12 +180,15 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
         mine = compared[compared.attacker == attacker]
         # Gauss–Newton is judged where it ended; a first-order attack at its published budget, however it ended
         rows = mine[mine.converged.astype(bool)] if attacker == "gauss-newton" else shared.lost(mine)
-        if len(rows):
+        about = {"number": number, "attacker": attacker, "suffix": f"-{attacker}"}
+        if not len(rows):
+            found.append(judged("order", None, bca="", converged="", **about))
+        else:
             groups = [(one.predicted_rmse, one.rmse) for _, one in rows.groupby("weight_seed")]
             low, high = estimates.resampled(estimates.ordered, rows[["predicted_rmse", "rmse"]]).interval
-            about = {"number": number, "attacker": attacker, "bca": f"[{low:.2f}, {high:.2f}]", **_about(mine)}
+            about |= {"bca": f"[{low:.2f}, {high:.2f}]", **_about(mine)}
             finished = mine.converged.mean() if attacker == "gauss-newton" else 1 - mine.failed.astype(bool).mean()
-            found.append(judged("order", estimates.rank_correlation(groups), finished, suffix=f"-{attacker}", **about))
+            found.append(judged("order", estimates.rank_correlation(groups), finished, **about))
     below = shared.lost(compared).assign(below=lambda t: t.rmse < t.bound_rmse).groupby("image").below.any()
     met = ", ".join(f"{attacker} {len(rows)}" for attacker, rows in compared.groupby("attacker", sort=False))
     exact = compared[compared.attacker == "gauss-newton"]

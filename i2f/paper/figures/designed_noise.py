@@ -34,7 +34,7 @@ def overview(table: pd.DataFrame, frontier: pd.DataFrame) -> Figure:
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12.5, 4.1), layout="constrained")
     table = shared.scored(table)
     told = table.told.astype(bool)
-    titles = "Designed noise protects the sharpest directions", "Water-filled noise has the largest mean error"
+    titles = "Designed noise protects sharp directions", "Water-filled noise: largest mean error"
     for ax, column, title in zip((left, middle), ("sharpest", "mse"), titles, strict=True):
         for place, (kind, (_, colour, marker)) in enumerate(KINDS.items()):
             usual, known = table[~told & (table.kind == kind)], table[told & (table.kind == kind)]

@@ -30,5 +30,5 @@ def accuracy_against_privacy(ax: Axes, table: pd.DataFrame) -> None:
         x, y = [group.privacy.mean() for _, group in groups], np.array([mean.value for mean in means])
         ax.errorbar(x, y, (y - low, high - y), color=colour, marker=marker, lw=1.3, ms=6, label=label)
     ax.set(xlabel="judged RMSE of an audit at the first step", ylabel="accuracy on held-out digits")
-    ax.set_title("At equal privacy, training loses slightly less")
+    ax.set_title("Training loses slightly less")
     ax.legend(fontsize="small", loc="lower left")

@@ -64,7 +64,7 @@ def ratios(ax: Axes, table: pd.DataFrame, gain: float) -> None:
             ax.errorbar(its[name].value, height, xerr=_bar(its[name]), color=colour, marker=marker, ms=7, lw=1.5)
     ax.set_yticks([-row for row in range(len(ticks))], ticks)
     ax.set(xscale="log", xlabel="penalised / plain error, same seed")
-    ax.set_title("Under the same noise, the gain is unclear")
+    ax.set_title("Same noise: the gain is unclear")
 
 
 def _bar(estimate: Estimate) -> list[list[float]]:

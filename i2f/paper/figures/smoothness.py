@@ -30,11 +30,11 @@ def overview(table: pd.DataFrame) -> Figure:
     style()
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11.5, 3.9), layout="constrained")
     _against_depth(left, table[table.attacked], _cloud, "rmse", "measured RMSE per pixel, no noise")
-    left.set_title("Without noise: GELU and ReLU often fail")
+    left.set_title("No noise: GELU and ReLU often fail")
     _against_depth(middle, table, _band, "condition", "λ$_{max}$ / λ$_{min}$ of J Jᵀ")
-    middle.set_title("Depth 8 is worse conditioned than depth 2")
+    middle.set_title("Depth 8 is worse conditioned")
     _against_depth(right, table, _band, "expected_rmse", "expected RMSE per pixel, relative noise")
-    right.set_title("Under noise, depth 8 hides more than depth 2")
+    right.set_title("Under noise, depth 8 hides more")
     figure.legend(*middle.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     return figure
 

@@ -200,6 +200,13 @@ def test_failed_attacks_recovered_nothing(rmse):
     assert found["bound"].value == 0.0  # an image that was not recovered is not nearer than the bound
 
 
+def test_an_attacker_that_nobody_ran_is_not_run():
+    table = fake(noisy, images=200)
+    found = judged(table[~table.attacker.isin(["dgl", "gs"])])
+    assert [found[f"order-{who}"].verdict for who in ("gauss-newton", "dgl", "gs")] == ["holds", "not run", "not run"]
+    assert found["order-gs"].note == "cost: 3 steps on each gradient"
+
+
 def test_the_end_of_the_law_lies_between_the_levels_that_it_separates():
     """Relative errors of 0.01, 0.1·10^½ and 1 at predictions of 0.01, 0.1 and 1: it passes 0.1 a share in between."""
     table = pd.DataFrame(

@@ -16,7 +16,7 @@ from i2f.paper.sweep import Settings
 mpl.use("Agg")
 
 INITS = ("uniform", "normal", "kaiming", "xavier")
-CONFIG = {"inits": [*INITS, "normal-released"], "first_digit": 200, "variances": [1e-6, 1e-3]}
+CONFIG = {"inits": [*INITS, "normal-released"], "first_digit": 200, "variances": [1e-3, 1e-6]}
 CONFIG |= {"attacked": {"gauss-newton": INITS, "dgl": INITS}, "gauss_newton_steps": 2, "adam_steps": 3}
 
 
