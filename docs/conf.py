@@ -35,7 +35,7 @@ html_theme = "furo"
 html_title = f"i2f {version}"
 html_static_path = ["static"]
 html_extra_path = ["extra"]
-html_js_files = ["site.js"]
+html_js_files = ["site.js", "play.js"]
 html_copy_source = False
 html_show_sphinx = False
 

@@ -6,11 +6,14 @@ import math
 import re
 from typing import Any
 
+import play  # beside this file
+
 from i2f.paper import claims, ledger
 from i2f.paper.books import ROOT
 from i2f.paper.claims import LEDGERS, VERDICTS, Claim
 
 LEDGER = "<!-- ledger -->"  # where docs/ledger.md has the tables
+PLAY = "<!-- play -->"  # where docs/play.md has its form
 
 
 def written(app: Any, docname: str, source: list[str]) -> None:
@@ -29,6 +32,8 @@ def written(app: Any, docname: str, source: list[str]) -> None:
     source[0] = re.sub(r"\[([^\]]+)\]\(([^)#:]+)\)", folder, source[0])  # a site has no page for a folder
     if LEDGER in source[0]:
         source[0] = source[0].replace(LEDGER, f"```{{raw}} html\n{tables()}\n```")
+    if PLAY in source[0]:
+        source[0] = source[0].replace(PLAY, f"```{{raw}} html\n{play.page(play.published())}\n```")
 
 
 def tables() -> str:

@@ -1,5 +1,6 @@
 """The site in a browser: links, search, filters, a phone, the dark, accessibility, no other host."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -21,7 +22,14 @@ pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="needs Chromium"),
     pytest.mark.skipif(not all(map(find_spec, NEEDED)), reason="needs pip install 'i2f[docs]'"),
 ]
-LOOKED_AT = ("docs/index", "docs/ledger", "docs/mathematics", "docs/api", "notebooks/03_influence_vs_attack")
+LOOKED_AT = (
+    "docs/index",
+    "docs/ledger",
+    "docs/mathematics",
+    "docs/api",
+    "docs/play",
+    "notebooks/03_influence_vs_attack",
+)
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +141,31 @@ def test_the_ledger_is_searched_and_filtered(address, page):
     page.fill(".ledger input", "leakage-mnist")
     assert rows.count() == 1
     assert page.locator(".ledger output").inner_text() == f"1 of {every}"
+
+
+def test_the_page_to_play_with_shows_the_row_that_is_chosen(site, browser):
+    """From a file, as somebody who was sent it would."""
+    page = browser.new_page()
+    foreign, errors = [], []
+    page.on("request", lambda r: r.url.startswith(("file:", "data:")) or foreign.append(r.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(f"file://{site}/docs/play.html")
+    networks = json.loads(page.locator("#play-rows").inner_text())
+    for network, about in networks.items():
+        page.select_option(".play select", network)
+        numbers = list(about["images"])
+        assert page.locator(".play-images input").count() == len(numbers)
+        page.locator(f".play-images label:has(input[value='{numbers[-1]}'])").click()
+        image = about["images"][numbers[-1]]
+        for level, row in enumerate(image["levels"]):
+            page.locator(".play input[type=range]").fill(str(level))
+            assert page.locator("#play-variance").inner_text() == f"variance {row['variance']}"
+            assert page.locator("#play-private").get_attribute("src") == image["private"]
+            for name in ("predicted", "recovered"):
+                shown = page.locator(f"#play-{name}")
+                assert shown.get_attribute("src") == row[name]
+                assert shown.evaluate("image => image.naturalWidth") >= 28
+            assert page.locator("#play-predicted-error").inner_text() == f"RMSE {row['expected']}"
+            assert bool(page.locator("#play-note").inner_text()) != row["converged"]
+    assert foreign == errors == []
+    page.close()
