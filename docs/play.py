@@ -45,9 +45,8 @@ def page(found: Results) -> str:
                 **{name: png(found.arrays[name][k]) for name in gallery.PICTURES},
             }
         )
-    options = "".join(
-        f"<option value='{html.escape(key)}'>{html.escape(n['name'])}</option>" for key, n in networks.items()
-    )
+    names = {html.escape(key): html.escape(network["name"]) for key, network in networks.items()}
+    options = "".join(f"<option value='{key}'>{name}</option>" for key, name in names.items())
     panels = "".join(
         f"<figure><img id='play-{name}' alt=''><figcaption>{words}<br><output id='play-{name}-error'></output>"
         "</figcaption></figure>"

@@ -18,6 +18,7 @@ from i2f.paper.statistics import convergence
 from i2f.paper.sweep import Problem, Row, Settings
 
 KEPT = ("rmse", "psnr", "ssim", "steps", "converged", "matched", "failed", "reason")  # of an attack's row
+KINDS = {"cosine": "converged", "predicted": "shade", "recovered": "diagnostic"}
 PICTURES = ("predicted", "recovered")
 DROPPED = ("noise", "noise_seed", "budget", "start_seed")  # of a problem, and no columns of the table
 
@@ -65,9 +66,7 @@ def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     return Results({"problems": table.drop(columns=[*DROPPED]).rename(columns={"size": "variance"})}, arrays)
 
 
-@declare(
-    "problems", defaults=shared.DEFAULTS, kinds={"cosine": "converged", "predicted": "shade", "recovered": "diagnostic"}
-)
+@declare("problems", defaults=shared.DEFAULTS, kinds=KINDS)
 def solve(chunk: list[Problem]) -> list[Row]:
     return [_row(problem) for problem in chunk]
 
