@@ -23,7 +23,8 @@ class Spectrum(NamedTuple):
     values: Tensor
     vectors: Tensor
 
-    __repr__ = brief
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def dense_jacobian(gmap: GradientMap, x: Tensor) -> Tensor:

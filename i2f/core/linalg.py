@@ -25,7 +25,8 @@ class Solution(NamedTuple):
     reason: str
     indefinite: bool = False
 
-    __repr__ = brief
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def power_of_two(size: float) -> float:

@@ -26,7 +26,8 @@ class LambdaMax(NamedTuple):
     converged: bool
     residual: float
 
-    __repr__ = brief
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def operator_at(J: GradientJacobian) -> GradientJacobian:
