@@ -1,10 +1,14 @@
-"""What pyproject.toml cannot say: a wheel carries the bundled images and texts, to work without the repository.
+"""What pyproject.toml cannot say: a wheel carries the bundled images and texts, to work without the repository, and the
+parameters, notebooks and rows of the track *start*, which are also run where there is none (Colab).
 
-They come from the DVC remote inside the repository, whose files are named by their MD5: no checkout is needed.
+The images and texts come from the DVC remote inside the repository, whose files are named by their MD5: no checkout is
+needed.
 """
 
 import json
+import re
 import shutil
+import tomllib
 from pathlib import Path
 
 from setuptools import setup
@@ -21,14 +25,27 @@ def bundled() -> dict[str, Path]:
     return {entry["relpath"]: store / entry["md5"][:2] / entry["md5"][2:] for entry in entries}
 
 
+def companion() -> list[Path]:
+    """What the notebooks of the track *start* need of the repository; their tables, not their figures."""
+    start = tomllib.loads((ROOT / "i2f" / "paper" / "ledger.toml").read_text(encoding="utf-8"))["tracks"]["start"]
+    pairs = re.findall(r"^  (\S+):\n    notebook: (\S+)$", (ROOT / "params.yaml").read_text(encoding="utf-8"), re.M)
+    found = [ROOT / "params.yaml", *(ROOT / "notebooks" / f"{name}.ipynb" for name in start)]
+    for folder in (ROOT / "results" / key for key, notebook in pairs if notebook in start):
+        found += [path for path in sorted(folder.iterdir()) if path.suffix in (".csv", ".npz", ".json")]
+    return found
+
+
 class BuildWithBundle(build_py):
     def run(self) -> None:
         super().run()
-        if not self.editable_mode:
-            target = Path(self.build_lib) / "i2f" / "bundle"
-            target.mkdir(parents=True, exist_ok=True)
-            for name, source in {**bundled(), "DATA.md": ROOT / "DATA.md"}.items():
-                shutil.copyfile(source, target / name)
+        if self.editable_mode:
+            return
+        package = Path(self.build_lib) / "i2f"
+        files = {f"bundle/{name}": source for name, source in {**bundled(), "DATA.md": ROOT / "DATA.md"}.items()}
+        files |= {f"companion/{path.relative_to(ROOT)}": path for path in companion()}
+        for name, source in files.items():
+            (package / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, package / name)
 
 
 setup(cmdclass={"build_py": BuildWithBundle})

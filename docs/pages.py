@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import os
 import re
 from typing import Any
 
@@ -20,7 +21,10 @@ def written(app: Any, docname: str, source: list[str]) -> None:
     """Sphinx's "source-read": notebooks with their code folded, apart from the parameters, since the site is read
     before it is run; the ledgers' tables."""
     if docname.startswith("notebooks/"):
-        book = json.loads(source[0])
+        book, name = json.loads(source[0]), docname.removeprefix("notebooks/")
+        if (repository := os.environ.get("I2F_REPOSITORY")) and name in ledger.MAP["tracks"]["start"]:
+            about = {"cell_type": "markdown", "metadata": {}, "source": elsewhere(repository, name)}
+            book["cells"].insert(1, about)
         for cell in book["cells"]:
             tags = cell["metadata"].setdefault("tags", [])
             if cell["cell_type"] == "code" and "parameters" not in tags:
@@ -34,6 +38,16 @@ def written(app: Any, docname: str, source: list[str]) -> None:
         source[0] = source[0].replace(LEDGER, f"```{{raw}} html\n{tables()}\n```")
     if PLAY in source[0]:
         source[0] = source[0].replace(PLAY, f"```{{raw}} html\n{play.page(play.published())}\n```")
+
+
+def elsewhere(repository: str, name: str) -> str:
+    """Where else a notebook runs, whose rows the wheel carries. repository: OWNER/NAME on GitHub, the one place that
+    says it; the workflow that publishes the site knows its own."""
+    return (
+        f"Run it: [in Binder](https://mybinder.org/v2/gh/{repository}/HEAD?labpath=notebooks%2F{name}.ipynb), or "
+        f"[in Colab](https://colab.research.google.com/github/{repository}/blob/HEAD/notebooks/{name}.ipynb) with "
+        f'`%pip install "i2f[companion] @ git+https://github.com/{repository}"` as its first cell.'
+    )
 
 
 def tables() -> str:

@@ -1,5 +1,6 @@
 """The wheel works where the repository is not: its data, the README's ten lines, an audit, the command line."""
 
+import json
 import os
 import re
 import subprocess
@@ -22,7 +23,7 @@ def installed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in tracked.splitlines():  # not the checkout itself, whose data/ and build/ a clone does not have
-        if name.startswith(("i2f/", ".dvcstore/")) or "/" not in name:
+        if name.startswith(("i2f/", ".dvcstore/", "notebooks/", "results/")) or "/" not in name:
             (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / "source" / name).write_bytes((ROOT / name).read_bytes())
     build = ["uv", "build", "--wheel", "--no-build-isolation", "--offline", "--quiet", "-o", str(folder)]
@@ -62,6 +63,17 @@ def test_the_ten_lines_run(installed):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     lines = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "i2f.invert(" in block)
     assert installed(lines).startswith("RMSE per pixel: at least ")
+
+
+def test_the_notebooks_of_start_run_on_the_rows_that_it_carries(installed):
+    """The second one, whose figure of the paper needs the stored pictures, as it would run on a machine of others."""
+    carried = [Path(name) for name in zipfile.ZipFile(installed.wheel).namelist() if "/companion/" in name]
+    books = sorted(path.stem for path in carried if path.suffix == ".ipynb")
+    assert books == ["01_leakage", "02_eigenvectors", "03_influence_vs_attack"]
+    cells = json.loads((ROOT / "notebooks" / "02_eigenvectors.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    lines = ["import os", "os.environ['I2F_MISSING'] = 'refuse'", *code, "print(run.key)"]
+    assert installed("\n".join(lines)).strip().endswith("eigenvectors")
 
 
 def test_an_audit_writes_its_report(installed, tmp_path):

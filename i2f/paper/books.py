@@ -7,7 +7,9 @@ from typing import Any
 
 import nbformat
 
-ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parents[1]
+# The repository, or the part of it that a wheel carries: parameters, notebooks and rows of the track *start*.
+ROOT = PACKAGE / "companion" if (PACKAGE / "companion").exists() else PACKAGE.parent
 NOTEBOOKS = ROOT / "notebooks"
 ADDRESSES = re.compile(r" at 0x[0-9a-f]+")
 STYLES = re.compile(r"\bT_[0-9a-f]{5}")  # pandas' random ids of tables

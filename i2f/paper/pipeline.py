@@ -19,7 +19,7 @@ from i2f.paper import books
 from i2f.paper.books import ROOT
 
 RESULTS = ROOT / "results"
-RUNS = ROOT / "runs"
+RUNS = (Path.cwd() if ROOT.parent == books.PACKAGE else ROOT) / "runs"  # nothing is written into a wheel
 PENDING = str(RESULTS / "{key}" / "pending")
 
 
