@@ -8,7 +8,7 @@ The reproducible companion to *Understanding Deep Gradient Leakage via Inversion
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "1.0.0rc1"
 
 _NAMES = {  # public name -> where it is
     "GradientJacobian": "core.jacobian:GradientJacobian",
