@@ -6,6 +6,8 @@ import re
 import sys
 from pathlib import Path
 
+from i2f import __version__
+
 NEGATIVE = re.compile(r"-[\d.][\d.,eE+-]*")  # one or several negative numbers, which argparse would take for an option
 AUDIT = """\
 What would this gradient give away? For each sample, or for one gradient of all of them: the error that attackers
@@ -31,6 +33,7 @@ bytes are divided by 255 where none is given); every error is in units of it"""
 
 def parser() -> argparse.ArgumentParser:
     main_parser = argparse.ArgumentParser(prog="i2f", description="How much does a gradient give away?")
+    main_parser.add_argument("--version", action="version", version=f"i2f {__version__}")
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_audit(
         commands.add_parser(

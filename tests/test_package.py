@@ -91,6 +91,10 @@ def test_an_attack_is_one_file_and_few_lines(installed):
     assert len((method + registered.split("\n")[0]).strip().splitlines()) <= 10
 
 
+def test_the_command_line_says_its_version(installed):
+    assert installed(CLI, "--version") == f"i2f {i2f.__version__}\n"
+
+
 def test_one_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == i2f.__version__
