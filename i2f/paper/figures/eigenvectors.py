@@ -58,7 +58,7 @@ def overview(table: pd.DataFrame, cut: float) -> Figure:
     error_against_eigenvalue(middle, paper)
     middle.set_title(f"c = {paper.norm.iloc[0]:g}, the paper's: {_slopes(paper)}")
     end_of_law(right, table[table.part == "end"], cut)
-    right.set_title("Growing noise")
+    right.set_title("Sharp directions leave the law first")
     figure.legend(*middle.get_legend_handles_labels(), loc="outside lower left", ncols=4, fontsize="small")
     return figure
 

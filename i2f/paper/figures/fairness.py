@@ -29,11 +29,11 @@ def overview(table: pd.DataFrame, target: float) -> Figure:
     style()
     figure, (samples, classes, equal) = plt.subplots(1, 3, figsize=(13.0, 4.4), layout="constrained")
     distribution(samples, table)
-    samples.set_title("Samples under one noise")
+    samples.set_title("The predicted class is hidden most")
     by_class(classes, table)
-    classes.set_title("Classes under one noise")
+    classes.set_title("Under little noise, classes differ")
     own_noise(equal, table, target)
-    equal.set_title("One noise, or each image's own")
+    equal.set_title("Sized by E[I²], noise protects alike")
     return figure
 
 

@@ -39,7 +39,7 @@ def overview(table: pd.DataFrame, exact: float) -> Figure:
     measured_against_predicted(middle, table[table.attacker == "ignores"])
     middle.set_title("Mask ignored: I²F predicts small errors")
     recovered(right, table[table.attacker == "reads"], exact)
-    right.set_title("Mask read: little is hidden at 50% and 70%")
+    right.set_title("Mask read: recovered up to 70%")
     return figure
 
 
