@@ -90,7 +90,7 @@ def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
             tasks = [problems[k] for k in some]
             table = sweep.run(shared.attack, tasks, settings, together, at_most, description=words)
             found.append(table.set_index(pd.Index(some)))
-    columns = [name for name in predicted if name not in {*gradients[0], "activation", "failed", "reason"}]
+    columns = [name for name in predicted if name not in {*itertools.chain(*gradients), "failed", "reason"}]
     table = pd.concat(found).sort_index().join(predicted[columns]).rename(columns={"size": "variance"})
     deep = table.model != "lenet"
     subject = np.where(table.dataset == "cifar10", PHOTOGRAPHS, np.where(deep, DEEP, DIGITS))
