@@ -56,9 +56,9 @@ def overview(table: pd.DataFrame, cut: float) -> Figure:
     error_against_eigenvalue(left, law)
     left.set_title(f"c = {law.norm.iloc[0]:.2g}: {_slopes(law)}")
     error_against_eigenvalue(middle, paper)
-    middle.set_title(f"c = {paper.norm.iloc[0]:g}, the paper's: {_slopes(paper)}")
+    middle.set_title(f"c = {paper.norm.iloc[0]:g}, the paper's: {_slopes(paper)}, above 1/λ")
     end_of_law(right, table[table.part == "end"], cut)
-    right.set_title("Sharp directions leave the law first")
+    right.set_title("Sharp directions deviate at smaller errors")
     figure.legend(*middle.get_legend_handles_labels(), loc="outside lower left", ncols=4, fontsize="small")
     return figure
 
@@ -94,6 +94,8 @@ def end_of_law(ax: Axes, table: pd.DataFrame, cut: float) -> None:
         label = f"direction {index + 1:.0f}" if image == table.image.min() else None
         x, y = rows.predicted_rmse, rows.rmse / rows.predicted_rmse
         ax.plot(x, y, lw=1.2, marker="o", ms=3, alpha=0.8, color=colours[index], label=label)
+        stray = rows.converged.eq(False)
+        ax.scatter(x[stray], y[stray], s=12, facecolor="white", edgecolor=[colours[index]], zorder=4)
     ax.set(xscale="log", yscale="log", xlabel="predicted RMSE per pixel", ylabel="measured / predicted RMSE")
     mark_cut(ax, cut)
     readable_ticks(ax)

@@ -174,7 +174,7 @@ def test_the_class_that_is_predicted_anyway_does_not_decide_about_samples():
     table["answered"] = lucky
     found = judge(table)
     assert found["samples"].verdict == "fails"
-    assert "(with them: 1" in found["samples"].note  # 1e4
+    assert "(with those whose attack converged: 1" in found["samples"].note  # 1e4
     assert found["classes"].verdict == "holds"
     assert "η² = 0.0" in found["classes"].note
     assert found["samples"].n == 160
@@ -230,7 +230,7 @@ def test_summary_has_a_row_per_part_and_answer():
     shown = fairness.summary(table)
     assert list(shown.attacks) == [900, 100, 900, 100, 36, 4]
     rows = table[(table.part == "same") & ~table.answered]
-    assert shown.loc[("same", "not answered"), "90%"] == pytest.approx(np.percentile(rows.mse, 90))
+    assert shown.loc[("same", "misclassified"), "90%"] == pytest.approx(np.percentile(rows.mse, 90))
 
 
 def test_extremes_are_the_least_and_the_best_protected():
