@@ -251,7 +251,7 @@ def test_the_figure_draws_samples_classes_and_pairs():
     times = rows.mse / rows.groupby("weight_seed").mse.transform("median")
     curve = next(line for line in samples.lines if line.get_label() == "variance 0.001")
     assert np.interp(50, curve.get_ydata(), curve.get_xdata()) == pytest.approx(np.median(times), rel=1e-3)
-    assert sum("predicted anyway" in line.get_label() for line in samples.lines) == 2
+    assert sum(", predicted class" in line.get_label() for line in samples.lines) == 2
     clouds = [c for c in classes.collections if isinstance(c, PathCollection)]
     assert sum(len(c.get_offsets()) for c in clouds) == 2 * 200
     centred, labels = fairness.by_image(table[table.part == "same"])
