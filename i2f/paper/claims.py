@@ -148,7 +148,7 @@ class Judge:
             n=estimate.n,
             method=estimate.method,
             verdict=decision,
-            p=chance,
+            p=rounded(chance),  # as it is published, so that a notebook says no other last digit than the ledger
             needed=needed,
         )
 

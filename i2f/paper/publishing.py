@@ -40,7 +40,7 @@ def publish(keys: Sequence[str] = ()) -> None:
     for stale in {folder for folder in RESULTS.iterdir() if folder.is_dir()} - {RESULTS / key for key in known}:
         shutil.rmtree(stale)
     pages()
-    for notebook in sorted(books.NOTEBOOKS.glob("*.ipynb")):
+    for notebook in sorted(books.NOTEBOOKS.glob("*.ipynb"), reverse=True):  # the index last: it quotes the others
         if notebook.stem not in {entry["notebook"] for entry in known.values()}:
             books.execute(notebook)
 

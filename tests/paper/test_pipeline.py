@@ -61,7 +61,8 @@ def test_stored_outputs_are_whole(notebook):
     cells = [c for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
     assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
     assert sum(any("image/png" in o.get("data", {}) for o in c.outputs) for c in cells) >= 1
-    assert any("text/html" in o.get("data", {}) for c in cells for o in c.outputs), "no table is compared"
+    compared = {kind for c in cells for o in c.outputs for kind in o.get("data", {})}
+    assert compared & {"text/html", "text/markdown"}, "no table and no answer is compared"
     assert not any(o.get("name") == "stderr" for c in cells for o in c.outputs)
     assert sum(len(c.source.splitlines()) for c in cells) <= 90, "what is worth testing belongs into the package"
 
@@ -206,7 +207,7 @@ def test_published_claims_are_claims():
         assert claim.verdict in claims.VERDICTS
         assert claim.low <= claim.value <= claim.high or math.isnan(claim.value)
         assert claim.attacker
-        assert claim.n >= 1
+        assert claim.n >= 1 or claim.verdict == "not run"
 
 
 def test_collected_claims_are_those_of_every_result():

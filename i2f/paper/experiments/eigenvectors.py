@@ -31,15 +31,17 @@ def problems(config: Config) -> list[Problem]:
     """Gauss–Newton on every problem of the parts `law` and `paper`, for both data sets, and `end`, for MNIST; Adam on
     CIFAR-10's first direction of the part `paper`, for the first adam_images of them, if any.
 
-    config: init; images of the test splits, from first_image on, each under one of `weight_seeds`, in rotation; levels,
+    config: init; images of MNIST's test split and photographs of CIFAR-10's, from first_image on, each under one of
+    `weight_seeds`, in rotation; levels,
     law_norm, cut (see `law`); paper_indices, paper_norm; end_images, end_norms; adam_images; gauss_newton_steps,
     adam_steps. What
-    attacks on CIFAR-10's first image recover in the part `paper` is `shown`.
+    attacks on the first photograph (or digit, where there are none) recover in the part `paper` is `shown`.
     """
     first, found = config["first_image"], []
-    for dataset in ("mnist", "cifar10"):
+    shows = shown_of(config)
+    for dataset, count in (("mnist", config["images"]), ("cifar10", config["photographs"])):
         d_x = data.load(dataset, 1)[0].numel()
-        for image, weight_seed in shared.rotated(first, config["images"], config["weight_seeds"]):
+        for image, weight_seed in shared.rotated(first, count, config["weight_seeds"]):
             setting = {"dataset": dataset, "init": config["init"], "weight_seed": weight_seed, "image": image}
             published = paper(config["paper_indices"], config["paper_norm"])
             parts = law(d_x, config["levels"], config["law_norm"], config["cut"]) + published
@@ -49,9 +51,14 @@ def problems(config: Config) -> list[Problem]:
             if dataset == "cifar10" and image < first + config["adam_images"]:
                 attacks.append({**published[0], "method": "dgl", "budget": config["adam_steps"]})
             for p in attacks:
-                shown = {"shown": True} if (dataset, image, p["part"]) == ("cifar10", first, "paper") else {}
+                shown = {"shown": True} if (dataset, image, p["part"]) == (shows, first, "paper") else {}
                 found.append({**setting, **p, **shown, "start_seed": image})
     return found
+
+
+def shown_of(config: Config) -> str:
+    """The data set whose first image is shown."""
+    return "cifar10" if config["photographs"] else "mnist"
 
 
 def law(d_x: int, levels: int, norm: float, cut: float) -> list[Problem]:
@@ -149,11 +156,18 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
     ours = table[table.method == "gauss-newton"]
     found = []
     for name, part in (("slope", "law"), ("slope-paper", "paper")):
-        for dataset, rows in ours[ours.part == part].groupby("dataset", sort=False):
+        for dataset, words in DATASETS.items():
+            rows = ours[(ours.part == part) & (ours.dataset == dataset)]
+            if not len(rows):
+                found.append(judged(name, None, suffix=f"-{dataset}", dataset=words, converged="", looked=""))
+                continue
             slope, finished = estimates.mean(slopes(rows)), rows.converged.mean()
             found.append(judged(name, slope, finished, suffix=f"-{dataset}", **_about(rows)))
     photographs = table[(table.dataset == "cifar10") & (table.part == "paper")]
     rows = photographs[photographs.method == "gauss-newton"]
+    if not len(rows):
+        found += [judged(name, None, converged="", looked="") for name in ("below", "bias-gauss-newton", "bias-adam")]
+        return found
     above = (rows.mse >= rows.predicted_mse).groupby(rows.image).all()[rows.groupby("image").converged.all()]
     found.append(judged("below", estimates.share(above), rows.converged.mean(), **_about(rows)))
     for method, name in NAMES.items():

@@ -100,7 +100,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     for (part, answered), mine in shared.scored(table).groupby(["part", "answered"], sort=False):
         low, middle, high = np.percentile(mine.mse, [10, 50, 90])
-        rows[part, "answered" if answered else "not answered"] = {
+        rows[part, "predicted class" if answered else "misclassified"] = {
             "attacks": len(mine),
             "converged": mine.converged.mean(),
             "MSE, 10%": low,

@@ -90,7 +90,7 @@ def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
             tasks = [problems[k] for k in some]
             table = sweep.run(shared.attack, tasks, settings, together, at_most, description=words)
             found.append(table.set_index(pd.Index(some)))
-    columns = [name for name in predicted if name not in {*gradients[0], "activation", "failed", "reason"}]
+    columns = [name for name in predicted if name not in {*itertools.chain(*gradients), "failed", "reason"}]
     table = pd.concat(found).sort_index().join(predicted[columns]).rename(columns={"size": "variance"})
     deep = table.model != "lenet"
     subject = np.where(table.dataset == "cifar10", PHOTOGRAPHS, np.where(deep, DEEP, DIGITS))
@@ -162,15 +162,17 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
     free = table[table.attacker == "gauss-newton"]
     found = []
     for name, subject in (("accuracy", DIGITS), ("accuracy-photographs", PHOTOGRAPHS), ("accuracy-deep", DEEP)):
-        rows = free[(free.subject == subject) & (free.predicted_rmse <= thresholds["cut"])]
+        mine = free[free.subject == subject]
+        rows = mine[mine.predicted_rmse <= thresholds["cut"]]
         if len(rows):
-            found.append(judged(name, *_ratio(rows), **_about(rows)))
+            found.append(judged(name, *_ratio(rows), kept=len(rows), all=len(mine), **_about(rows)))
     found.append(judged("accuracy-resnet18", None))
     digits = table[table.subject == DIGITS]
     law = free[(free.subject == DIGITS) & free.image.isin(_every(free, thresholds["variances"]))]
     if len(law):
         found_ends = ends(law, thresholds["tolerance"])
         about = {"censored": int((found_ends.end >= law.groupby("image").predicted_rmse.max()).sum()), **_about(law)}
+        about["decided"] = f"{found_ends.decided.mean():.0%}"
         found.append(judged("end", estimates.median(found_ends.end), float(found_ends.decided.mean()), **about))
     boxed = digits[digits.attacker == "gauss-newton, box"]
     if len(boxed):

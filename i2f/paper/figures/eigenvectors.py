@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from i2f.paper.attackers import ATTACKERS
+from i2f.paper.experiments import eigenvectors as experiment
 from i2f.paper.figures.style import (
     AMBER,
     BLUE,
@@ -36,7 +37,8 @@ WHO = {  # (data set, method) -> colour, marker
 def published(found: Results, config: Config) -> dict[str, Figure]:
     """The figures of a run, by file name."""
     table = found.tables["problems"]
-    first = (table.dataset == "cifar10") & (table.part == "paper") & (table.image == config["first_image"])
+    shown = experiment.shown_of(config)
+    first = (table.dataset == shown) & (table.part == "paper") & (table.image == config["first_image"])
     return {
         "overview.svg": overview(table, config["cut"]),
         "pictures.png": recoveries(table[first], list(found.arrays["pictures"])),
@@ -52,13 +54,20 @@ def overview(table: pd.DataFrame, cut: float) -> Figure:
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12.5, 4.2), layout="constrained")
     law, paper = (table[table.part == part] for part in ("law", "paper"))
     error_against_eigenvalue(left, law)
-    left.set_title(f"Small noise (c = {law.norm.iloc[0]:.2g}) obeys 1/λ")
+    left.set_title(f"c = {law.norm.iloc[0]:.2g}: {_slopes(law)}")
     error_against_eigenvalue(middle, paper)
-    middle.set_title(f"The paper's noise (c = {paper.norm.iloc[0]:g}) leaves it")
+    middle.set_title(f"c = {paper.norm.iloc[0]:g}, the paper's: {_slopes(paper)}, above 1/λ")
     end_of_law(right, table[table.part == "end"], cut)
-    right.set_title("Where the law ends")
+    right.set_title("Sharp directions deviate at smaller errors")
     figure.legend(*middle.get_legend_handles_labels(), loc="outside lower left", ncols=4, fontsize="small")
     return figure
+
+
+def _slopes(table: pd.DataFrame) -> str:
+    """The mean slope over images, which the law says is −1, by data set."""
+    ours = table[table.method == "gauss-newton"].assign(converged=lambda t: t.converged.eq(True))
+    means = {DATASETS[name]: experiment.slopes(rows).mean() for name, rows in ours.groupby("dataset", sort=False)}
+    return "slope " + ", ".join(f"{value:.2f}".replace("-", "−") for value in means.values())
 
 
 def error_against_eigenvalue(ax: Axes, table: pd.DataFrame) -> None:
@@ -85,6 +94,8 @@ def end_of_law(ax: Axes, table: pd.DataFrame, cut: float) -> None:
         label = f"direction {index + 1:.0f}" if image == table.image.min() else None
         x, y = rows.predicted_rmse, rows.rmse / rows.predicted_rmse
         ax.plot(x, y, lw=1.2, marker="o", ms=3, alpha=0.8, color=colours[index], label=label)
+        stray = rows.converged.eq(False)
+        ax.scatter(x[stray], y[stray], s=12, facecolor="white", edgecolor=[colours[index]], zorder=4)
     ax.set(xscale="log", yscale="log", xlabel="predicted RMSE per pixel", ylabel="measured / predicted RMSE")
     mark_cut(ax, cut)
     readable_ticks(ax)

@@ -29,11 +29,11 @@ def overview(table: pd.DataFrame, target: float) -> Figure:
     style()
     figure, (samples, classes, equal) = plt.subplots(1, 3, figsize=(13.0, 4.4), layout="constrained")
     distribution(samples, table)
-    samples.set_title("Samples under one noise")
+    samples.set_title("Predicted class: larger errors")
     by_class(classes, table)
-    classes.set_title("Classes under one noise")
+    classes.set_title("At variance 1e-5, classes differ")
     own_noise(equal, table, target)
-    equal.set_title("One noise, or each image's own")
+    equal.set_title("Own variance: nearer to the target")
     return figure
 
 
@@ -44,7 +44,7 @@ def distribution(ax: Axes, table: pd.DataFrame) -> None:
         rows = shared.scored(table[table.part == part])
         answered = rows.answered.astype(bool)
         times = rows.mse / rows.weight_seed.map(rows[~answered].groupby("weight_seed").mse.median())
-        for mine, words, line in ((~answered, "", "-"), (answered, ", class predicted anyway", (0, (3, 2)))):
+        for mine, words, line in ((~answered, "", "-"), (answered, ", predicted class", (0, (3, 2)))):
             if mine.any():
                 label = f"variance {_size(rows)}{words}"
                 ax.plot(np.percentile(times[mine], SHARES), SHARES, color=COLOURS[part], ls=line, lw=1.8, label=label)

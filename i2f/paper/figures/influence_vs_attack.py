@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from i2f.paper.attackers import ATTACKERS
+from i2f.paper.claims import LEAST_FINISHED
 from i2f.paper.experiments.influence_vs_attack import DEEP, DIGITS, PHOTOGRAPHS
 from i2f.paper.figures.style import AMBER, GREEN, INK, LINE, diagonal, mark_cut, readable_ticks, style
 from i2f.paper.results import Config, Results
@@ -40,14 +41,14 @@ def overview(table: pd.DataFrame, level: float, cut: float, tolerance: float) ->
         marks.set(edgecolor="white", linewidth=0.4, label=f"{LABELS['gauss-newton']}, {subject}")
     left.scatter(digits.predicted_rmse, digits.bound_rmse, s=14, marker="_", color=INK, label="lower bound", zorder=2)
     diagonal(left)
-    left.set_title("The error is the predicted one")
+    left.set_title("Small errors are the predicted ones")
     left.set_ylabel("measured RMSE per pixel")
     ratio(middle, digits, cut, tolerance)
-    middle.set_title("Where the law ends")
+    middle.set_title("Beyond 0.3, larger; with a box, smaller")
     error_against_prediction(right, digits[digits.variance == level], "rmse")
     diagonal(right)
     readable_ticks(right)
-    right.set_title(f"Digits at variance {level:g}")
+    right.set_title(f"Variance {level:g}: I²F ranks digits")
     right.set_ylabel("measured RMSE per pixel")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     return figure
@@ -87,6 +88,8 @@ def ratio(ax: Axes, digits: pd.DataFrame, cut: float, tolerance: float) -> None:
         low, high = levels.ratio.quantile(0.1), levels.ratio.quantile(0.9)
         ax.vlines(x, low, high, color=colour, lw=3, alpha=0.35, zorder=2)
         ax.plot(x, middle, color=colour, marker=marker, ms=5, lw=1.2, label=LABELS[attacker], zorder=3)
+        few = levels.converged.agg(lambda c: c.eq(True).mean()) < LEAST_FINISHED
+        ax.scatter(x[few], middle[few], s=25, marker=marker, facecolor="white", edgecolor=colour, zorder=4)
     ax.set(xscale="log", yscale="log", xlabel=X_LABEL, ylabel="measured / predicted RMSE")
     low, high = ax.get_ylim()
     ax.set_ylim(min(low, 0.6), max(high, 1.7))  # so that a ratio of 1.1 looks like one

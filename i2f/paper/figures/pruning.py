@@ -35,11 +35,11 @@ def overview(table: pd.DataFrame, exact: float) -> Figure:
     style()
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 4.0), layout="constrained")
     error_against_ratio(left, table)
-    left.set_title("Who reads the mask sees more")
+    left.set_title("Reading the mask reduces the error")
     measured_against_predicted(middle, table[table.attacker == "ignores"])
-    middle.set_title("Mask ignored: I²F predicts small errors")
+    middle.set_title("Mask ignored: I²F is right at 50%")
     recovered(right, table[table.attacker == "reads"], exact)
-    right.set_title("Mask read: little is hidden at 50% and 70%")
+    right.set_title("Mask read: exact at 50% and 70%")
     return figure
 
 

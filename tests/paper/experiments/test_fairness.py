@@ -174,7 +174,7 @@ def test_the_class_that_is_predicted_anyway_does_not_decide_about_samples():
     table["answered"] = lucky
     found = judge(table)
     assert found["samples"].verdict == "fails"
-    assert "(with them: 1" in found["samples"].note  # 1e4
+    assert "(with those whose attack converged: 1" in found["samples"].note  # 1e4
     assert found["classes"].verdict == "holds"
     assert "η² = 0.0" in found["classes"].note
     assert found["samples"].n == 160
@@ -230,7 +230,7 @@ def test_summary_has_a_row_per_part_and_answer():
     shown = fairness.summary(table)
     assert list(shown.attacks) == [900, 100, 900, 100, 36, 4]
     rows = table[(table.part == "same") & ~table.answered]
-    assert shown.loc[("same", "not answered"), "90%"] == pytest.approx(np.percentile(rows.mse, 90))
+    assert shown.loc[("same", "misclassified"), "90%"] == pytest.approx(np.percentile(rows.mse, 90))
 
 
 def test_extremes_are_the_least_and_the_best_protected():
@@ -251,7 +251,7 @@ def test_the_figure_draws_samples_classes_and_pairs():
     times = rows.mse / rows.groupby("weight_seed").mse.transform("median")
     curve = next(line for line in samples.lines if line.get_label() == "variance 0.001")
     assert np.interp(50, curve.get_ydata(), curve.get_xdata()) == pytest.approx(np.median(times), rel=1e-3)
-    assert sum("predicted anyway" in line.get_label() for line in samples.lines) == 2
+    assert sum(", predicted class" in line.get_label() for line in samples.lines) == 2
     clouds = [c for c in classes.collections if isinstance(c, PathCollection)]
     assert sum(len(c.get_offsets()) for c in clouds) == 2 * 200
     centred, labels = fairness.by_image(table[table.part == "same"])

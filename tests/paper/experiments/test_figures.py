@@ -66,7 +66,7 @@ def test_the_same_drawing_gives_the_same_bytes(table, tmp_path):
 def test_pictures_hold_the_pixels(table):
     truth, found = np.zeros((3, 8, 8)), [np.full((3, 8, 8), v) for v in (0.2, 0.4, 2.0, 0.2, 0.4, 2.0)]
     results = Results({"problems": table}, {"pictures": np.stack([truth, *found])})
-    drawn = eigenvectors.published(results, {"cut": 0.05, "first_image": 1})
+    drawn = eigenvectors.published(results, {"cut": 0.05, "first_image": 1, "photographs": 1})
     assert list(drawn) == ["overview.svg", "pictures.png"]
     shown = [ax.images[0].get_array() for ax in drawn["pictures.png"].axes]
     assert len(shown) == 8
