@@ -15,7 +15,7 @@ import yaml
 
 from i2f import claims, data, pipeline
 from i2f.attacks import METHODS
-from i2f.paper import books, estimates, ledger, publishing, tables
+from i2f.paper import books, estimates, ledger, publishing, tables, verify
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -353,3 +353,11 @@ def test_citation_names_paper_and_software():
 
 def test_results_json_is_plain():
     assert json.loads((ROOT / "results" / "claims.json").read_text())
+
+
+def test_a_sample_within_the_default_budget_has_rows_of_every_table():
+    """benchmarks/rows.csv knows what the published rows cost, or `make repro` would refuse its own budget."""
+    known = verify.cases()
+    chosen = verify.sample(known, "a seed", 8 * 60 * verify.CORES)
+    assert {case.name for case in chosen} == {case.name for case in known}
+    assert len(chosen) > 2 * len({case.name for case in known})
