@@ -114,22 +114,23 @@ class Judge:
         """The claim `name` of the file, with the id PREFIX-NAME followed by `suffix`: `estimate` lies within its
         thresholds.
 
-        estimate: None for a claim that was not run; its entry says why (`not_run`). finished: the share of its attacks
-        that ended at a stationary point, or spent the budget that the claim names; too few decide nothing. p: of a test
-        that must reject as well before the claim holds. Numbers are compared as they are published, rounded, so that no
-        verdict hangs on a last digit.
+        estimate: None for a claim that was not run; its entry says why (`not_run`), which takes the note's
+        place. finished: the share of its attacks that ended at a stationary point, or spent the budget that the
+        claim names; too few decide nothing. p: of a test that must reject as well before the claim holds.
+        Numbers are compared as they are published, rounded, so that no verdict hangs on a last digit.
         """
         entry = self._entry(name, words)
         low, high = self._bound(entry.pop("at_least", -math.inf)), self._bound(entry.pop("at_most", math.inf))
         if math.isinf(low) and math.isinf(high):
             raise ValueError(f"claim {name!r} has no threshold: give at_least or at_most")
+        if estimate is None:
+            entry["note"] = entry["not_run"]
         given = {**self.thresholds, **entry}
         about: dict[str, Any] = {key: entry[key].format(**given) for key in TEXTS}
         about |= {key: entry[key] for key in ("number", "ledger", "unit")}
         about |= {"id": f"{self.prefix}-{name}{suffix}", "attacker": knows(entry["attacker"]).format(**given)}
         about["holds_when"] = " and ".join([f"≥ {low:g}"] * (low > -math.inf) + [f"≤ {high:g}"] * (high < math.inf))
         if estimate is None:
-            about["note"] = entry["not_run"].format(**given)
             nothing: dict[str, Any] = {"value": math.nan, "low": -math.inf, "high": math.inf, "n": 0, "method": ""}
             return Claim(**about, **nothing, verdict="not run")
         measured = _rounded(estimate)

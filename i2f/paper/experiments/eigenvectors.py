@@ -32,10 +32,9 @@ def problems(config: Config) -> list[Problem]:
     CIFAR-10's first direction of the part `paper`, for the first adam_images of them, if any.
 
     config: init; images of MNIST's test split and photographs of CIFAR-10's, from first_image on, each under one of
-    `weight_seeds`, in rotation; levels,
-    law_norm, cut (see `law`); paper_indices, paper_norm; end_images, end_norms; adam_images; gauss_newton_steps,
-    adam_steps. What
-    attacks on the first photograph (or digit, where there are none) recover in the part `paper` is `shown`.
+    `weight_seeds`, in rotation; levels, law_norm, cut (see `law`); paper_indices, paper_norm; end_images, end_norms;
+    adam_images; gauss_newton_steps, adam_steps. What attacks on the first photograph (or digit, where there are none)
+    recover in the part `paper` is `shown`.
     """
     first, found = config["first_image"], []
     shows = shown_of(config)
@@ -159,21 +158,20 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
         for dataset, words in DATASETS.items():
             rows = ours[(ours.part == part) & (ours.dataset == dataset)]
             if not len(rows):
-                found.append(judged(name, None, suffix=f"-{dataset}", dataset=words, converged="", looked=""))
+                found.append(judged(name, None, suffix=f"-{dataset}", dataset=words))
                 continue
             slope, finished = estimates.mean(slopes(rows)), rows.converged.mean()
             found.append(judged(name, slope, finished, suffix=f"-{dataset}", **_about(rows)))
     photographs = table[(table.dataset == "cifar10") & (table.part == "paper")]
     rows = photographs[photographs.method == "gauss-newton"]
     if not len(rows):
-        found += [judged(name, None, converged="", looked="") for name in ("below", "bias-gauss-newton", "bias-adam")]
-        return found
+        return found + [judged(name, None) for name in ("below", "bias-gauss-newton", "bias-adam")]
     above = (rows.mse >= rows.predicted_mse).groupby(rows.image).all()[rows.groupby("image").converged.all()]
     found.append(judged("below", estimates.share(above), rows.converged.mean(), **_about(rows)))
     for method, name in NAMES.items():
         rows = photographs[(photographs["index"] == 0) & (photographs.method == method)]
         if not len(rows):
-            found.append(judged(f"bias-{name}", None, converged="", looked="", dataset=DATASETS["cifar10"]))
+            found.append(judged(f"bias-{name}", None))
             continue
         done = shared.scored(rows) if method == "dgl" else rows[rows.converged]
         ratio = estimates.geometric_mean(done.rmse / done.predicted_rmse)

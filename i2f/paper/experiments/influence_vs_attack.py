@@ -184,7 +184,7 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
         rows = mine[mine.converged.astype(bool)] if attacker == "gauss-newton" else shared.lost(mine)
         about = {"number": number, "attacker": attacker, "suffix": f"-{attacker}"}
         if not len(rows):
-            found.append(judged("order", None, bca="", converged="", **about))
+            found.append(judged("order", None, **about))
         else:
             groups = [(one.predicted_rmse, one.rmse) for _, one in rows.groupby("weight_seed")]
             low, high = estimates.resampled(estimates.ordered, rows[["predicted_rmse", "rmse"]]).interval

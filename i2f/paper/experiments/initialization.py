@@ -129,7 +129,7 @@ def judge(tables: Tables, thresholds: Thresholds) -> list[Claim]:
             }
             if {*more, *less} - {*mine.init}:
                 why = TOO_LONG[view.attacker].format(**thresholds)
-                found.append(judged(name, None, **about, expected="", converged="", why=why))
+                found.append(judged(name, None, **about, why=why))
                 continue
             low, high = (expected := _difference(rows, "expected_mse", more, less)).interval
             failed = int(mine.failed.eq(True).sum())

@@ -13,16 +13,15 @@ from i2f.paper.figures import eigenvectors as draw
 from i2f.paper.sweep import Settings
 
 SPECTRUM = torch.logspace(1, -6, 50, dtype=torch.float64)
-CONFIG = {
-    "init": "uniform",
-    "images": 4,
-    "photographs": 4,
-    "first_image": 1,
-    "weight_seeds": 2,
-    "levels": 3,
+CONFIG = {"init": "uniform", "images": 4, "photographs": 4, "first_image": 1, "weight_seeds": 2, "levels": 3}
+CONFIG |= {
     "law_norm": 0.01,
+    "cut": 0.05,
+    "paper_norm": 5.0,
+    "paper_indices": [0, 9],
+    "end_images": 1,
+    "end_norms": [0.1, 1.0],
 }
-CONFIG |= {"cut": 0.05, "paper_norm": 5.0, "paper_indices": [0, 9], "end_images": 1, "end_norms": [0.1, 1.0]}
 CONFIG |= {"adam_images": 3, "gauss_newton_steps": 30, "adam_steps": 20}
 THRESHOLDS = CONFIG | {"slope_low": -1.05, "slope_high": -0.95, "paper_slope_low": -1.15, "paper_slope_high": -0.85}
 THRESHOLDS |= {"share": 0.8, "same_low": 0.95, "same_high": 1.05, "excess": 2.0}
@@ -86,13 +85,8 @@ def test_attack_gives_a_row_a_problem_and_the_shown_pictures(small, monkeypatch,
     jacobians = {1: i2f.GradientJacobian(model, x, y), 2: i2f.GradientJacobian(model, x.flip(1), y)}
     monkeypatch.setattr(eigenvectors.shared, "jacobian", lambda p: jacobians[p["image"]])
     monkeypatch.setattr(eigenvectors.data, "load", lambda dataset, n: (x[:n], y[:n]))
-    config = CONFIG | {
-        "images": 2,
-        "photographs": 2,
-        "levels": 20,
-        "law_norm": 1e-6,
-        "cut": 1.0,
-    }  # more levels than eigenvalues
+    config = CONFIG | {"images": 2, "photographs": 2, "law_norm": 1e-6, "cut": 1.0}
+    config |= {"levels": 20}  # more than eigenvalues
     config |= {"paper_indices": [0, 3], "paper_norm": 1e-5, "end_norms": [1e-6]}
     problems, store = eigenvectors.problems(config), rows.Store(chunks=tmp_path)
     found = eigenvectors.run(problems, Settings(jobs=1, progress="off", store=store))
