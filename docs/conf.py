@@ -44,7 +44,7 @@ default_role = "literal"  # in docstrings `name` is code
 
 
 def setup(app):
-    import pages  # beside this file
+    import sources  # beside this file
 
-    app.connect("autodoc-process-docstring", pages.equations, priority=400)  # before napoleon
-    app.connect("source-read", pages.written)
+    app.connect("autodoc-process-docstring", sources.equations, priority=400)  # before napoleon
+    app.connect("source-read", sources.written)

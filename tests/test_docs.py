@@ -27,13 +27,13 @@ def test_the_tests_that_the_mathematics_names_are_there():
 @pytest.mark.parametrize(("name", "told"), [("02_eigenvectors", True), ("04_lower_bound", False)])
 def test_the_site_says_where_else_a_notebook_of_start_runs(monkeypatch, name, told):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
-    pages = pytest.importorskip("pages")
+    sources = pytest.importorskip("sources")
     text = (ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
     alone, known = [text], [text]
     monkeypatch.delenv("I2F_REPOSITORY", raising=False)
-    pages.written(None, f"notebooks/{name}", alone)
+    sources.written(None, f"notebooks/{name}", alone)
     monkeypatch.setenv("I2F_REPOSITORY", "someone/something")
-    pages.written(None, f"notebooks/{name}", known)
+    sources.written(None, f"notebooks/{name}", known)
     assert "someone/something" not in alone[0]
     second = json.loads(known[0])["cells"][1]["source"]
     assert (f"gh/someone/something/HEAD?labpath=notebooks%2F{name}.ipynb" in second) == told
