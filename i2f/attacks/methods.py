@@ -9,6 +9,7 @@ import torch
 from i2f.attacks.descent import MakeOptimizer, Recipe, descend
 from i2f.attacks.gauss_newton import gauss_newton
 from i2f.attacks.problem import Problem, Reconstruction
+from i2f.attacks.recursive import recursive
 from i2f.core import checks
 
 
@@ -64,6 +65,7 @@ class Method(NamedTuple):
 
 METHODS = {
     "gauss-newton": Method(gauss_newton, 50, "gray", together=False),
+    "recursive": Method(recursive, 60, "gray", together=False),
     "dgl": Method(dgl, 24_000, "normal"),
     "dlg": Method(dlg, 300, "normal", soft_labels=True, together=False),
     "idlg": Method(dgl, 24_000, "normal"),

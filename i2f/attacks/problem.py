@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -56,7 +56,8 @@ class Reconstruction:
         matched: the relative residual is at most 10⁻³ (or the tolerance). A stationary x need not match: noise leaves
             a residual that no image explains.
         failed: it diverged (NaN, or pixels beyond 10⁶) or never began; x is its best iterate before that.
-        y: (n,) the labels it used or found. restart: which one gave x.
+        y: (n,) the labels it used or found. restart: which one gave x. layers: of "recursive", what each layer gave,
+            from the last to where it stopped (`recursive.Layer`).
     """
 
     x: Tensor
@@ -70,6 +71,7 @@ class Reconstruction:
     y: Tensor | None = None
     restart: int = 0
     matched: bool = False
+    layers: tuple[Any, ...] = ()
 
     __repr__ = brief
 

@@ -1,0 +1,149 @@
+"""The attack: recursion, features, and a polish on the gradient itself."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from i2f.attacks.gauss_newton import gauss_newton
+from i2f.attacks.problem import Problem, Reconstruction, Stop
+from i2f.attacks.recursive import features
+from i2f.attacks.recursive.features import Features, Known, Modes, Values
+from i2f.attacks.recursive.graph import Graph, Node
+from i2f.attacks.recursive.recursion import ROUNDING, Recursion
+
+ROUNDS = 4  # of features and of masks decided anew above them
+NOISY = 10 * ROUNDING  # relative noise above which masks may be wrong
+SHORT = 0.9  # share of the unknowns below which the activations above the last system are matched too
+
+
+def recursive(problems: Sequence[Problem], polish: bool = True) -> list[Reconstruction]:
+    """Recursive gradient attack: the exact inversion of networks with ReLUs, from the last layer down.
+
+    The gradient of a ReLU network jumps where a unit opens or closes, so that descent on it stalls. But the weight
+    gradient of a layer is linear in the layer's input once the signal at its output is known,
+
+        ∂L/∂W[o, c, k] = Σ_p δ[o, p] a[c, s·p + k],
+
+    and the input's signs are the mask that gives the next signal (R-GAP, Zhu and Blaschko 2021; R-CONV, Eltaras et al.
+    2024). Behind a global average pool, where the activations are unknown and the signal is not, the mask's columns are
+    the binary vectors in a known space. Where a layer has fewer equations than unknowns, the image is found as that
+    whose activations obey the equations that there are (`features.solve`), which is a continuous problem.
+
+    Noise is estimated from the residuals of the systems; masks are then decided by likelihood, from each unit's own
+    value and from the signal that the gradient below it shows, until both agree. The last step is `gauss_newton` on the
+    gradient from there, unless it is matched already (polish=False leaves it out).
+
+    Reads networks of convolutions, linear layers, BatchNorm in evaluation mode, ReLU, LeakyReLU, sums, a global average
+    pool, max pooling and Flatten that end in a linear layer with a bias; one image at a time. The start is where the
+    features' search begins.
+
+    Raises: ValueError for a network that it cannot read (which module), a batch, or a gradient known in part.
+    """
+    found: list[Reconstruction] = []
+    for problem in problems:
+        if found and found[-1].reason.startswith("interrupted"):
+            stop = Stop("interrupted before its first step", failed=True)
+            found.append(problem.finish(problem.start, math.inf, 0, 0, stop))
+        else:
+            found.append(_Attack(problem).run(polish))
+    return found
+
+
+class _Attack:
+    def __init__(self, problem: Problem):
+        shape = tuple(problem.start.shape)
+        if shape[0] != 1 or len(shape) != 4:
+            raise ValueError(f"shape is {shape}: the recursion takes one image, (1, C, H, W)")
+        if problem.match.known is not None:
+            raise ValueError("mask: the recursion needs every coordinate of the gradient; give method='gauss-newton'")
+        self.problem = problem
+        self.graph = Graph(problem.gmap.model, shape)
+        parts = problem.gmap.split(problem.target.double())
+        self.gradient = dict(zip(problem.gmap.parameters, parts, strict=True))
+        for node in self.graph.nodes.values():
+            for name in node.names:
+                if name not in self.gradient:
+                    raise ValueError(f"{name} is frozen, and the recursion needs its gradient")
+        self.evaluations = self.steps = 0
+
+    def run(self, polish: bool) -> Reconstruction:
+        problem = self.problem
+        try:
+            recursion = Recursion(self.graph, self.gradient).run()
+            x, words = self.image(recursion)
+        except KeyboardInterrupt:
+            return problem.finish(problem.start, math.inf, self.steps, self.evaluations, Stop("interrupted", failed=True))
+        found = self.ended(x, words)
+        if polish and not found.converged:
+            again = gauss_newton([replace(problem, start=found.x)])[0]
+            if again.loss < found.loss:
+                reason = f"{words}; then on the gradient: {again.reason}"
+                found = replace(again, reason=reason, steps=self.steps + again.steps, evaluations=self.evaluations + again.evaluations)
+        return replace(found, layers=tuple(recursion.layers))
+
+    def ended(self, x: Tensor, words: str) -> Reconstruction:
+        """The result at x, which is stationary if the gradient is matched there."""
+        problem = self.problem
+        x = x[None].to(problem.start)
+        residual = problem.match(problem.gmap(x) - problem.target).double()
+        distance = float(residual.norm())
+        stop = problem.matched(distance, problem.tolerance * problem.scale)
+        loss = distance**2 + (float(problem.prior.penalty(x)) if problem.prior.active else 0.0)
+        stop = Stop(f"{stop.reason}: {words}", converged=True) if stop else Stop(words)
+        return problem.finish(x, loss, self.steps, self.evaluations + 1, stop)
+
+    def image(self, recursion: Recursion) -> tuple[Tensor, str]:
+        """x from what the recursion found, and the words for how."""
+        start = self.problem.start[0].double()
+        source = next(name for name, node in self.graph.nodes.items() if node.kind == "input")
+        if not recursion.stopped:
+            return recursion.value[source], "recursion down to the input"
+        known = known_at(self.graph, recursion)
+        if not known:
+            return start, f"the recursion stopped at {recursion.stopped}"
+        noisy = recursion.noise > NOISY
+        x, before = start, math.inf
+        for _ in range(ROUNDS):
+            asked = Features(self.graph, known)
+            goal = 0.0 if noisy else float(asked.size)
+            found = features.solve(asked, x, self.problem.steps, goal, self.problem.progress)
+            x = found.x
+            self.steps, self.evaluations = self.steps + found.steps, self.evaluations + found.products
+            if not noisy or not recursion.partial:
+                break
+            if not recursion.again(self.graph.values(x)) and before < math.inf:
+                break
+            before = found.loss
+            known = known_at(self.graph, recursion, all=True)
+        layer = f"recursion down to {recursion.stopped}; then features, to {found.loss / asked.size:.1e} of the noise"
+        return x, layer
+
+
+def known_at(graph: Graph, recursion: Recursion, all: bool = False) -> list[Known]:
+    """What is known where the recursion stopped: a value, or the modes of a system and, with `all` or where these are
+    too few, the values above it."""
+    at, known = recursion.at, []
+    if at in recursion.value:
+        return [Values(at, recursion.value[at], recursion.spread[at])]
+    systems = recursion.partial
+    if systems:
+        known.append(Modes(at, graph.nodes[at].shape, systems))
+        all = all or min(s.rank / s.T.shape[1] for s in systems) < SHORT
+    if all or not systems:
+        known += [Values(n, recursion.value[n], recursion.spread[n]) for n in above(graph, at) if n in recursion.value]
+    return known
+
+
+def above(graph: Graph, name: str) -> list[str]:
+    """The nearest ReLUs above a node."""
+    found: list[str] = []
+    open_ = list(graph.nodes[name].users)
+    while open_:
+        node: Node = graph.nodes[open_.pop()]
+        if node.kind == "relu":
+            found.append(node.name)
+        else:
+            open_ += node.users
+    return sorted(set(found), key=list(graph.nodes).index)

@@ -1,0 +1,78 @@
+"""A convolution's weight gradient as linear equations for the convolution's input."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RANK = 1e-5  # singular values below this share of the largest carry no equation (their squares are at 10⁻¹⁰, of 10⁻¹⁶)
+
+
+def equations(delta: Tensor, conv, shape: tuple[int, ...]) -> Tensor:
+    """T, (O·K, H·W), with  ∂L/∂W[o, c, k] = Σ_q T[(o, k), q] a[c, q]  for the signal δ, (O, h, w), at the output.
+
+    T[(o, k), q] = Σ_p δ[o, p] [q = s·p + d·k − padding]: the same for every input channel c of the group.
+    """
+    (outputs, h, w), (_, height, width) = delta.shape, shape
+    kernel = torch.cartesian_prod(*(torch.arange(k) for k in conv.kernel_size))
+    found = torch.zeros(outputs, len(kernel), height * width, dtype=delta.dtype)
+    rows = torch.arange(h) * conv.stride[0] - conv.padding[0]
+    columns = torch.arange(w) * conv.stride[1] - conv.padding[1]
+    for number, (ky, kx) in enumerate(kernel.tolist()):
+        y, x = rows + ky * conv.dilation[0], columns + kx * conv.dilation[1]
+        inside = ((y >= 0) & (y < height))[:, None] & ((x >= 0) & (x < width))
+        found[:, number, (y[:, None] * width + x)[inside]] = delta[:, inside]
+    return found.flatten(0, 1)
+
+
+def patches(value: Tensor, conv) -> Tensor:
+    """The input's patches, (C·K, h·w): one column per position of the output."""
+    unfold = torch.nn.functional.unfold
+    return unfold(value[None], conv.kernel_size, conv.dilation, conv.padding, conv.stride)[0]
+
+
+@dataclass
+class System:
+    """T a = G for some channels of a node's value a: T (m, n), G (m, C), least squares by the modes of TᵀT.
+
+    modes: V (k, n), the right singular vectors with a singular value of more than `RANK` of the largest, S (k,) with
+    them, falling. weight: of each equation. channels: which of the node's.
+    """
+
+    channels: slice
+    T: Tensor
+    G: Tensor
+    rows: list[int]
+    rank: int = 0
+    sigma: float = 0.0
+
+    def solve(self, weight: Tensor | None = None) -> Tensor:
+        """a, (C, n): of the known modes, the others at zero; refined until rounding."""
+        T, G = (self.T, self.G) if weight is None else (self.T * weight[:, None], self.G * weight[:, None])
+        squares, vectors = torch.linalg.eigh(T.T @ T)
+        squares, vectors = squares.flip(0), vectors.flip(1)
+        self.rank = int((squares > RANK**2 * squares[0]).sum())
+        self.S, self.V = squares[: self.rank].sqrt(), vectors[:, : self.rank].T
+        a = torch.zeros(T.shape[1], G.shape[1], dtype=T.dtype)
+        for _ in range(3):
+            a = a + self.V.T @ (self.V @ (T.T @ (G - T @ a)) / self.S[:, None] ** 2)
+        self.residual = self.G - self.T @ a
+        self.used, self.target = T, G
+        return a.T
+
+    @property
+    def full(self) -> bool:
+        return self.rank == self.T.shape[1]
+
+    @property
+    def spread(self) -> Tensor:
+        """√diag((TᵀT)⁻¹), (n,): a unit's standard deviation in units of the gradient's."""
+        return (self.V / self.S[:, None]).square().sum(0).sqrt()
+
+    def misfit(self, a: Tensor) -> Tensor:
+        """S⁻² V Tᵀ (T a − G), (k, C): the known modes' distance from a (C, n), without the rounding of V."""
+        return self.V @ (self.used.T @ (self.used @ a.T - self.target)) / self.S[:, None] ** 2
+
+    def spread_back(self, modes: Tensor) -> Tensor:
+        """The transpose of a ↦ S⁻² V Tᵀ T a, (C, n)."""
+        return (self.used.T @ (self.used @ (self.V.T @ (modes / self.S[:, None] ** 2)))).T
