@@ -66,7 +66,7 @@ class Values:
     """What is known of a whole value: (a − value)/max(spread, spread_cap)."""
 
     def __init__(self, name: str, value: Tensor, spread: Tensor):
-        self.name, self.value, self.size = name, value, value.numel()
+        self.name, self.value, self.spread, self.size = name, value, spread, value.numel()
         ordered = spread.flatten().sort().values
         self.weight = 1 / spread.clamp(min=float(ordered[int((1 - CAP) * (len(ordered) - 1))]))
         self.largest = float(self.weight.max())

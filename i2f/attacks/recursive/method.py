@@ -11,6 +11,7 @@ from i2f.attacks.problem import Problem, Reconstruction, Stop
 from i2f.attacks.recursive import features
 from i2f.attacks.recursive.features import Features, Known, Modes, Values
 from i2f.attacks.recursive.graph import Graph, Node
+from i2f.attacks.recursive.linearised import first_image
 from i2f.attacks.recursive.recursion import ROUNDING, Recursion
 
 ROUNDS = 4  # of features and of masks decided anew above them
@@ -108,6 +109,7 @@ class _Attack:
         for _ in range(ROUNDS):
             asked = Features(self.graph, known)
             goal = 0.0 if noisy else float(asked.size)
+            x = first_image(self.graph, asked, start) if x is start else x
             found = features.solve(asked, x, self.problem.steps, goal, self.problem.progress)
             x = found.x
             self.steps, self.evaluations = self.steps + found.steps, self.evaluations + found.products

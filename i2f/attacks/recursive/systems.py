@@ -56,6 +56,7 @@ class System:
         a = torch.zeros(T.shape[1], G.shape[1], dtype=T.dtype)
         for _ in range(3):
             a = a + self.V.T @ (self.V @ (T.T @ (G - T @ a)) / self.S[:, None] ** 2)
+        self.solution = a
         self.residual = self.G - self.T @ a
         self.used, self.target = T, G
         return a.T
@@ -72,7 +73,3 @@ class System:
     def misfit(self, a: Tensor) -> Tensor:
         """S⁻² V Tᵀ (T a − G), (k, C): the known modes' distance from a (C, n), without the rounding of V."""
         return self.V @ (self.used.T @ (self.used @ a.T - self.target)) / self.S[:, None] ** 2
-
-    def spread_back(self, modes: Tensor) -> Tensor:
-        """The transpose of a ↦ S⁻² V Tᵀ T a, (C, n)."""
-        return (self.used.T @ (self.used @ (self.V.T @ (modes / self.S[:, None] ** 2)))).T
