@@ -122,6 +122,18 @@ class Graph:
                 break
         return found
 
+    def relus_above(self, name: str) -> list[str]:
+        """The nearest ReLUs above a node."""
+        found: set[str] = set()
+        open_ = list(self.nodes[name].users)
+        while open_:
+            node = self.nodes[open_.pop()]
+            if node.kind == "relu":
+                found.add(node.name)
+            else:
+                open_ += node.users
+        return [n for n in self.nodes if n in found]
+
     def needed(self, wanted: list[str]) -> list[Node]:
         """The nodes that those wanted depend on, in order."""
         found, open_ = set(), list(wanted)

@@ -36,6 +36,7 @@ class Layer:
     Y: Tensor
     rows: Tensor
     right: Tensor
+    slope: float = 0.0
 
     def update(self, x: Tensor, spread: Tensor, prior: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         """The posterior mean of x, and the standard deviations of the units' values, (units,).
@@ -44,7 +45,7 @@ class Layer:
         the line leaves out as a variance. So an uncertain unit's equations count less, and certain ones are exact.
         """
         channels, k = self.Y.shape
-        fitted, slope, variance = relu_moments(self.A @ x + self.b, spread)
+        fitted, slope, variance = relu_moments(self.A @ x + self.b, spread, self.slope)
         A = slope[:, None] * self.A
         rest = (fitted - A @ x).reshape(channels, -1)
         by_channel = variance.reshape(channels, -1)
@@ -68,13 +69,15 @@ class Layer:
         return found, half.square().sum(0).sqrt()
 
 
-def relu_moments(u: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For z ~ N(u, s²): the mean of relu(z), the slope of its best linear fit in z, and the variance that is left."""
+def relu_moments(u: Tensor, s: Tensor, leak: float) -> tuple[Tensor, Tensor, Tensor]:
+    """For z ~ N(u, s²) and f(z) = leak·z + (1 − leak)·relu(z): the mean of f, the slope of its best linear fit in z, and
+    the variance that is left."""
     t = (u / s).clamp(-38, 38)
     Phi, phi = torch.special.ndtr(t), torch.exp(-t.square() / 2) / math.sqrt(2 * math.pi)
     mean = s * (phi + t * Phi)
     second = s.square() * ((t.square() + 1) * Phi + t * phi)
-    return mean, Phi, (second - mean.square() - (s * Phi).square()).clamp(min=0)
+    left = (second - mean.square() - (s * Phi).square()).clamp(min=0)
+    return leak * u + (1 - leak) * mean, leak + (1 - leak) * Phi, (1 - leak) ** 2 * left
 
 
 def layer(graph: Graph, known: Sequence[Known]) -> Layer | None:
@@ -85,7 +88,7 @@ def layer(graph: Graph, known: Sequence[Known]) -> Layer | None:
     node = graph.nodes[modes.name]
     below = graph.needed(list(node.inputs))
     n = torch.Size(below[0].shape).numel()
-    if n > LARGEST or node.slope or any(other.kind in ("relu", "max") for other in below):
+    if n > LARGEST or any(other.kind in ("relu", "max") for other in below):
         return None
     zero = graph.values(torch.zeros(below[0].shape, dtype=torch.float64), node.name)
     one = torch.eye(n, dtype=torch.float64).reshape(n, *below[0].shape)
@@ -97,11 +100,11 @@ def layer(graph: Graph, known: Sequence[Known]) -> Layer | None:
             rows.append(found[0])
             right.append(found[1])
     Y = (system.V @ system.solution).T
-    return Layer(A, zero[node.inputs[0]].flatten(), system.V, Y, torch.cat(rows), torch.cat(right))
+    return Layer(A, zero[node.inputs[0]].flatten(), system.V, Y, torch.cat(rows), torch.cat(right), node.slope)
 
 
 def _open_equations(graph: Graph, known: Values, source: str) -> tuple[Tensor, Tensor] | None:
-    """Where a ReLU is open its value is an affine function of the activations at `source`: the equations, or None where
+    """Where a ReLU is open (a LeakyReLU, everywhere) its value is an affine function of the activations at `source`: the equations, or None where
     more than one convolution, with its BatchNorm, lies between."""
     path, name = [], graph.nodes[known.name].inputs[0]
     while name != source:
@@ -111,12 +114,16 @@ def _open_equations(graph: Graph, known: Values, source: str) -> tuple[Tensor, T
         name = path[-1].inputs[0]
     shape = graph.nodes[source].shape
     units = torch.Size(shape).numel()
-    value = torch.cat([torch.zeros(1, units, dtype=torch.float64), torch.eye(units, dtype=torch.float64)]).reshape(-1, *shape)
+    basis = torch.cat([torch.zeros(1, units, dtype=torch.float64), torch.eye(units, dtype=torch.float64)])
+    images = basis.reshape(-1, *shape)
     for node in reversed(path):
-        value = apply(node, [value])
-    flat = value.flatten(1)
-    open_ = known.value.flatten() > SURE * known.spread.flatten()
-    return (flat[1:] - flat[0]).T[open_], (known.value.flatten() - flat[0])[open_]
+        images = apply(node, [images])
+    flat = images.flatten(1)
+    value, slope = known.value.flatten(), graph.nodes[known.name].slope
+    value, sure = torch.where(value < 0, value / (slope or 1.0), value), value > SURE * known.spread.flatten()
+    if slope:
+        sure |= value < -SURE * known.spread.flatten() / slope
+    return (flat[1:] - flat[0]).T[sure], (value - flat[0])[sure]
 
 
 def first_image(graph: Graph, asked: Features, start: Tensor) -> Tensor:

@@ -10,12 +10,11 @@ from i2f.attacks.gauss_newton import gauss_newton
 from i2f.attacks.problem import Problem, Reconstruction, Stop
 from i2f.attacks.recursive import features
 from i2f.attacks.recursive.features import Features, Known, Modes, Values
-from i2f.attacks.recursive.graph import Graph, Node
+from i2f.attacks.recursive.graph import Graph
 from i2f.attacks.recursive.linearised import first_image
-from i2f.attacks.recursive.recursion import ROUNDING, Recursion
+from i2f.attacks.recursive.recursion import NOISY, Recursion
 
 ROUNDS = 4  # of features and of masks decided anew above them
-NOISY = 10 * ROUNDING  # relative noise above which masks may be wrong
 SHORT = 0.9  # share of the unknowns below which the activations above the last system are matched too
 
 
@@ -134,18 +133,5 @@ def known_at(graph: Graph, recursion: Recursion, all: bool = False) -> list[Know
         known.append(Modes(at, graph.nodes[at].shape, systems))
         all = all or min(s.rank / s.T.shape[1] for s in systems) < SHORT
     if all or not systems:
-        known += [Values(n, recursion.value[n], recursion.spread[n]) for n in above(graph, at) if n in recursion.value]
+        known += [Values(n, recursion.value[n], recursion.spread[n]) for n in graph.relus_above(at) if n in recursion.value]
     return known
-
-
-def above(graph: Graph, name: str) -> list[str]:
-    """The nearest ReLUs above a node."""
-    found: list[str] = []
-    open_ = list(graph.nodes[name].users)
-    while open_:
-        node: Node = graph.nodes[open_.pop()]
-        if node.kind == "relu":
-            found.append(node.name)
-        else:
-            open_ += node.users
-    return sorted(set(found), key=list(graph.nodes).index)

@@ -8,25 +8,29 @@ import torch
 from torch import Tensor
 
 from i2f.attacks.recursive import masks, pool
+from i2f.attacks.recursive.completion import complete
 from i2f.attacks.recursive.graph import Graph, Node
 from i2f.attacks.recursive.systems import System, equations, patches
 from i2f.attacks.recursive.tangent import back_through, conv_transpose
 
 ROUNDING = 1e-14  # relative error of a gradient without noise
+NOISY = 10 * ROUNDING  # relative noise above which masks may be wrong
 PASSES = 6  # of solving a layer and deciding the mask above it anew
+ENOUGH = 0.9  # share of the unknowns from which the features are quicker than a completion
+COMPLETED = 1e-11  # relative accuracy of completed activations
 OUTLIER = 3.0  # an output channel whose residual is so many medians has a wrong mask: its equations count less
 
 
 @dataclass
 class Layer:
-    """What one layer gave: `rank` of `unknowns` per channel, the relative residual of its equations, and the number of
-    mask bits that were changed."""
+    """What one layer gave: `rank` of `unknowns` per channel, the relative residual of its equations, and whether what
+    they leave open was completed."""
 
     name: str
     rank: int
     unknowns: int
     residual: float
-    changed: int = 0
+    completed: bool = False
 
 
 @dataclass
@@ -64,7 +68,8 @@ class Recursion:
         """The node's part; a reason to stop, or ""."""
         if node.kind == "linear":
             return self.linear(node)
-        if node.name not in self.value and node.name in self.equations and not self.solve(node.name):
+        short = node.name not in self.value and node.name in self.equations and not self.solve(node.name)
+        if short and not self.complete(node):
             return f"{node.name}: {self.layers[-1].rank} of {self.layers[-1].unknowns} unknowns per channel are determined"
         known = self.value.get(node.name)
         if node.kind == "input":
@@ -154,7 +159,7 @@ class Recursion:
         values, spreads, residuals = [], [], []
         for system in systems:
             a = system.solve()
-            if len(system.T) > system.rank and self.noise > 10 * ROUNDING:
+            if len(system.T) > system.rank and self.noise > NOISY:
                 a = self.robust(system, a)
             free = len(system.T) - system.rank
             size = system.G.norm() / math.sqrt(system.G.numel())
@@ -173,6 +178,21 @@ class Recursion:
         self.value[name] = torch.cat(values).reshape(node.shape)
         self.spread[name] = torch.cat(spreads).reshape(node.shape)
         self.noises.append(max(system.sigma * math.sqrt(system.G.numel()) / float(system.G.norm()) for system in systems))
+        return True
+
+    def complete(self, node: Node) -> bool:
+        """The node's activations from their signs and the layers above, where a gradient without noise allows it."""
+        systems = self.systems[node.name]
+        deep = any(other.kind == "relu" for other in self.graph.needed(list(node.inputs)))
+        rank = min(s.rank / s.T.shape[1] for s in systems)
+        if node.kind != "relu" or not deep or self.noise > NOISY or rank > ENOUGH:
+            return False
+        found = complete(self.graph, node.name, systems, self.graph.relus_above(node.name), self.value, self.spread)
+        if found is None:
+            return False
+        self.value[node.name] = found
+        self.spread[node.name] = torch.full_like(found, COMPLETED * float(found.max()))
+        self.layers[-1].completed = True
         return True
 
     def robust(self, system: System, a: Tensor) -> Tensor:
@@ -201,8 +221,8 @@ class Recursion:
         else:
             return f"{node.name}: nothing determines its units"
         own = score if known is not None else torch.zeros_like(score)
-        self.gates[node.name] = gate = torch.where(score > 0, 1.0, node.slope).to(signal.dtype)
-        if self.noise > 10 * ROUNDING or known is None:
+        self.gates[node.name] = gate = opened(score, node.slope)
+        if self.noise > NOISY or known is None:
             self.gates[node.name] = gate = self.refined(node, gate, own)
         self.signal[node.inputs[0]] = signal * gate
         return ""
@@ -225,7 +245,7 @@ class Recursion:
                 break
             self.noises.pop()
             score = self.shown(conv, full, self.value.pop(name), self.systems[name][0].sigma, node.slope)
-            new = gate if score is None else torch.where(score + own > 0, 1.0, node.slope).to(gate.dtype)
+            new = gate if score is None else opened(score + own, node.slope)
             if torch.equal(new, gate):
                 break
             gate = new
@@ -259,7 +279,7 @@ class Recursion:
             if score is None:
                 continue
             own = masks.of_values(self.value[above.name], self.spread[above.name], above.slope)
-            gate = torch.where(score + own > 0, 1.0, above.slope).to(signal.dtype)
+            gate = opened(score + own, above.slope)
             changed += int((gate != self.gates[above.name]).sum())
             self.gates[above.name] = gate
             self.equations[self.at][place] = name, full * gate
@@ -303,10 +323,33 @@ class Recursion:
             return f"{node.name}: the {positions} masks behind the pool are not found"
         A = torch.linalg.lstsq(found * full[strong], G[strong]).solution
         M = (G / full) @ A.T @ torch.linalg.inv(A @ A.T)
-        place = pool.arrange(A.reshape(positions, -1, *conv.module.kernel_size), *node.shape[1:])
+        place = self.places(conv, (M > 0.5) * full, A, node.shape[1:])
+        if place is None:
+            return f"{node.name}: behind 1×1 convolutions alone, the order of the positions is not known"
         score = torch.empty_like(M)
         score[:, place] = M - 0.5
         return score.reshape(node.shape)
+
+    def places(self, conv: Node, signal: Tensor, A: Tensor, size: tuple[int, ...]) -> Tensor | None:
+        """Where the patches A, (P, C·k·k), of a convolution's input stand in a map of that size, for the signal (O, P)
+        at its output. The patches of a 1×1 convolution do not overlap: those of the convolution before it are found
+        with the mask that they show."""
+        while conv.module.kernel_size == (1, 1):
+            above = self.graph.nodes[conv.inputs[0]]
+            below = self.below(above) if above.kind == "relu" else []
+            if not below or below[0][0].module.stride != (1, 1):
+                return None
+            gate = opened(A.T - 1e-3 * A.abs().max(), above.slope) if self.noise > NOISY else opened(A.T - 1e-9 * A.abs().max(), above.slope)
+            signal = conv.weight[:, :, 0, 0].T @ signal * gate
+            conv, scale = below[0]
+            signal = signal * scale[:, :, 0]
+            A = torch.linalg.lstsq(signal, self.gradient[conv.names[0]].flatten(1)).solution
+        return pool.arrange(A.reshape(len(A), -1, *conv.module.kernel_size), *size)
+
+
+def opened(score: Tensor, slope: float) -> Tensor:
+    """A ReLU's derivative where positive scores are those of open units."""
+    return (score > 0).to(score.dtype) * (1 - slope) + slope
 
 
 def top_signal(G: Tensor, bias: Tensor | None) -> Tensor:

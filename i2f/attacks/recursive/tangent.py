@@ -66,7 +66,7 @@ class Tangent:
 
 def gate(node: Node, u: Tensor) -> Tensor:
     """A ReLU's derivative at u."""
-    return torch.where(u > 0, 1.0, node.slope).to(u.dtype)
+    return (u > 0).to(u.dtype) * (1 - node.slope) + node.slope
 
 
 def maxima(node: Node, u: Tensor) -> Tensor:

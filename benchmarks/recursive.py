@@ -1,0 +1,155 @@
+"""The recursive attack on networks with ReLUs: what it recovers, and in what time.
+
+    python benchmarks/recursive.py [--only drawn float32 noise plain others] [--jobs 2] [--resume]
+
+One row per image in recursive.csv, written as it is found; --resume goes on where a run was cut off. Label unknown.
+
+    drawn    ResNet18 for CIFAR-10, drawn weights, no noise, float64: the 20 images, and 5 weight seeds × 2 images
+    float32  the same 20 images, model and gradient in float32
+    noise    relative noise of 1e-4, 1e-3 and 1e-2 on every tensor, σ = η‖G‖/√numel: 20 images, without polish
+    plain    cnn{2,4,8,16}x16 for MNIST, 20 images each
+    others   what else was tried: networks of OTHERS, 5 images each
+
+Seconds are those of one process with `--threads` threads beside others (recursive_machine.txt).
+"""
+
+import argparse
+import os
+import time
+from typing import Any
+
+import joblib
+import pandas as pd
+import torch
+from common import HERE, Partial, machine
+from torch import nn
+from torch.nn import functional as F
+
+import i2f
+from i2f.core.progress import bar
+from i2f.paper import networks
+
+NOISES = (1e-4, 1e-3, 1e-2)
+
+
+def mlp(shape: networks.Shape, classes: int) -> list[nn.Module]:
+    n = shape[0] * shape[1] * shape[2]
+    return [nn.Flatten(), nn.Linear(n, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, classes)]
+
+
+def lenet5(shape: networks.Shape, classes: int) -> list[nn.Module]:
+    """LeNet-5 with ReLUs and max pooling, for 28 pixels."""
+    convolutions = [nn.Conv2d(shape[0], 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)]
+    convolutions += [nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
+    return [*convolutions, nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, classes)]
+
+
+def vgg11(shape: networks.Shape, classes: int) -> list[nn.Module]:
+    """VGG11 for 32 pixels: its convolutions and one linear layer."""
+    layers: list[nn.Module] = []
+    channels = shape[0]
+    for width in (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"):
+        if isinstance(width, str):
+            layers.append(nn.MaxPool2d(2))
+        else:
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+            channels = width
+    return [*layers, nn.Flatten(), nn.Linear(512, classes)]
+
+
+def cnn6(shape: networks.Shape, classes: int) -> list[nn.Module]:
+    """R-GAP's network: six convolutions with LeakyReLU, without biases, and one linear layer (Zhu and Blaschko 2021)."""
+    layers: list[nn.Module] = []
+    channels = shape[0]
+    for width, kernel, stride in ((12, 4, 2), (36, 3, 2), (36, 3, 1), (36, 3, 1), (64, 3, 2), (128, 3, 1)):
+        layers += [nn.Conv2d(channels, width, kernel, stride, padding=1, bias=False), nn.LeakyReLU(0.2)]
+        channels = width
+    return [*layers, nn.Flatten(), nn.Linear(128 * (shape[1] // 8) ** 2, classes)]
+
+
+OTHERS: dict[str, tuple[str, Any]] = {  # name -> data set, and its layers or the name that `models.build` knows
+    "mlp": ("mnist", mlp),
+    "lenet5": ("mnist", lenet5),
+    "cnn6 leaky": ("cifar10", cnn6),
+    "vgg11": ("cifar10", vgg11),
+    "resnet34": ("cifar10", networks.resnet("resnet34")),
+    "resnet50": ("cifar10", "resnet50"),
+    "resnet20": ("cifar10", "resnet20"),
+}
+
+
+def model_of(network: str, dataset: str, seed: int) -> nn.Module:
+    layers = OTHERS[network][1] if network in OTHERS else network
+    if isinstance(layers, str):
+        return i2f.models.build(layers, dataset, seed=seed)
+    spec = i2f.models.SPECS[dataset]
+    torch.manual_seed(seed)
+    normalize = i2f.models.build("linear", dataset)[0]
+    return nn.Sequential(normalize, *layers(spec.shape, spec.classes)).eval()
+
+
+def solve(part: str, network: str, dataset: str, image: int, seed: int, noise: float) -> dict[str, Any]:
+    dtype = torch.float32 if part == "float32" else torch.float64
+    x, y = i2f.data.load(dataset, n=1, offset=image)
+    model, x = model_of(network, dataset, seed).to(dtype), x.to(dtype)
+    sent = torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
+    generator = torch.Generator().manual_seed(1000 * seed + image)
+    sent = [g + noise * g.norm() / g.numel() ** 0.5 * torch.randn(g.shape, generator=generator, dtype=dtype) if noise else g for g in sent]
+    begin = time.perf_counter()
+    row = {"part": part, "network": network, "image": image, "seed": seed, "noise": noise}
+    try:
+        found = i2f.invert(model, sent, None, x.shape, method="recursive", polish=False)
+    except ValueError as error:
+        return row | {"seconds": time.perf_counter() - begin, "reason": str(error)}
+    seconds = time.perf_counter() - begin
+    mse = float((found.x - x).double().square().mean())
+    layers = {"rank": found.layers[-1].rank, "unknowns": found.layers[-1].unknowns} if found.layers else {}
+    return row | {"mse": mse, "residual": found.relative_residual, "seconds": seconds, "steps": found.steps,
+                  "evaluations": found.evaluations, **layers, "reason": found.reason}  # fmt: skip
+
+
+def tasks(parts: list[str]) -> list[tuple]:
+    found: list[tuple] = []
+    photographs = range(20)
+    if "drawn" in parts:
+        found += [("drawn", "resnet18", "cifar10", i, i % 5, 0.0) for i in photographs]
+        found += [("drawn", "resnet18", "cifar10", i, s, 0.0) for s in range(5) for i in (0, 1) if s != i % 5]
+    if "plain" in parts:
+        found += [("plain", f"cnn{d}x16", "mnist", i, i % 5, 0.0) for i in range(20) for d in (2, 4, 8, 16)]
+    if "float32" in parts:
+        found += [("float32", "resnet18", "cifar10", i, i % 5, 0.0) for i in photographs]
+    if "others" in parts:
+        found += [("others", name, dataset, i, i, 0.0) for i in range(5) for name, (dataset, _) in OTHERS.items()]
+    if "noise" in parts:
+        found += [("noise", "resnet18", "cifar10", i, i % 5, noise) for i in photographs for noise in NOISES]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=["drawn", "plain", "float32", "others", "noise"])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--resume", action="store_true")
+    arguments = parser.parse_args()
+    done = Partial("recursive", arguments.resume)
+    open_ = [task for task in tasks(arguments.only) if task not in done.found]
+    answers = joblib.Parallel(arguments.jobs, return_as="generator_unordered")(
+        joblib.delayed(_alone)(task, arguments.threads) for task in open_
+    )
+    for task, row in bar(answers, total=len(open_), description="recursive"):
+        done.keep(task, row)
+    table = pd.DataFrame([row for _, row in sorted(done.found.items())])
+    table.to_csv(HERE / "recursive.csv", index=False, float_format="%.4g")
+    (HERE / "recursive_machine.txt").write_text(machine(arguments.threads))
+    done.path.unlink()
+
+
+def _alone(task: tuple, threads: int) -> tuple[tuple, dict[str, Any]]:
+    torch.set_num_threads(threads)
+    return task, solve(*task)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()

@@ -1,0 +1,152 @@
+"""Activations that a layer's own gradient leaves open, from what the layers above say of them, and from their signs."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from i2f.attacks.recursive.graph import Graph, apply
+from i2f.attacks.recursive.systems import System
+
+SURE = 10.0  # standard deviations from which a unit counts as open
+ROUNDS, PROJECTED, FREE = 12, 250, 400  # of projected gradients, and of conjugate gradients on what lies inside the bounds
+POWER = 20  # iterations for the largest eigenvalue
+EXACT = 1e-13  # relative residual at which the bounded problem is solved
+STALLED = 0.9  # a round must bring it below this share
+ACCEPTED = 1e-10  # and up to which its solution is taken
+
+Product = Callable[[Tensor], Tensor]
+
+
+class Above:
+    """The affine map from a node's value to the pre-activation of a ReLU above it, all other summands being known."""
+
+    def __init__(self, graph: Graph, source: str, relu: str, values: Mapping[str, Tensor]):
+        self.graph, self.source, self.values = graph, source, values
+        self.top = graph.nodes[relu].inputs[0]
+        self.input = torch.zeros(graph.nodes[source].shape, dtype=torch.float64, requires_grad=True)
+        with torch.enable_grad():
+            self.output = self._value(self.top, self.input)
+
+    def _value(self, name: str, a: Tensor) -> Tensor | None:
+        node = self.graph.nodes[name]
+        if name == self.source:
+            return a
+        if node.kind == "relu":
+            return self.values.get(name)
+        if node.kind not in ("conv", "scale", "add"):
+            return None
+        inputs = [self._value(i, a) for i in node.inputs]
+        known = [i for i in inputs if i is not None]
+        return apply(node, known) if len(known) == len(inputs) else None
+
+    def __bool__(self) -> bool:
+        return self.output is not None and self.output.requires_grad
+
+    @property
+    def zero(self) -> Tensor:
+        """The pre-activation for a = 0."""
+        return self.output.detach()
+
+    @property
+    def skips(self) -> bool:
+        """Whether it is a plus a constant: a skip connection around everything else."""
+        node = self.graph.nodes[self.top]
+        return node.kind == "add" and self.source in node.inputs
+
+    def linear(self, a: Tensor) -> Tensor:
+        return self._value(self.top, a) - self.zero
+
+    def transpose(self, v: Tensor) -> Tensor:
+        return torch.autograd.grad(self.output, self.input, v, retain_graph=True)[0]
+
+
+def complete(
+    graph: Graph, name: str, systems: Sequence[System], above: Sequence[str], values: Mapping[str, Tensor], spreads: Mapping[str, Tensor]
+) -> Tensor | None:
+    """The value a of the ReLU `name`, (C, H, W), where its own systems are short of rank; None where it is not found.
+
+    Least squares over the modes of the systems and over the open units of the ReLUs above, whose pre-activations are
+    affine in a, between bounds: a ≥ 0, and around a skip connection  relu(a + c) = r  says that a = r − c where r is
+    positive and a ≤ −c elsewhere. The many zeros of a make the bounded problem's solution unique where the equations
+    alone are too few (non-negative least squares, Slawski and Hein 2013).
+    """
+    shape = graph.nodes[name].shape
+    maps = {n: Above(graph, name, n, values) for n in above if n in values}
+    lower, upper = torch.zeros(shape, dtype=torch.float64), torch.full(shape, torch.inf, dtype=torch.float64)
+    equations: list[tuple[Above, Tensor, Tensor]] = []
+    for n, m in maps.items():
+        if not m:
+            continue
+        open_ = values[n] > SURE * spreads[n]
+        if m.skips:
+            known = (values[n] - m.zero).clamp(min=0)
+            lower, upper = torch.where(open_, known, lower), torch.where(open_, known, torch.minimum(upper, (-m.zero).clamp(min=0)))
+        else:
+            equations.append((m, open_.double(), values[n] - m.zero))
+    if graph.nodes[name].slope or not any(maps.values()):
+        return None
+    scales = [1 / largest(lambda t, m=m, o=o: m.transpose(o * m.linear(t)), shape) for m, o, _ in equations]
+
+    def product(a: Tensor) -> Tensor:
+        flat = a.flatten(1)
+        found = torch.cat([(s.V.T @ (s.V @ flat[s.channels].T)).T for s in systems]).reshape(shape)
+        for (m, o, _), scale in zip(equations, scales, strict=True):
+            found = found + scale * m.transpose(o * m.linear(a))
+        return found
+
+    right = torch.cat([(s.V.T @ (s.V @ s.solution)).T for s in systems]).reshape(shape)
+    for (m, o, r), scale in zip(equations, scales, strict=True):
+        right = right + scale * m.transpose(o * r)
+    return bounded(product, right, lower, upper)
+
+
+def bounded(product: Product, b: Tensor, lower: Tensor, upper: Tensor) -> Tensor | None:
+    """The minimiser of ½ aᵀHa − bᵀa between the bounds, where Ha = b there too; None where it is not reached.
+
+    Accelerated projected gradients (Beck and Teboulle 2009, restarted) find which bounds hold, conjugate gradients the
+    rest.
+    """
+    step = 1 / (1.02 * largest(product, b.shape))
+    a, size, residual = lower.clone(), float(b.norm()), math.inf
+    for _ in range(ROUNDS):
+        ahead, t = a, 1.0
+        for _ in range(PROJECTED):
+            new = torch.minimum(torch.maximum(ahead - step * (product(ahead) - b), lower), upper)
+            following = (1 + math.sqrt(1 + 4 * t * t)) / 2
+            if float(((ahead - new) * (new - a)).sum()) > 0:
+                ahead, t = new, 1.0
+            else:
+                ahead, t = new + (t - 1) / following * (new - a), following
+            a = new
+        free = ((a > lower) & (a < upper)).double()
+        inside = a + conjugate(lambda v, free=free: free * product(v), free * (b - product(a)))
+        a = torch.minimum(torch.maximum(inside, lower), upper)
+        before, residual = residual, float((product(a) - b).norm()) / size
+        if residual < EXACT or residual > STALLED * before:
+            break
+    return a if residual < ACCEPTED else None
+
+
+def conjugate(product: Product, b: Tensor) -> Tensor:
+    """x with H x = b, nearly."""
+    x, r, p = torch.zeros_like(b), b.clone(), b.clone()
+    rs = first = float(r.square().sum())
+    for _ in range(FREE):
+        if rs <= EXACT**2 * first:
+            break
+        q = product(p)
+        alpha = rs / float((p * q).sum())
+        x, r = x + alpha * p, r - alpha * q
+        new = float(r.square().sum())
+        p, rs = r + new / rs * p, new
+    return x
+
+
+def largest(product: Product, shape: Sequence[int]) -> float:
+    """The largest eigenvalue of a symmetric product, from below."""
+    t = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for _ in range(POWER):
+        t = product(t / t.norm())
+    return float(t.norm())
