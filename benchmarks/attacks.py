@@ -32,7 +32,7 @@ from common import HERE, Partial, machine, problem, show
 
 import i2f
 from i2f import metrics, perturb
-from i2f.attacks import METHODS
+from i2f.attacks import GENERAL
 from i2f.core.dense import forward_over_reverse, outer_gram
 from i2f.core.gradient import GradientMap
 from i2f.core.progress import bar
@@ -47,7 +47,7 @@ def speed(datasets: tuple[str, ...] = ("mnist", "cifar10"), steps: dict[str, int
     rows = []
     for dataset in datasets:
         J = problem(dataset, 0)
-        for method in bar(METHODS, description=dataset):
+        for method in bar(GENERAL, description=dataset):
             path: list[tuple[float, int, float]] = []
             best, apart, began = [math.inf], [0.0], time.perf_counter()
 

@@ -11,11 +11,11 @@ from i2f._torch.operations import ordinary
 from i2f.attacks.knowledge import Array, Gradient, Keywords, understood, with_keywords
 from i2f.attacks.labels import recover_labels
 from i2f.attacks.match import LowRank
-from i2f.attacks.methods import METHODS, Method
+from i2f.attacks.methods import GENERAL, METHODS, Method
 from i2f.attacks.problem import Iterate, Problem, Reconstruction
 from i2f.attacks.setup import STARTS, make_problems
 
-__all__ = ["METHODS", "STARTS", "Iterate", "LowRank", "Reconstruction", "invert", "invert_many", "recover_labels"]
+__all__ = ["GENERAL", "METHODS", "STARTS", "Iterate", "LowRank", "Reconstruction", "invert", "invert_many", "recover_labels"]
 
 ENDED = ("matched", "interrupted")  # how a reason begins after which a problem needs no further restart
 
@@ -51,7 +51,8 @@ def invert(
             (n, C, H, W).
 
     Keywords (how it searches, `Search`):
-        method: a key of `METHODS`. "gauss-newton": second order, to machine precision. "dgl": Adam, the paper's.
+        method: a key of `METHODS`. "gauss-newton": second order, to machine precision, for smooth networks. "recursive":
+            layer by layer, exact for networks with ReLUs that it can read. "dgl": Adam, the paper's.
             "dlg": L-BFGS. "idlg": dgl without labels. "gs": cosine distance, signed gradients.
         start: "gray" 0.5 + 0.1·N(0, 1), "uniform" U(0, 1), "normal" N(0, 1), or a tensor; None: as published.
         restarts: the number of starts; the result is that with the lowest objective.
@@ -61,7 +62,7 @@ def invert(
         progress: show a bar; "text" for a log. callback: called with an `Iterate` at every iterate.
         options: of the method. "dgl", "idlg", "gs", "dlg": lr, optimizer (a torch class, or any function of
             (parameters, lr=...)), which sees the objective in units of ‖g‖²; "gs": signed; "dgl", "idlg": l1, the
-            weight of TAG's ‖·‖₁.
+            weight of TAG's ‖·‖₁; "recursive": polish.
 
     Returns: a `Reconstruction`; after Ctrl-C the best so far. Raises: ValueError or TypeError for bad input, before
     any work.

@@ -68,6 +68,7 @@ class Keywords(TypedDict, total=False):
     optimizer: Callable[..., torch.optim.Optimizer]
     signed: bool
     l1: float
+    polish: bool
 
 
 KNOWN = {f.name: f for f in fields(Knowledge)}

@@ -46,7 +46,8 @@ class Method(NamedTuple):
     """An attack, and its published settings.
 
     box: pixels stay in [0, 1]. soft_labels: labels that are not given are optimised, not read off the gradient.
-    together: takes many problems in one pass. cosine: its distance has no unit.
+    together: takes many problems in one pass. cosine: its distance has no unit. layered: it reads the network layer by
+    layer, and refuses those that it does not know.
     """
 
     run: Callable[..., list[Reconstruction]]
@@ -56,6 +57,7 @@ class Method(NamedTuple):
     soft_labels: bool = False
     together: bool = True
     cosine: bool = False
+    layered: bool = False
 
     @property
     def options(self) -> list[str]:
@@ -65,9 +67,10 @@ class Method(NamedTuple):
 
 METHODS = {
     "gauss-newton": Method(gauss_newton, 50, "gray", together=False),
-    "recursive": Method(recursive, 60, "gray", together=False),
+    "recursive": Method(recursive, 60, "gray", together=False, layered=True),
     "dgl": Method(dgl, 24_000, "normal"),
     "dlg": Method(dlg, 300, "normal", soft_labels=True, together=False),
     "idlg": Method(dgl, 24_000, "normal"),
     "gs": Method(gs, 24_000, "normal", box=True, cosine=True),
 }
+GENERAL = tuple(name for name, method in METHODS.items() if not method.layered)  # those that take any network

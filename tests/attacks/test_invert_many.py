@@ -8,12 +8,12 @@ from torch import nn
 
 import i2f
 from i2f import metrics
-from i2f.attacks import METHODS, steps
+from i2f.attacks import GENERAL, steps
 from i2f.attacks.batched import BatchedGradient
 from i2f.core.dense import jacobian_gram
 from i2f.core.gradient import GradientMap
 
-METHOD_NAMES = [m for m in METHODS if m != "idlg"]
+METHOD_NAMES = [m for m in GENERAL if m != "idlg"]
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)

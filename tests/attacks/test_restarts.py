@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import i2f
-from i2f.attacks import METHODS
+from i2f.attacks import GENERAL
 
-METHOD_NAMES = [m for m in METHODS if m != "idlg"]
+METHOD_NAMES = [m for m in GENERAL if m != "idlg"]
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)

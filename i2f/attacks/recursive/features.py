@@ -1,7 +1,7 @@
 """The image whose activations are those that were found: Gauss-Newton on features, which are continuous in x."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple, Protocol
 
@@ -81,6 +81,9 @@ class Values:
         return self.weight.to(r[0].dtype) * r[0]
 
 
+Report = Callable[[Tensor, float, int, int], None]
+
+
 class Found(NamedTuple):
     """x: (C, H, W). loss: ‖r‖² in units of the noise. steps: taken; products: with J or Jᵀ."""
 
@@ -126,12 +129,20 @@ def squares(r: list[list[Tensor]]) -> float:
     return sum(float(p.square().sum()) for parts in r for p in parts)
 
 
-def solve(features: Features, x: Tensor, steps: int, goal: float, progress: bool | str = False, dtype: torch.dtype = torch.float32) -> Found:
+def solve(
+    features: Features,
+    x: Tensor,
+    steps: int,
+    goal: float,
+    report: Report = lambda *_: None,
+    progress: bool | str = False,
+    dtype: torch.dtype = torch.float32,
+) -> Found:
     """Levenberg–Marquardt on ‖r(x)‖², steps by conjugate gradients in `dtype`, residuals in float64.
 
     Once no unit changes its side the network is linear, and every step gains as many digits as its system is solved to.
     The objective of a network with kinks often falls by more than the step's own model predicts; such a step is taken
-    twice as far where that is better still. Stops at ‖r‖² ≤ goal, or where nothing is left to gain.
+    twice as far where that is better still. report: called with x, ‖r‖², steps and products after each. Stops at ‖r‖² ≤ goal, or where nothing is left to gain.
     """
     values, r = features.at(x)
     loss, mu, products, forcing, step = squares(r), 0.0, 0, FORCING, 0
@@ -141,6 +152,8 @@ def solve(features: Features, x: Tensor, steps: int, goal: float, progress: bool
             tangent = Tangent(features.graph, features.names, values, dtype=dtype)
             size = math.sqrt(loss)
             b = -features.pull(tangent, [[(p / size).to(dtype) for p in parts] for parts in r])
+            if not b.any():
+                break
             mu = mu or MU * squares(features.push(tangent, b)) / float(b.square().sum())
             while True:
                 s, inner = conjugate(features, tangent, b, mu, forcing)
@@ -164,6 +177,7 @@ def solve(features: Features, x: Tensor, steps: int, goal: float, progress: bool
             done = 1 - new / loss < FLAT and gain > 0.5 and forcing < FINE
             forcing = min(FORCING, max(LEAST_FORCING, 0.5 * (new / loss) ** 0.75)) if abs(1 - gain) < 0.5 else FORCING
             x, values, r, loss, step = candidate, new_values, new_r, new, step + 1
+            report(x, loss / unit, step, products)
             shown.update()
             shown.set_postfix_str(f"misfit {loss / unit / features.size:.1e} of the noise")
             if done:

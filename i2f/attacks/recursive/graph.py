@@ -108,6 +108,8 @@ class Graph:
             self.nodes[step.name] = Node(step.name, kind, inputs, size, **found)
             for name in inputs:
                 self.nodes[name].users.append(step.name)
+        if self.nodes[self.output].kind != "linear":
+            raise ValueError("model does not end in a linear layer, where the recursion starts: give another method")
         for name in reversed(list(self.nodes)):  # what the answer does not use is no part of it
             if not self.nodes[name].users and name != self.output:
                 for above in self.nodes.pop(name).inputs:

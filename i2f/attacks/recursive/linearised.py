@@ -52,7 +52,7 @@ class Layer:
         J = torch.cat([torch.einsum("kq,cqn->ckn", self.V, A.reshape(channels, -1, len(x))).flatten(0, 1), self.rows @ A])
         r = torch.cat([(self.Y - rest @ self.V.T).flatten(), self.right - self.rows @ rest.flatten()])
         M = torch.zeros(len(r), len(r), dtype=r.dtype)
-        rows = self.rows.reshape(len(self.rows), channels, -1)
+        rows = self.rows.reshape(len(self.rows), channels, self.V.shape[1])
         for c in range(channels):
             block, weighed = slice(c * k, (c + 1) * k), self.V * by_channel[c]
             M[block, block] = weighed @ self.V.T

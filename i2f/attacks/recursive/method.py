@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from i2f.attacks.gauss_newton import gauss_newton
+from i2f.attacks.prior import BOX
 from i2f.attacks.problem import Problem, Reconstruction, Stop
 from i2f.attacks.recursive import features
 from i2f.attacks.recursive.features import Features, Known, Modes, Values
@@ -86,13 +87,17 @@ class _Attack:
     def ended(self, x: Tensor, words: str) -> Reconstruction:
         """The result at x, which is stationary if the gradient is matched there."""
         problem = self.problem
-        x = x[None].to(problem.start)
+        x = (x[None].clamp(*BOX) if problem.box else x[None]).to(problem.start)
         residual = problem.match(problem.gmap(x) - problem.target).double()
         distance = float(residual.norm())
         stop = problem.matched(distance, problem.tolerance * problem.scale)
         loss = distance**2 + (float(problem.prior.penalty(x)) if problem.prior.active else 0.0)
         stop = Stop(f"{stop.reason}: {words}", converged=True) if stop else Stop(words)
         return problem.finish(x, loss, self.steps, self.evaluations + 1, stop)
+
+    def report(self, x: Tensor, loss: float, steps: int, products: int) -> None:
+        """To the callback: the objective while features are matched is theirs."""
+        self.problem.report(self.steps + steps, x[None].to(self.problem.start), loss, self.evaluations + products)
 
     def image(self, recursion: Recursion) -> tuple[Tensor, str]:
         """x from what the recursion found, and the words for how."""
@@ -109,7 +114,7 @@ class _Attack:
             asked = Features(self.graph, known)
             goal = 0.0 if noisy else float(asked.size)
             x = first_image(self.graph, asked, start) if x is start else x
-            found = features.solve(asked, x, self.problem.steps, goal, self.problem.progress)
+            found = features.solve(asked, x, self.problem.steps, goal, self.report, self.problem.progress)
             x = found.x
             self.steps, self.evaluations = self.steps + found.steps, self.evaluations + found.products
             if not noisy or not recursion.partial:

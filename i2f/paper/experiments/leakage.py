@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from i2f.attacks import METHODS, Iterate, Reconstruction, invert
+from i2f.attacks import GENERAL, METHODS, Iterate, Reconstruction, invert
 from i2f.core import metrics
 from i2f.paper import estimates, sweep
 from i2f.paper.claims import Claim, Judge, Thresholds
@@ -65,7 +65,7 @@ class Trajectory:
 
 
 def problems(config: Config) -> dict[str, list[Problem]]:
-    """ "attackers": every method of `attacks.METHODS` on the gradient of one image, no noise. "survey": Gauss–Newton
+    """ "attackers": every method of `attacks.GENERAL` on the gradient of one image, no noise. "survey": Gauss–Newton
     on many images, without their labels.
 
     config: dataset, init, weight_seed, start_seed; image; digits of MNIST's train split from first_digit on, each under
@@ -74,7 +74,7 @@ def problems(config: Config) -> dict[str, list[Problem]]:
     """
     setting = shared.setting(config) | {"start_seed": config["start_seed"]}
     steps = {"gauss-newton": config["gauss_newton_steps"], "dlg": config["lbfgs_steps"]}
-    longest_first = sorted(METHODS, key=lambda method: -METHODS[method].steps)  # none should start when others end
+    longest_first = sorted(GENERAL, key=lambda method: -METHODS[method].steps)  # none should start when others end
     own = [{"method": method, "budget": steps.get(method, config["adam_steps"])} for method in longest_first]
     places = [
         ("mnist", "train", shared.rotated(config["first_digit"], config["digits"], config["weight_seeds"])),
@@ -96,7 +96,7 @@ def run(problems: Mapping[str, list[Problem]], settings: Settings = sweep.DEFAUL
     truth: (C, H, W). images: (attackers, costs, C, H, W), that iterate when so many evaluations were spent, clamped.
     dlg and idlg do not know the label.
     """
-    tasks, order = problems["attackers"], list(METHODS)
+    tasks, order = problems["attackers"], list(GENERAL)
     table = sweep.run(follow, tasks, settings, whole=True, description="attackers")
     table = table.sort_values("method", key=lambda names: names.map(order.index), kind="stable", ignore_index=True)
     each = table.groupby("method", sort=False)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from i2f import claims, figures, pipeline
-from i2f.attacks import METHODS
+from i2f.attacks import GENERAL
 from i2f.paper import estimates
 from i2f.paper.attackers import ATTACKERS
 from i2f.paper.figures import eigenvectors, leakage, verdicts
@@ -77,14 +77,14 @@ def test_pictures_hold_the_pixels(table):
 
 def test_leakage_draws_every_path_and_every_picture():
     paths = pd.DataFrame(
-        [(m, cost, 0.5 / cost) for m in METHODS for cost in (1, 10, 100)],
+        [(m, cost, 0.5 / cost) for m in GENERAL for cost in (1, 10, 100)],
         columns=["method", "evaluations", "mse"],
     )
     truth, images = np.full((1, 8, 8), 0.1), np.linspace(0, 2, 5 * 3 * 64).reshape(5, 3, 1, 8, 8)
     found = Results({"paths": paths}, {"truth": truth, "images": images})
     (figure,) = leakage.published(found, {"costs": [5, 50, 500]}).values()
     lines = {line.get_label(): line for line in figure.axes[0].lines}
-    for who in (ATTACKERS[name] for name in METHODS):
+    for who in (ATTACKERS[name] for name in GENERAL):
         assert list(lines[f"{who.label} (knows {who.told})"].get_ydata()) == [0.5, 0.05, 0.005]
     shown = [ax for ax in figure.axes[1:] if ax.get_visible()]
     assert len(shown) == 1 + 5 * 3
@@ -94,7 +94,7 @@ def test_leakage_draws_every_path_and_every_picture():
 
 
 def test_every_method_has_its_colour():
-    assert len({(ATTACKERS[name].colour, ATTACKERS[name].marker) for name in METHODS}) == len(METHODS)
+    assert len({(ATTACKERS[name].colour, ATTACKERS[name].marker) for name in GENERAL}) == len(GENERAL)
 
 
 def test_verdicts_are_counted_by_experiment():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import i2f
-from i2f.attacks import METHODS, Iterate
+from i2f.attacks import GENERAL, Iterate
 from i2f.paper import rows
 from i2f.paper.experiments import leakage
 from i2f.paper.experiments import problems as shared
@@ -63,7 +63,7 @@ def test_every_attacker_has_a_row_and_every_image_is_surveyed(jacobian):
     summary, paths, pictures = tables["summary"], tables["paths"], arrays["images"]
     assert tables["survey"].mse.max() <= 1e-12
     assert tables["survey"].label_found.all()  # though it is not told
-    assert list(summary.method) == list(METHODS) == list(dict.fromkeys(paths.method))
+    assert list(summary.method) == list(GENERAL) == list(dict.fromkeys(paths.method))
     assert pictures.shape == (5, 3, 1, 6, 6)
     assert list(summary.label_given) == [True, True, False, False, True]
     last = paths.groupby("method", sort=False).last()
@@ -76,7 +76,7 @@ def test_every_attacker_has_a_row_and_every_image_is_surveyed(jacobian):
     assert ours.mse == shared.FLOOR
     assert np.allclose(pictures[0, -1], jacobian.x[0].numpy(), atol=1e-6)
     assert ours["evaluations to 1e-10"] <= ours.evaluations
-    assert list(leakage.readable(summary).columns) == list(METHODS)
+    assert list(leakage.readable(summary).columns) == list(GENERAL)
     (figure,) = draw.published(found, CONFIG).values()
     assert sum(bool(ax.images) and ax.get_visible() for ax in figure.axes) == 1 + 5 * 3
 

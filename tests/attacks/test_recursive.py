@@ -1,0 +1,295 @@
+"""The recursive attack: its parts against independent twins, and small networks with ReLUs inverted exactly."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import lsq_linear, nnls
+from torch import nn
+from torch.nn import functional as F
+
+import i2f
+from i2f.attacks.recursive import completion, linearised, masks, pool
+from i2f.attacks.recursive.graph import Graph
+from i2f.attacks.recursive.systems import System, equations, patches
+from i2f.attacks.recursive.tangent import Tangent
+
+
+class Block(nn.Module):
+    """A residual block of two convolutions, with a projection where the shape changes."""
+
+    def __init__(self, before: int, width: int, stride: int):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        self.down = nn.Identity()
+        if stride > 1 or before != width:
+            self.down = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x):
+        return torch.relu(self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))) + self.down(x))
+
+
+def resnet() -> nn.Module:
+    """A narrow ResNet for 12×12 images: nine positions behind the pool, a first stage that is short of rank."""
+    torch.manual_seed(0)
+    stem = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU())
+    blocks = nn.Sequential(Block(12, 12, 1), Block(12, 24, 2), Block(24, 64, 2))
+    model = nn.Sequential(stem, blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # statistics of the pass below: about half of the units are open
+    model(torch.rand(64, 3, 12, 12))
+    return model.double().eval()
+
+
+def plain(activation=nn.ReLU, size: int = 12) -> nn.Module:
+    torch.manual_seed(1)
+    layers = [nn.Conv2d(1, 8, 3, 2, 1), activation(), nn.Conv2d(8, 8, 3, 2, 1), activation(), nn.Conv2d(8, 8, 3, 1, 1)]
+    return nn.Sequential(*layers, activation(), nn.Flatten(), nn.Linear(8 * (size // 4) ** 2, 5)).double().eval()
+
+
+def image(*shape: int) -> torch.Tensor:
+    """Neighbours agree, as in pictures, up to some noise."""
+    generator = torch.Generator().manual_seed(2)
+    coarse = torch.rand(1, shape[0], 4, 4, generator=generator, dtype=torch.float64)
+    smooth = F.interpolate(coarse, size=shape[1:], mode="bilinear", align_corners=True)
+    return 0.7 * smooth + 0.3 * torch.rand(1, *shape, generator=generator, dtype=torch.float64)
+
+
+def gradient(model: nn.Module, x: torch.Tensor, label: int = 3) -> list[torch.Tensor]:
+    loss = F.cross_entropy(model(x), torch.tensor([label]))
+    return list(torch.autograd.grad(loss, list(model.parameters())))
+
+
+def central(function, x: torch.Tensor, t: torch.Tensor, step: float = 1e-7) -> torch.Tensor:
+    """Central differences, exact up to rounding where no unit changes its side."""
+    return (function(x + step * t) - function(x - step * t)).detach() / (2 * step)
+
+
+def mse(found: i2f.attacks.Reconstruction, x: torch.Tensor) -> float:
+    return float((found.x - x).double().square().mean())
+
+
+class TestInversion:
+    def test_a_residual_network_is_inverted_exactly_without_its_label(self):
+        model, x = resnet(), image(3, 12, 12)
+        found = i2f.invert(model, gradient(model, x), None, x.shape, method="recursive")
+        assert mse(found, x) < 1e-20
+        assert found.matched
+        assert found.converged
+        assert found.y.tolist() == [3]
+        last = found.layers[-1]
+        assert last.rank < last.unknowns  # its first stage is short: the features were needed
+        assert all(layer.rank == layer.unknowns for layer in found.layers[:-1])
+
+    @pytest.mark.parametrize("activation", [nn.ReLU, lambda: nn.LeakyReLU(0.2)], ids=["relu", "leaky"])
+    def test_plain_convolutions(self, activation):
+        model, x = plain(activation), image(1, 12, 12)
+        found = i2f.invert(model, gradient(model, x), None, x.shape, method="recursive")
+        assert mse(found, x) < 1e-20
+
+    def test_linear_layers_need_no_search(self):
+        torch.manual_seed(0)
+        layers = [nn.Flatten(), nn.Linear(36, 20), nn.ReLU(), nn.Linear(20, 12), nn.ReLU(), nn.Linear(12, 4)]
+        model, x = nn.Sequential(*layers).double().eval(), image(1, 6, 6)
+        found = i2f.invert(model, gradient(model, x), None, x.shape, method="recursive")
+        assert mse(found, x) < 1e-24
+        assert found.steps == 0
+
+    def test_a_float32_gradient(self):
+        model, x = resnet().float(), image(3, 12, 12).float()
+        found = i2f.invert(model, gradient(model, x), None, x.shape, method="recursive", polish=False)
+        assert found.x.dtype == torch.float32
+        assert mse(found, x) < 1e-10
+
+    def test_noise_leaves_an_error_in_proportion(self):
+        model, x = resnet(), image(3, 12, 12)
+        errors = []
+        for noise in (1e-5, 1e-4):
+            generator = torch.Generator().manual_seed(0)
+            sent = [
+                g + noise * g.norm() / math.sqrt(g.numel()) * torch.randn(g.shape, generator=generator, dtype=g.dtype)
+                for g in gradient(model, x)
+            ]
+            errors.append(mse(i2f.invert(model, sent, None, x.shape, method="recursive", polish=False), x))
+        assert errors[1] < 1e-4
+        assert 10 < errors[1] / errors[0] < 1000  # by the square
+
+    def test_the_callback_sees_the_search(self):
+        model, x, seen = resnet(), image(3, 12, 12), []
+        found = i2f.invert(model, gradient(model, x), None, x.shape, method="recursive", callback=seen.append)
+        assert [one.step for one in seen] == list(range(1, found.steps + 1))
+        assert [one.evaluations for one in seen] == sorted(one.evaluations for one in seen)
+
+    def test_where_the_equations_are_too_few_it_says_so(self):
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(1, 2, 3, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 3, 2, 1), nn.ReLU()]
+        model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(18, 4)).double().eval()
+        x = image(1, 12, 12)
+        found = i2f.invert(model, gradient(model, x), None, x.shape, method="recursive", polish=False)
+        assert not found.matched
+        assert not found.converged
+        assert "unknowns per channel" in found.reason
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("layers", "words"),
+        [
+            ([nn.Conv2d(1, 4, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(400, 3)], r"1 \(Sigmoid\)"),
+            ([nn.Conv2d(1, 4, 3, padding_mode="circular", padding=1), nn.Flatten(), nn.Linear(576, 3)], r"0 \(Conv2d\)"),
+            ([nn.Flatten(), nn.Linear(144, 3, bias=False)], "no bias"),
+            ([nn.Flatten(), nn.Linear(144, 3), nn.ReLU()], "does not end in a linear layer"),
+        ],
+    )
+    def test_a_network_that_it_cannot_read(self, layers, words):
+        model, x = nn.Sequential(*layers).double().eval(), image(1, 12, 12)
+        sent = [torch.ones_like(p) for p in model.parameters()]
+        with pytest.raises(ValueError, match=words):
+            i2f.invert(model, sent, torch.tensor([0]), x.shape, method="recursive")
+
+    def test_control_flow(self):
+        class Branch(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(144, 3)
+
+            def forward(self, x):
+                x = x.flatten(1)
+                return self.layer(x if x.sum() > 0 else -x)
+
+        model, x = Branch().double().eval(), image(1, 12, 12)
+        with pytest.raises(ValueError, match="cannot be read as a graph"):
+            i2f.invert(model, gradient(model, x, 1), None, x.shape, method="recursive")
+
+    def test_a_batch_a_mask_and_a_frozen_layer(self):
+        model, x = plain(), image(1, 12, 12)
+        sent = gradient(model, x)
+        with pytest.raises(ValueError, match="one image"):
+            i2f.invert(model, sent, torch.tensor([0, 1]), (2, 1, 12, 12), method="recursive")
+        mask = torch.ones(sum(g.numel() for g in sent), dtype=torch.bool)
+        with pytest.raises(ValueError, match="mask"):
+            i2f.invert(model, sent, None, x.shape, method="recursive", mask=mask)
+        model[2].weight.requires_grad_(False)
+        parts = [g for g, p in zip(sent, model.parameters(), strict=True) if p.requires_grad]
+        with pytest.raises(ValueError, match=r"2\.weight is frozen"):
+            i2f.invert(model, parts, None, x.shape, method="recursive")
+
+    def test_a_module_used_twice(self):
+        class Twice(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv, self.head = nn.Conv2d(1, 1, 3, padding=1), nn.Linear(144, 3)
+
+            def forward(self, x):
+                return self.head(self.conv(torch.relu(self.conv(x))).flatten(1))
+
+        model, x = Twice().double().eval(), image(1, 12, 12)
+        with pytest.raises(ValueError, match="'conv' twice"):
+            i2f.invert(model, gradient(model, x, 1), None, x.shape, method="recursive")
+
+
+class TestParts:
+    @pytest.mark.parametrize(
+        "options",
+        [{}, {"stride": 2, "padding": 1}, {"padding": 2, "dilation": 2}, {"kernel_size": (1, 3), "stride": (2, 1)}],
+    )
+    def test_the_equations_are_the_weight_gradient(self, options):
+        torch.manual_seed(0)
+        conv = nn.Conv2d(3, 4, **{"kernel_size": 3, **options}).double()
+        a = torch.randn(3, 7, 6, dtype=torch.float64)
+        out = conv(a[None])
+        delta = torch.randn_like(out)
+        (G,) = torch.autograd.grad(out, conv.weight, delta)
+        T = equations(delta[0], conv, a.shape)
+        assert torch.allclose(T @ a.flatten(1).T, G.permute(0, 2, 3, 1).reshape(len(T), -1), atol=1e-12)
+        again = delta[0].flatten(1) @ patches(a, conv).T
+        assert torch.allclose(again, G.flatten(1), atol=1e-12)
+
+    def test_a_system_is_solved_in_its_modes(self):
+        torch.manual_seed(0)
+        T = torch.randn(12, 4, dtype=torch.float64) @ torch.randn(4, 9, dtype=torch.float64)
+        a = torch.randn(9, 5, dtype=torch.float64)
+        system = System(slice(0, 5), T, T @ a, [12])
+        found = system.solve()
+        assert system.rank == 4
+        assert not system.full
+        expected = torch.from_numpy(np.linalg.lstsq(T.numpy(), (T @ a).numpy(), rcond=1e-10)[0])
+        assert torch.allclose(found.T, expected, atol=1e-9)
+        assert torch.allclose(system.misfit(a.T), torch.zeros(4, 5, dtype=torch.float64), atol=1e-9)
+
+    def test_the_tangent_is_the_derivative_and_its_transpose(self):
+        model, x = resnet(), image(3, 12, 12)
+        graph = Graph(model, x.shape)
+        tangent = Tangent(graph, [graph.output], graph.values(x[0]))
+        t, v = torch.randn_like(x[0]), torch.randn(5, dtype=torch.float64)
+        expected = central(model, x, t[None])[0]
+        assert torch.allclose(tangent(t)[graph.output], expected, atol=1e-8)
+        (back,) = torch.autograd.grad(model(x.requires_grad_())[0] @ v, x)
+        assert torch.allclose(tangent.transpose({graph.output: v}), back[0], atol=1e-12)
+
+    def test_the_tangent_of_a_stack_and_of_maxima(self):
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(1, 3, 3, padding=1), nn.LeakyReLU(0.1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(108, 4)]
+        model, x = nn.Sequential(*layers).double().eval(), image(1, 12, 12)
+        graph = Graph(model, x.shape)
+        tangent = Tangent(graph, ["_2"], graph.values(x[0]))
+        stack = torch.randn(5, 1, 12, 12, dtype=torch.float64)
+        each = torch.cat([central(model[:3], x, t[None]) for t in stack])
+        assert torch.allclose(tangent(stack)["_2"], each, atol=1e-8)
+
+    def test_binary_columns_are_found_in_any_mixture(self):
+        generator = torch.Generator().manual_seed(0)
+        M = (torch.rand(60, 6, generator=generator) < 0.5).double()
+        A = torch.randn(6, 40, generator=generator, dtype=torch.float64)
+        U, S = pool.span(M @ A, 6)
+        found = pool.columns(U)
+        assert sorted(map(tuple, found.T.tolist())) == sorted(map(tuple, M.T.tolist()))
+        assert float(S[-1]) > 1e-3
+
+    def test_a_space_without_binary_columns_has_none(self):
+        torch.manual_seed(0)
+        assert pool.columns(torch.linalg.qr(torch.randn(60, 6, dtype=torch.float64))[0]) is None
+        assert pool.columns(torch.randn(60, pool.POSITIONS + 1, dtype=torch.float64)) is None
+
+    def test_patches_are_put_in_order_by_their_overlaps(self):
+        conv = nn.Conv2d(2, 1, 3, padding=1)
+        every = patches(torch.rand(2, 4, 3, dtype=torch.float64) + 0.1, conv).T.reshape(12, 2, 3, 3)
+        order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(pool.arrange(every[order], 4, 3), order)
+
+    def test_masks_by_likelihood(self):
+        value, spread = torch.tensor([0.5, 0.02, -0.02, 0.0]), torch.full((4,), 0.01)
+        assert (masks.of_values(value, spread, 0.0) > 0).tolist() == [True, False, False, False]  # two σ are no proof
+        assert (masks.of_values(value, spread, 0.1) > 0).tolist()[:3] == [True, True, False]  # a sign is
+        ratio = torch.tensor([1.02, 0.48, 0.03])
+        assert (masks.of_signals(ratio, torch.full((3,), 0.1), 0.0) > 0).tolist() == [True, False, False]
+
+    @pytest.mark.parametrize("leak", [0.0, 0.2])
+    def test_moments_of_a_relu(self, leak):
+        u, s = torch.tensor([-1.0, 0.3, 2.0], dtype=torch.float64), torch.tensor([0.5, 1.0, 0.7], dtype=torch.float64)
+        nodes, weights = np.polynomial.hermite_e.hermegauss(150)
+        z = u[:, None] + s[:, None] * torch.from_numpy(nodes)
+        p = torch.from_numpy(weights / weights.sum())
+        f = F.leaky_relu(z, leak)
+        mean, slope, left = linearised.relu_moments(u, s, leak)
+        expected = (f * p).sum(1)
+        covariance = ((f - expected[:, None]) * (z - u[:, None]) * p).sum(1)
+        variance = ((f - expected[:, None]).square() * p).sum(1)
+        assert torch.allclose(mean, expected, atol=3e-3)
+        assert torch.allclose(slope, covariance / s.square(), atol=1e-2)
+        assert torch.allclose(left, variance - covariance.square() / s.square(), atol=1e-2)
+
+    def test_bounded_least_squares(self):
+        generator = np.random.default_rng(0)
+        A, a = generator.normal(size=(14, 20)), np.maximum(generator.normal(size=20) - 0.4, 0)
+        H, b = torch.from_numpy(A.T @ A), torch.from_numpy(A.T @ (A @ a))
+        lower, upper = torch.zeros(20, dtype=torch.float64), torch.full((20,), torch.inf, dtype=torch.float64)
+        found = completion.bounded(lambda v: H @ v, b, lower, upper)
+        assert np.allclose(nnls(A, A @ a)[0], a, atol=1e-8)  # the signs determine it, with fewer equations than unknowns
+        assert np.allclose(found.numpy(), a, atol=1e-7)
+        tight = torch.full((20,), 0.1, dtype=torch.float64)
+        assert completion.bounded(lambda v: H @ v, b, lower, tight) is None  # lsq_linear: nothing within reaches it
+        assert lsq_linear(A, A @ a, (0, 0.1)).cost > 1e-3
