@@ -124,7 +124,7 @@ class TestInversion:
         assert [one.evaluations for one in seen] == sorted(one.evaluations for one in seen)
 
     def test_where_the_equations_are_too_few_it_says_so(self):
-        torch.manual_seed(0)
+        torch.manual_seed(3)
         layers = [nn.Conv2d(1, 2, 3, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 3, 2, 1), nn.ReLU()]
         model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(18, 4)).double().eval()
         x = image(1, 12, 12)

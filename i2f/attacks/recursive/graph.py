@@ -74,7 +74,7 @@ class Graph:
 
     def _read(self, graph: fx.Graph, modules: Mapping[str, nn.Module], names: Mapping[int, str]) -> None:
         same: dict[str, str] = {}  # a node that changes nothing -> the one it stands for
-        seen: dict[int, str] = {}
+        seen: set[int] = set()
         for step in graph.nodes:
             inputs = tuple(same.get(a.name, a.name) for a in step.all_input_nodes)
             if step.op == "output":
@@ -89,8 +89,10 @@ class Graph:
                     same[step.name] = inputs[0]
                     continue
                 kind, found = _module(module, names)
-                if found.get("weight") is not None and seen.setdefault(id(module), step.target) != step.target:
-                    raise ValueError(f"model uses module {step.target!r} twice: its gradient is a sum")
+                if found.get("weight") is not None:
+                    if id(module) in seen:
+                        raise ValueError(f"model uses module {step.target!r} twice: its gradient is a sum")
+                    seen.add(id(module))
             else:
                 kind, found = _function(step)
             size = tuple(step.meta["tensor_meta"].shape[1:])

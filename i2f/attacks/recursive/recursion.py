@@ -156,19 +156,20 @@ class Recursion:
     def solve(self, name: str) -> bool:
         """The node's activations from all its equations; False where they are short of rank."""
         node, systems = self.graph.nodes[name], self.assembled(name)
-        values, spreads, residuals = [], [], []
+        values, spreads, residuals, noises = [], [], [], []
         for system in systems:
             a = system.solve()
             if len(system.T) > system.rank and self.noise > NOISY:
                 a = self.robust(system, a)
             free = len(system.T) - system.rank
-            size = system.G.norm() / math.sqrt(system.G.numel())
+            size = system.G.norm() / math.sqrt(system.G.numel()) if system.G.any() else system.S[0]  # dead units above
             sigma = torch.as_tensor(self.noise) * size
             if free > 0.3 * len(system.T):
                 sigma = (system.residual.norm() / math.sqrt(free * system.G.shape[1])).clamp(min=ROUNDING * size)
             values.append(a)
             spreads.append((sigma * system.spread).expand(a.shape))
-            residuals.append(float(system.residual.norm() / system.G.norm()))
+            residuals.append(float(system.residual.norm() / (size * math.sqrt(system.G.numel()))))
+            noises.append(float(sigma / size))
             system.sigma = float(sigma)
         worst = min(systems, key=lambda s: s.rank / s.T.shape[1])
         self.layers.append(Layer(name, worst.rank, worst.T.shape[1], max(residuals)))
@@ -177,7 +178,7 @@ class Recursion:
             return False
         self.value[name] = torch.cat(values).reshape(node.shape)
         self.spread[name] = torch.cat(spreads).reshape(node.shape)
-        self.noises.append(max(system.sigma * math.sqrt(system.G.numel()) / float(system.G.norm()) for system in systems))
+        self.noises.append(max(noises))
         return True
 
     def complete(self, node: Node) -> bool:
