@@ -14,7 +14,6 @@ Seconds are those of one process with `--threads` threads beside others (recursi
 """
 
 import argparse
-import os
 import time
 from typing import Any
 
@@ -134,11 +133,11 @@ def main() -> None:
     arguments = parser.parse_args()
     done = Partial("recursive", arguments.resume)
     open_ = [task for task in tasks(arguments.only) if task not in done.found]
-    answers = joblib.Parallel(arguments.jobs, return_as="generator_unordered")(
-        joblib.delayed(_alone)(task, arguments.threads) for task in open_
-    )
-    for task, row in bar(answers, total=len(open_), description="recursive"):
-        done.keep(task, row)
+    calls = [joblib.delayed(_alone)(task, arguments.threads) for task in open_]
+    with joblib.parallel_config("loky", n_jobs=arguments.jobs, inner_max_num_threads=arguments.threads):
+        answers = joblib.Parallel(return_as="generator_unordered", batch_size=1)(calls)
+        for task, row in bar(answers, total=len(open_), description="recursive"):
+            done.keep(task, row)
     table = pd.DataFrame([row for _, row in sorted(done.found.items())])
     table.to_csv(HERE / "recursive.csv", index=False, float_format="%.4g")
     (HERE / "recursive_machine.txt").write_text(machine(arguments.threads))
@@ -151,5 +150,6 @@ def _alone(task: tuple, threads: int) -> tuple[tuple, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    main()
+    import recursive  # by name, so that the other processes find its functions
+
+    recursive.main()
