@@ -57,7 +57,7 @@ def vgg11(shape: networks.Shape, classes: int) -> list[nn.Module]:
 
 
 def cnn6(shape: networks.Shape, classes: int) -> list[nn.Module]:
-    """R-GAP's network: six convolutions with LeakyReLU, without biases, and one linear layer (Zhu and Blaschko 2021)."""
+    """R-GAP's network (Zhu and Blaschko 2021): six convolutions with LeakyReLU and without biases, one linear layer."""
     layers: list[nn.Module] = []
     channels = shape[0]
     for width, kernel, stride in ((12, 4, 2), (36, 3, 2), (36, 3, 1), (36, 3, 1), (64, 3, 2), (128, 3, 1)):
@@ -93,7 +93,10 @@ def solve(part: str, network: str, dataset: str, image: int, seed: int, noise: f
     model, x = model_of(network, dataset, seed).to(dtype), x.to(dtype)
     sent = torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
     generator = torch.Generator().manual_seed(1000 * seed + image)
-    sent = [g + noise * g.norm() / g.numel() ** 0.5 * torch.randn(g.shape, generator=generator, dtype=dtype) if noise else g for g in sent]
+    sent = [
+        g + noise * g.norm() / g.numel() ** 0.5 * torch.randn(g.shape, generator=generator, dtype=dtype) if noise else g
+        for g in sent
+    ]
     begin = time.perf_counter()
     row = {"part": part, "network": network, "image": image, "seed": seed, "noise": noise}
     try:

@@ -15,7 +15,17 @@ from i2f.attacks.methods import GENERAL, METHODS, Method
 from i2f.attacks.problem import Iterate, Problem, Reconstruction
 from i2f.attacks.setup import STARTS, make_problems
 
-__all__ = ["GENERAL", "METHODS", "STARTS", "Iterate", "LowRank", "Reconstruction", "invert", "invert_many", "recover_labels"]
+__all__ = [
+    "GENERAL",
+    "METHODS",
+    "STARTS",
+    "Iterate",
+    "LowRank",
+    "Reconstruction",
+    "invert",
+    "invert_many",
+    "recover_labels",
+]
 
 ENDED = ("matched", "interrupted")  # how a reason begins after which a problem needs no further restart
 
@@ -51,8 +61,8 @@ def invert(
             (n, C, H, W).
 
     Keywords (how it searches, `Search`):
-        method: a key of `METHODS`. "gauss-newton": second order, to machine precision, for smooth networks. "recursive":
-            layer by layer, exact for networks with ReLUs that it can read. "dgl": Adam, the paper's.
+        method: a key of `METHODS`. "gauss-newton": second order, to machine precision on smooth networks.
+            "recursive": layer by layer, exact for networks with ReLUs that it can read. "dgl": Adam, the paper's.
             "dlg": L-BFGS. "idlg": dgl without labels. "gs": cosine distance, signed gradients.
         start: "gray" 0.5 + 0.1·N(0, 1), "uniform" U(0, 1), "normal" N(0, 1), or a tensor; None: as published.
         restarts: the number of starts; the result is that with the lowest objective.

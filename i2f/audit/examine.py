@@ -58,7 +58,8 @@ def audit(
             and, for noise, the Bayes error. None: exact where J takes at most 2 GiB.
         together: one gradient of the mean loss over all n samples, with a J of n·d_x rows; otherwise each sample alone.
         target_psnr: in dB: the PSNR for which the variance that is needed is reported.
-        attack: also run Gauss–Newton, for at most attack_steps steps; its error then takes part in `judged`.
+        attack: also run Gauss–Newton, for at most attack_steps steps, and on a network with kinks the recursive attack;
+            the error of that which matches the gradient better takes part in `judged`.
         tau: τ, the standard deviation of a pixel for the attacker with a prior, in units of the range.
         seed: of the noise drawn here, and of the attack. Noise that is sent needs another one.
 

@@ -73,7 +73,10 @@ def _needed(sample: Sample, shared: Shared, most: float) -> Iterator[str]:
 def _network(sample: Sample, shared: Shared) -> Iterator[str]:
     J, weights = shared.J, shared.question.weights
     if shared.kinked:
-        yield "the network has kinks (ReLU, max pooling, …): J is valid between them only"
+        attack = (
+            "" if shared.attack else "; attack=True also runs the recursive attack, which such networks do not stall"
+        )
+        yield f"the network has kinks (ReLU, max pooling, …): J is valid between them only{attack}"
     if J.dtype != torch.float64:
         level = f"{spectrum.zero_level(J):.1g}"
         rounding = f": λ below {level} of the largest may be rounding error, and is set to that level"

@@ -27,7 +27,8 @@ class Sample:
         boxed: who also knows the range of the input.
         prior: who has the prior N(m, τ²I) on the input: the linear Bayes error.
         masked: who reads the mask off a pruned gradient, and has the prior for what the kept coordinates do not show.
-        attacked: of Gauss–Newton, where it was run, clamped to the range; attacked_rmse: not clamped.
+        attacked: of Gauss–Newton or the recursive attack, where they were run, clamped to the range; attacked_rmse: not
+            clamped.
         judged: the smallest of these; NaN: not known. psnr: of `judged`, in dB.
         bound: I_lb/√d_x (Eq. 5).
 

@@ -129,16 +129,20 @@ def share(J: GradientJacobian, question: Question, indices: Sequence[int]) -> Sh
 
 
 def _attack(shared: Shared) -> Attack:
+    """Gauss–Newton's reconstruction; where the network has kinks, at which it stalls, that of the recursion if that
+    matches the gradient better."""
     J, question = shared.J, shared.question
-    found = invert(
-        J.map.model,
-        J.gradient + shared.seen,
-        J.map.y,
-        J.x.shape,
-        loss=J.map.loss,
-        mask=shared.kept(),
-        seed=question.seed,
-        steps=question.attack_steps,
-    )
+    keywords: dict[str, Any] = {"loss": J.map.loss, "seed": question.seed, "steps": question.attack_steps}
+    arguments = (J.map.model, J.gradient + shared.seen, J.map.y, J.x.shape)
+    found = invert(*arguments, mask=shared.kept(), **keywords)
+    reason = found.reason
+    if shared.kinked:
+        try:
+            exact = invert(*arguments, method="recursive", **keywords)
+        except ValueError as error:
+            reason += f"; the recursive attack takes no such problem: {error}"
+        else:
+            if exact.relative_residual < found.relative_residual:
+                found, reason = exact, f"recursive attack: {exact.reason}"
     x = found.x.to(J.x)
-    return Attack(metrics.assign(x, J.x) if len(x) > 1 else x, found.reason)
+    return Attack(metrics.assign(x, J.x) if len(x) > 1 else x, reason)

@@ -139,7 +139,10 @@ class TestRefusals:
         ("layers", "words"),
         [
             ([nn.Conv2d(1, 4, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(400, 3)], r"1 \(Sigmoid\)"),
-            ([nn.Conv2d(1, 4, 3, padding_mode="circular", padding=1), nn.Flatten(), nn.Linear(576, 3)], r"0 \(Conv2d\)"),
+            (
+                [nn.Conv2d(1, 4, 3, padding_mode="circular", padding=1), nn.Flatten(), nn.Linear(576, 3)],
+                r"0 \(Conv2d\)",
+            ),
             ([nn.Flatten(), nn.Linear(144, 3, bias=False)], "no bias"),
             ([nn.Flatten(), nn.Linear(144, 3), nn.ReLU()], "does not end in a linear layer"),
         ],
@@ -288,7 +291,9 @@ class TestParts:
         H, b = torch.from_numpy(A.T @ A), torch.from_numpy(A.T @ (A @ a))
         lower, upper = torch.zeros(20, dtype=torch.float64), torch.full((20,), torch.inf, dtype=torch.float64)
         found = completion.bounded(lambda v: H @ v, b, lower, upper)
-        assert np.allclose(nnls(A, A @ a)[0], a, atol=1e-8)  # the signs determine it, with fewer equations than unknowns
+        assert np.allclose(
+            nnls(A, A @ a)[0], a, atol=1e-8
+        )  # the signs determine it, with fewer equations than unknowns
         assert np.allclose(found.numpy(), a, atol=1e-7)
         tight = torch.full((20,), 0.1, dtype=torch.float64)
         assert completion.bounded(lambda v: H @ v, b, lower, tight) is None  # lsq_linear: nothing within reaches it

@@ -363,3 +363,20 @@ def test_softmax_is_no_kink(transformer):
     """Its node's name holds "max"."""
     (sample,) = audit(*transformer, "gaussian:1e-6")
     assert not any("kinks" in words for words in sample.reservations)
+
+
+def test_a_network_with_kinks_is_attacked_layer_by_layer():
+    """Gauss–Newton stalls at the kinks; the recursion does not, and the sample is judged by it."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Flatten(), torch.nn.Linear(36, 20), torch.nn.ReLU(), torch.nn.Linear(20, 4)]
+    model, x = torch.nn.Sequential(*layers).double().eval(), torch.rand(1, 1, 6, 6, dtype=torch.float64)
+    (sample,) = audit(model, x, torch.tensor([1]), attack=True, attack_steps=2)
+    assert sample.attacked_reason.startswith("recursive attack: matched")
+    assert sample.attacked < 1e-12
+    assert sample.judged < 1e-12
+
+
+def test_a_network_that_the_recursion_cannot_read_says_so():
+    model, x = Functional(torch.abs).double(), torch.rand(1, 4, dtype=torch.float64)
+    (sample,) = audit(model, x, torch.tensor([1]), attack=True, attack_steps=2)
+    assert "the recursive attack takes no such problem" in sample.attacked_reason

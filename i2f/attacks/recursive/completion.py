@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,7 +11,11 @@ from i2f.attacks.recursive.graph import Graph, apply
 from i2f.attacks.recursive.systems import System
 
 SURE = 10.0  # standard deviations from which a unit counts as open
-ROUNDS, PROJECTED, FREE = 12, 250, 400  # of projected gradients, and of conjugate gradients on what lies inside the bounds
+ROUNDS, PROJECTED, FREE = (
+    12,
+    250,
+    400,
+)  # of projected gradients, and of conjugate gradients on what lies inside the bounds
 POWER = 20  # iterations for the largest eigenvalue
 EXACT = 1e-13  # relative residual at which the bounded problem is solved
 STALLED = 0.9  # a round must bring it below this share
@@ -47,7 +52,12 @@ class Above:
     @property
     def zero(self) -> Tensor:
         """The pre-activation for a = 0."""
-        return self.output.detach()
+        return self._known.detach()
+
+    @property
+    def _known(self) -> Tensor:
+        assert self.output is not None
+        return self.output
 
     @property
     def skips(self) -> bool:
@@ -56,14 +66,21 @@ class Above:
         return node.kind == "add" and self.source in node.inputs
 
     def linear(self, a: Tensor) -> Tensor:
-        return self._value(self.top, a) - self.zero
+        found = self._value(self.top, a)
+        assert found is not None
+        return found - self.zero
 
     def transpose(self, v: Tensor) -> Tensor:
-        return torch.autograd.grad(self.output, self.input, v, retain_graph=True)[0]
+        return torch.autograd.grad(self._known, self.input, v, retain_graph=True)[0]
 
 
 def complete(
-    graph: Graph, name: str, systems: Sequence[System], above: Sequence[str], values: Mapping[str, Tensor], spreads: Mapping[str, Tensor]
+    graph: Graph,
+    name: str,
+    systems: Sequence[System],
+    above: Sequence[str],
+    values: Mapping[str, Tensor],
+    spreads: Mapping[str, Tensor],
 ) -> Tensor | None:
     """The value a of the ReLU `name`, (C, H, W), where its own systems are short of rank; None where it is not found.
 
@@ -82,24 +99,31 @@ def complete(
         open_ = values[n] > SURE * spreads[n]
         if m.skips:
             known = (values[n] - m.zero).clamp(min=0)
-            lower, upper = torch.where(open_, known, lower), torch.where(open_, known, torch.minimum(upper, (-m.zero).clamp(min=0)))
+            lower, upper = (
+                torch.where(open_, known, lower),
+                torch.where(open_, known, torch.minimum(upper, (-m.zero).clamp(min=0))),
+            )
         else:
             equations.append((m, open_.double(), values[n] - m.zero))
     if graph.nodes[name].slope or not any(maps.values()):
         return None
-    scales = [1 / largest(lambda t, m=m, o=o: m.transpose(o * m.linear(t)), shape) for m, o, _ in equations]
+    scales = [1 / largest(partial(_squared, m, o), shape) for m, o, _ in equations]
 
     def product(a: Tensor) -> Tensor:
         flat = a.flatten(1)
         found = torch.cat([(s.V.T @ (s.V @ flat[s.channels].T)).T for s in systems]).reshape(shape)
         for (m, o, _), scale in zip(equations, scales, strict=True):
-            found = found + scale * m.transpose(o * m.linear(a))
+            found = found + scale * _squared(m, o, a)
         return found
 
     right = torch.cat([(s.V.T @ (s.V @ s.solution)).T for s in systems]).reshape(shape)
     for (m, o, r), scale in zip(equations, scales, strict=True):
         right = right + scale * m.transpose(o * r)
     return bounded(product, right, lower, upper)
+
+
+def _squared(m: Above, open_: Tensor, a: Tensor) -> Tensor:
+    return m.transpose(open_ * m.linear(a))
 
 
 def bounded(product: Product, b: Tensor, lower: Tensor, upper: Tensor) -> Tensor | None:
@@ -121,12 +145,16 @@ def bounded(product: Product, b: Tensor, lower: Tensor, upper: Tensor) -> Tensor
                 ahead, t = new + (t - 1) / following * (new - a), following
             a = new
         free = ((a > lower) & (a < upper)).double()
-        inside = a + conjugate(lambda v, free=free: free * product(v), free * (b - product(a)))
+        inside = a + conjugate(partial(_within, product, free), free * (b - product(a)))
         a = torch.minimum(torch.maximum(inside, lower), upper)
         before, residual = residual, float((product(a) - b).norm()) / size
         if residual < EXACT or residual > STALLED * before:
             break
     return a if residual < ACCEPTED else None
+
+
+def _within(product: Product, free: Tensor, v: Tensor) -> Tensor:
+    return free * product(v)
 
 
 def conjugate(product: Product, b: Tensor) -> Tensor:

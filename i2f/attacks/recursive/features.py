@@ -47,7 +47,9 @@ class Modes:
         self.weights = [s.S.clamp(max=float(s.S[int(CAP * (s.rank - 1))]))[:, None] / s.sigma for s in systems]
         self.size = sum(s.rank * s.G.shape[1] for s in systems)
         self.largest = max(float(w.max()) for w in self.weights)
-        self.rows = cache(lambda dtype: [(w / self.largest * s.V).to(dtype) for s, w in zip(systems, self.weights, strict=True)])
+        self.rows = cache(
+            lambda dtype: [(w / self.largest * s.V).to(dtype) for s, w in zip(systems, self.weights, strict=True)]
+        )
 
     def residual(self, a: Tensor) -> list[Tensor]:
         a = a.flatten(1)
@@ -142,7 +144,8 @@ def solve(
 
     Once no unit changes its side the network is linear, and every step gains as many digits as its system is solved to.
     The objective of a network with kinks often falls by more than the step's own model predicts; such a step is taken
-    twice as far where that is better still. report: called with x, ‖r‖², steps and products after each. Stops at ‖r‖² ≤ goal, or where nothing is left to gain.
+    twice as far where that is better still. report: called with x, ‖r‖², steps and products after each. Stops at
+    ‖r‖² ≤ goal, or where nothing is left to gain.
     """
     values, r = features.at(x)
     loss, mu, products, forcing, step = squares(r), 0.0, 0, FORCING, 0
@@ -189,7 +192,9 @@ def conjugate(features: Features, tangent: Tangent, b: Tensor, mu: float, forcin
     """s with ‖(AᵀA + μ) s − b‖ ≤ forcing ‖b‖."""
     s, res, p = torch.zeros_like(b), b.clone(), b.clone()
     rs = first = float(res.square().sum())
-    for k in range(INNER):
+    count = 0
+    while count < INNER:
+        count += 1
         q = features.pull(tangent, features.push(tangent, p)) + mu * p
         alpha = rs / float((p * q).sum())
         s, res = s + alpha * p, res - alpha * q
@@ -197,4 +202,4 @@ def conjugate(features: Features, tangent: Tangent, b: Tensor, mu: float, forcin
         if new <= forcing**2 * first:
             break
         p, rs = res + new / rs * p, new
-    return s, k + 1
+    return s, count

@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,7 +14,8 @@ from i2f._torch.normalize import Normalize
 
 IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)
 ADDITIONS = (operator.add, operator.iadd, torch.add)
-SAME = 1e-6  # relative difference up to which the graph's answer is the network's own (which may be in float32)
+SAME = 1e-3  # relative difference up to which the graph's answer is the network's own, which may be in float32
+NOTHING = torch.empty(0)
 
 
 @dataclass
@@ -31,10 +32,10 @@ class Node:
     inputs: tuple[str, ...]
     shape: tuple[int, ...]
     module: Any = None
-    weight: Tensor | None = None
+    weight: Tensor = NOTHING
     bias: Tensor | None = None
-    scale: Tensor | None = None
-    shift: Tensor | None = None
+    scale: Tensor = NOTHING
+    shift: Tensor = NOTHING
     slope: float = 0.0
     names: tuple[str, ...] = ()
     users: list[str] = field(default_factory=list)
@@ -97,7 +98,11 @@ class Graph:
                 kind, found = _function(step)
             size = tuple(step.meta["tensor_meta"].shape[1:])
             if kind is None:
-                what = step.target if step.op != "call_module" else f"{step.target} ({type(modules[step.target]).__name__})"
+                what = (
+                    step.target
+                    if step.op != "call_module"
+                    else f"{step.target} ({type(modules[step.target]).__name__})"
+                )
                 raise ValueError(f"the recursion does not know {what}: give method='gauss-newton' or another")
             if kind == "same":
                 same[step.name] = inputs[0]
@@ -171,24 +176,24 @@ def apply(node: Node, inputs: list[Tensor]) -> Tensor:
     return u.reshape(*u.shape[:1], -1) if stacked else u.reshape(-1)
 
 
-def _double(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().double()
-
-
 def _module(module: nn.Module, names: Mapping[int, str]) -> tuple[str | None, dict[str, Any]]:
     if isinstance(module, nn.Conv2d | nn.Linear):
         kind = "conv" if isinstance(module, nn.Conv2d) else "linear"
-        if type(module).forward not in (nn.Conv2d.forward, nn.Linear.forward) or getattr(module, "padding_mode", "zeros") != "zeros":
+        if (
+            type(module).forward not in (nn.Conv2d.forward, nn.Linear.forward)
+            or getattr(module, "padding_mode", "zeros") != "zeros"
+        ):
             return None, {}
         if isinstance(getattr(module, "padding", 0), str):
             return None, {}
+        bias = None if module.bias is None else module.bias.detach().double()
         own = tuple(names[id(p)] for p in (module.weight, module.bias) if p is not None)
-        return kind, {"module": module, "weight": _double(module.weight), "bias": _double(module.bias), "names": own}
+        return kind, {"module": module, "weight": module.weight.detach().double(), "bias": bias, "names": own}
     if isinstance(module, nn.BatchNorm2d) and module.running_var is not None:
         scale = (module.running_var.double() + module.eps).rsqrt()
-        scale = scale if module.weight is None else scale * _double(module.weight)
-        shift = -scale * module.running_mean.double()
-        return "scale", {"scale": scale, "shift": shift if module.bias is None else shift + _double(module.bias)}
+        scale = scale if module.weight is None else scale * module.weight.detach().double()
+        shift = 0.0 if module.bias is None else module.bias.detach().double()
+        return "scale", {"scale": scale, "shift": shift - scale * cast(Tensor, module.running_mean).double()}
     if isinstance(module, Normalize):
         std, mean = module.std.double().flatten(), module.mean.double().flatten()
         return "scale", {"scale": 1 / std, "shift": -mean / std}
@@ -213,6 +218,6 @@ def _function(step: fx.Node) -> tuple[str | None, dict[str, Any]]:
     if step.target in (torch.relu, F.relu, F.relu_, "relu", "relu_"):
         return "relu", {}
     if step.target is F.leaky_relu:
-        return "relu", {"slope": float(step.kwargs.get("negative_slope", (*step.args, 0.01, 0.01)[1]))}
+        slope: Any = step.kwargs.get("negative_slope", (*step.args, 0.01, 0.01)[1])
+        return "relu", {"slope": float(slope)}
     return None, {}
-

@@ -49,7 +49,9 @@ class Layer:
         A = slope[:, None] * self.A
         rest = (fitted - A @ x).reshape(channels, -1)
         by_channel = variance.reshape(channels, -1)
-        J = torch.cat([torch.einsum("kq,cqn->ckn", self.V, A.reshape(channels, -1, len(x))).flatten(0, 1), self.rows @ A])
+        J = torch.cat(
+            [torch.einsum("kq,cqn->ckn", self.V, A.reshape(channels, -1, len(x))).flatten(0, 1), self.rows @ A]
+        )
         r = torch.cat([(self.Y - rest @ self.V.T).flatten(), self.right - self.rows @ rest.flatten()])
         M = torch.zeros(len(r), len(r), dtype=r.dtype)
         rows = self.rows.reshape(len(self.rows), channels, self.V.shape[1])
@@ -70,8 +72,8 @@ class Layer:
 
 
 def relu_moments(u: Tensor, s: Tensor, leak: float) -> tuple[Tensor, Tensor, Tensor]:
-    """For z ~ N(u, s²) and f(z) = leak·z + (1 − leak)·relu(z): the mean of f, the slope of its best linear fit in z, and
-    the variance that is left."""
+    """For z ~ N(u, s²) and f(z) = leak·z + (1 − leak)·relu(z): the mean of f, the slope of its best linear fit in z,
+    and the variance that is left."""
     t = (u / s).clamp(-38, 38)
     Phi, phi = torch.special.ndtr(t), torch.exp(-t.square() / 2) / math.sqrt(2 * math.pi)
     mean = s * (phi + t * Phi)
@@ -104,8 +106,8 @@ def layer(graph: Graph, known: Sequence[Known]) -> Layer | None:
 
 
 def _open_equations(graph: Graph, known: Values, source: str) -> tuple[Tensor, Tensor] | None:
-    """Where a ReLU is open (a LeakyReLU, everywhere) its value is an affine function of the activations at `source`: the equations, or None where
-    more than one convolution, with its BatchNorm, lies between."""
+    """Where a ReLU is open (a LeakyReLU, everywhere) its value is affine in the activations at `source`: the equations,
+    or None where more than one convolution, with its BatchNorm, lies between."""
     path, name = [], graph.nodes[known.name].inputs[0]
     while name != source:
         path.append(graph.nodes[name])
@@ -160,4 +162,5 @@ def smooth(shape: torch.Size) -> Tensor:
     channels, height, width = shape
     places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()
     one = DEVIATION**2 * torch.exp(-torch.cdist(places, places) / RANGE)
-    return torch.block_diag(*[one] * channels)
+    whole: Tensor = torch.block_diag(*[one] * channels)
+    return whole

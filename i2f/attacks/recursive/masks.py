@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.special import log_ndtr
 
 
 def of_values(value: Tensor, spread: Tensor, slope: float) -> Tensor:
@@ -15,8 +16,8 @@ def of_values(value: Tensor, spread: Tensor, slope: float) -> Tensor:
     z = (value / spread).clamp(-1e8, 1e8)
     largest = value.abs().max().clamp(min=torch.finfo(value.dtype).tiny)
     if slope:
-        return torch.special.log_ndtr(z) - torch.special.log_ndtr(-z) + math.log(slope)
-    return torch.special.log_ndtr(z) - (largest / spread).log() + z.square() / 2 + 0.5 * math.log(2 * math.pi)
+        return log_ndtr(z) - log_ndtr(-z) + math.log(slope)
+    return log_ndtr(z) - (largest / spread).log() + z.square() / 2 + 0.5 * math.log(2 * math.pi)
 
 
 def of_signals(ratio: Tensor, spread: Tensor, slope: float) -> Tensor:

@@ -75,13 +75,20 @@ class _Attack:
             recursion = Recursion(self.graph, self.gradient).run()
             x, words = self.image(recursion)
         except KeyboardInterrupt:
-            return problem.finish(problem.start, math.inf, self.steps, self.evaluations, Stop("interrupted", failed=True))
+            return problem.finish(
+                problem.start, math.inf, self.steps, self.evaluations, Stop("interrupted", failed=True)
+            )
         found = self.ended(x, words)
         if polish and not found.converged:
             again = gauss_newton([replace(problem, start=found.x)])[0]
             if again.loss < found.loss:
                 reason = f"{words}; then on the gradient: {again.reason}"
-                found = replace(again, reason=reason, steps=self.steps + again.steps, evaluations=self.evaluations + again.evaluations)
+                found = replace(
+                    again,
+                    reason=reason,
+                    steps=self.steps + again.steps,
+                    evaluations=self.evaluations + again.evaluations,
+                )
         return replace(found, layers=tuple(recursion.layers))
 
     def ended(self, x: Tensor, words: str) -> Reconstruction:
@@ -130,7 +137,8 @@ class _Attack:
 def known_at(graph: Graph, recursion: Recursion, all: bool = False) -> list[Known]:
     """What is known where the recursion stopped: a value, or the modes of a system and, with `all` or where these are
     too few, the values above it."""
-    at, known = recursion.at, []
+    at = recursion.at
+    known: list[Known] = []
     if at in recursion.value:
         return [Values(at, recursion.value[at], recursion.spread[at])]
     systems = recursion.partial
@@ -138,5 +146,7 @@ def known_at(graph: Graph, recursion: Recursion, all: bool = False) -> list[Know
         known.append(Modes(at, graph.nodes[at].shape, systems))
         all = all or min(s.rank / s.T.shape[1] for s in systems) < SHORT
     if all or not systems:
-        known += [Values(n, recursion.value[n], recursion.spread[n]) for n in graph.relus_above(at) if n in recursion.value]
+        known += [
+            Values(n, recursion.value[n], recursion.spread[n]) for n in graph.relus_above(at) if n in recursion.value
+        ]
     return known

@@ -43,7 +43,8 @@ def columns(U: Tensor) -> Tensor | None:
         best_z, best = best_z[keep], best[keep]
     if len(best) > rank and not best[rank - 1] < CLEAR * best[rank]:
         return None
-    return (T @ best_z[:rank].T).round()
+    found: Tensor = (T @ best_z[:rank].T).round()
+    return found
 
 
 def arrange(A: Tensor, height: int, width: int) -> Tensor:
@@ -63,9 +64,13 @@ def arrange(A: Tensor, height: int, width: int) -> Tensor:
     grid: dict[tuple[int, int], int] = {}
     for y in range(height):
         for x in range(width):
+
             def cost(j: int, x: int = x, y: int = y) -> float:
-                known = (float(beside[grid[y, x - 1], j]) if x else 0.0) + (float(below[grid[y - 1, x], j]) if y else 0.0)
+                known = (float(beside[grid[y, x - 1], j]) if x else 0.0) + (
+                    float(below[grid[y - 1, x], j]) if y else 0.0
+                )
                 return known if x or y else float(border[j])
+
             grid[y, x] = min(left_over, key=cost)
             left_over.remove(grid[y, x])
     place = torch.zeros(len(A), dtype=torch.long)

@@ -70,7 +70,9 @@ class Recursion:
             return self.linear(node)
         short = node.name not in self.value and node.name in self.equations and not self.solve(node.name)
         if short and not self.complete(node):
-            return f"{node.name}: {self.layers[-1].rank} of {self.layers[-1].unknowns} unknowns per channel are determined"
+            return (
+                f"{node.name}: {self.layers[-1].rank} of {self.layers[-1].unknowns} unknowns per channel are determined"
+            )
         known = self.value.get(node.name)
         if node.kind == "input":
             return "" if known is not None else "input: no equations"
@@ -91,9 +93,9 @@ class Recursion:
             return f"{node.name}: only the sum is known"
         if node.kind == "mean":
             self.pooled = below.name
-        weight = None if node.scale is None else node.scale[:, None, None]
+        weight = node.scale[:, None, None] if node.kind == "scale" else node.scale
         for name in node.inputs:
-            self.add(name, back_through(node, self.signal[node.name], below.shape, weight, None, None)[0])
+            self.add(name, back_through(node, self.signal[node.name], below.shape, weight))
         return ""
 
     @property
@@ -269,12 +271,19 @@ class Recursion:
         """Decides the masks above the node at which the recursion stopped anew, where `values` are a network's at an
         image that is nearly right, and assembles that node's system with them. Returns the number of changed bits."""
         changed = 0
-        for place, (name, signal) in enumerate(self.equations.get(self.at, [])):
+        for place, (name, _) in enumerate(self.equations.get(self.at, [])):
             conv = self.graph.nodes[name]
-            above = next((n for n in self.graph.nodes.values() if n.name in self.gates and conv in [c for c, _ in self.below(n)]), None)
+            above = next(
+                (
+                    n
+                    for n in self.graph.nodes.values()
+                    if n.name in self.gates and conv in [c for c, _ in self.below(n)]
+                ),
+                None,
+            )
             if above is None or above.name not in self.value:
                 continue
-            scale = dict((c.name, s) for c, s in self.below(above))[name]
+            scale = {c.name: s for c, s in self.below(above)}[name]
             full = self.signal[above.name] * scale
             score = self.shown(conv, full, values[self.at], self.systems[self.at][0].sigma, above.slope)
             if score is None:
@@ -316,7 +325,8 @@ class Recursion:
         strong = full.abs()[:, 0] > 0.1 * full.abs().median()
         U, S = pool.span(G[strong], positions)
         sigma = self.noise * G.norm() / math.sqrt(G.numel())
-        rank = int((S > 2 * sigma * (math.sqrt(len(G)) + math.sqrt(G.shape[1]))).sum())
+        level = 2 * sigma * (math.sqrt(len(G)) + math.sqrt(G.shape[1]))  # twice the largest singular value of the noise
+        rank = int((level < S).sum())
         if rank < positions:
             return f"{node.name}: only {rank} of {positions} positions behind the pool can be told apart"
         found = pool.columns(U / full[strong])
@@ -340,7 +350,11 @@ class Recursion:
             below = self.below(above) if above.kind == "relu" else []
             if not below or below[0][0].module.stride != (1, 1):
                 return None
-            gate = opened(A.T - 1e-3 * A.abs().max(), above.slope) if self.noise > NOISY else opened(A.T - 1e-9 * A.abs().max(), above.slope)
+            gate = (
+                opened(A.T - 1e-3 * A.abs().max(), above.slope)
+                if self.noise > NOISY
+                else opened(A.T - 1e-9 * A.abs().max(), above.slope)
+            )
             signal = conv.weight[:, :, 0, 0].T @ signal * gate
             conv, scale = below[0]
             signal = signal * scale[:, :, 0]
@@ -356,6 +370,9 @@ def opened(score: Tensor, slope: float) -> Tensor:
 def top_signal(G: Tensor, bias: Tensor | None) -> Tensor:
     """∂L/∂logits, (classes,), from the last layer's gradients: that of the bias, in the direction of G = r hᵀ."""
     if bias is None:
-        raise ValueError("the last linear layer has no bias, whose gradient the recursion starts from: give another method")
+        raise ValueError(
+            "the last linear layer has no bias, whose gradient the recursion starts from: give another method"
+        )
     U, _, _ = torch.linalg.svd(G, full_matrices=False)
-    return U[:, 0] * (U[:, 0] @ bias)
+    found: Tensor = U[:, 0] * (U[:, 0] @ bias)
+    return found

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 RANK = 1e-5  # singular values below this share of the largest carry no equation (their squares are at 10⁻¹⁰, of 10⁻¹⁶)
 
 
-def equations(delta: Tensor, conv, shape: tuple[int, ...]) -> Tensor:
+def equations(delta: Tensor, conv: nn.Conv2d, shape: tuple[int, ...]) -> Tensor:
     """T, (O·K, H·W), with  ∂L/∂W[o, c, k] = Σ_q T[(o, k), q] a[c, q]  for the signal δ, (O, h, w), at the output.
 
     T[(o, k), q] = Σ_p δ[o, p] [q = s·p + d·k − padding]: the same for every input channel c of the group.
@@ -25,10 +26,13 @@ def equations(delta: Tensor, conv, shape: tuple[int, ...]) -> Tensor:
     return found.flatten(0, 1)
 
 
-def patches(value: Tensor, conv) -> Tensor:
+def patches(value: Tensor, conv: nn.Conv2d) -> Tensor:
     """The input's patches, (C·K, h·w): one column per position of the output."""
-    unfold = torch.nn.functional.unfold
-    return unfold(value[None], conv.kernel_size, conv.dilation, conv.padding, conv.stride)[0]
+    found: Tensor = F.unfold(value[None], conv.kernel_size, conv.dilation, conv.padding, conv.stride)[0]
+    return found
+
+
+NOTHING = torch.empty(0)
 
 
 @dataclass
@@ -45,6 +49,10 @@ class System:
     rows: list[int]
     rank: int = 0
     sigma: float = 0.0
+    V: Tensor = NOTHING
+    S: Tensor = NOTHING
+    solution: Tensor = NOTHING
+    residual: Tensor = NOTHING
 
     def solve(self, weight: Tensor | None = None) -> Tensor:
         """a, (C, n): of the known modes, the others at zero; refined until rounding."""
@@ -59,7 +67,7 @@ class System:
         self.solution = a
         self.residual = self.G - self.T @ a
         self.used, self.target = T, G
-        return a.T
+        return a.mT
 
     @property
     def full(self) -> bool:

@@ -20,11 +20,26 @@ class Tangent:
         graph: wanted: the nodes whose derivatives are asked for. values: of all nodes at the point.
     """
 
-    def __init__(self, graph: Graph, wanted: list[str], values: Mapping[str, Tensor], gates: Mapping[str, Tensor] | None = None, dtype: torch.dtype = torch.float64):
+    def __init__(
+        self,
+        graph: Graph,
+        wanted: list[str],
+        values: Mapping[str, Tensor],
+        gates: Mapping[str, Tensor] | None = None,
+        dtype: torch.dtype = torch.float64,
+    ):
         self.nodes, self.wanted = graph.needed(wanted), wanted
-        self.gates = {n.name: (gates or {}).get(n.name, gate(n, values[n.inputs[0]])).to(dtype) for n in self.nodes if n.kind == "relu"}
+        self.gates = {
+            n.name: (gates or {}).get(n.name, gate(n, values[n.inputs[0]])).to(dtype)
+            for n in self.nodes
+            if n.kind == "relu"
+        }
         self.places = {n.name: maxima(n, values[n.inputs[0]]) for n in self.nodes if n.kind == "max"}
-        self.weights = {n.name: (n.weight if n.weight is not None else n.scale[:, None, None]).to(dtype) for n in self.nodes if n.kind in ("conv", "linear", "scale")}
+        self.weights = {
+            n.name: (n.weight if len(n.weight) else n.scale[:, None, None]).to(dtype)
+            for n in self.nodes
+            if n.kind in ("conv", "linear", "scale")
+        }
         self.shapes = {n.name: n.shape for n in graph.nodes.values()}
 
     def __call__(self, t: Tensor) -> dict[str, Tensor]:
@@ -36,7 +51,9 @@ class Tangent:
                 found[node.name] = t
             elif node.kind == "conv":
                 m = node.module
-                found[node.name] = F.conv2d(u[0], self.weights[node.name], None, m.stride, m.padding, m.dilation, m.groups)
+                found[node.name] = F.conv2d(
+                    u[0], self.weights[node.name], None, m.stride, m.padding, m.dilation, m.groups
+                )
             elif node.kind == "linear":
                 found[node.name] = F.linear(u[0], self.weights[node.name])
             elif node.kind == "scale":
@@ -59,7 +76,9 @@ class Tangent:
                 return d if d is not None else torch.zeros(node.shape)
             if d is None:
                 continue
-            for name, back in zip(node.inputs, back_through(node, d, self.shapes[node.inputs[0]], self.weights.get(node.name), self.gates.get(node.name), self.places.get(node.name)) * len(node.inputs)):
+            shape, places = self.shapes[node.inputs[0]], self.places.get(node.name)
+            back = back_through(node, d, shape, self.weights.get(node.name, d), self.gates.get(node.name), places)
+            for name in node.inputs:
                 sums[name] = sums[name] + back if name in sums else back
         raise AssertionError("a graph has an input")
 
@@ -75,25 +94,33 @@ def maxima(node: Node, u: Tensor) -> Tensor:
     return F.max_pool2d(u, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, return_indices=True)[1]
 
 
-def back_through(node: Node, d: Tensor, shape: tuple[int, ...], weight: Tensor | None, gates: Tensor | None, places: Tensor | None) -> list[Tensor]:
-    """The signal below a node, one for each of its inputs (equal for a sum), from the signal `d` at its value."""
+def back_through(
+    node: Node,
+    d: Tensor,
+    shape: tuple[int, ...],
+    weight: Tensor,
+    gates: Tensor | None = None,
+    places: Tensor | None = None,
+) -> Tensor:
+    """The signal at each of a node's inputs, of the given shape, from the signal `d` at its value. weight: the node's
+    own, or a scale's factors, in d's precision."""
     if node.kind == "conv":
-        return [conv_transpose(node, d, weight, shape)]
+        return conv_transpose(node, d, weight, shape)
     if node.kind == "linear":
-        return [d @ weight]
+        return d @ weight
     if node.kind == "scale":
-        return [d * weight]
-    if node.kind == "relu":
-        return [d * gates]
+        return d * weight
+    if gates is not None:
+        return d * gates
     if node.kind == "add":
-        return [d]
+        return d
     if node.kind == "mean":
         _, h, w = shape
-        return [(d.reshape(-1, 1, 1) / (h * w)).expand(shape)]
-    if node.kind == "max":
+        return (d.reshape(-1, 1, 1) / (h * w)).expand(shape)
+    if places is not None:
         flat = torch.zeros(shape[0], shape[1] * shape[2], dtype=d.dtype)
-        return [flat.scatter_add_(1, places.reshape(shape[0], -1), d.reshape(shape[0], -1)).reshape(shape)]
-    return [d.reshape(shape)]
+        return flat.scatter_add_(1, places.reshape(shape[0], -1), d.reshape(shape[0], -1)).reshape(shape)
+    return d.reshape(shape)
 
 
 def conv_transpose(node: Node, d: Tensor, weight: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -101,7 +128,9 @@ def conv_transpose(node: Node, d: Tensor, weight: Tensor, shape: tuple[int, ...]
     m = node.module
     rest = [
         size - ((out - 1) * s - 2 * p + a * (k - 1) + 1)
-        for size, out, s, p, a, k in zip(shape[-2:], d.shape[-2:], m.stride, m.padding, m.dilation, m.kernel_size, strict=True)
+        for size, out, s, p, a, k in zip(
+            shape[-2:], d.shape[-2:], m.stride, m.padding, m.dilation, m.kernel_size, strict=True
+        )
     ]
     return F.conv_transpose2d(d, weight, None, m.stride, m.padding, tuple(rest), m.groups, m.dilation)
 
