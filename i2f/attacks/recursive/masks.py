@@ -16,8 +16,10 @@ def of_values(value: Tensor, spread: Tensor, slope: float) -> Tensor:
     z = (value / spread).clamp(-1e8, 1e8)
     largest = value.abs().max().clamp(min=torch.finfo(value.dtype).tiny)
     if slope:
-        return log_ndtr(z) - log_ndtr(-z) + math.log(slope)
-    return log_ndtr(z) - (largest / spread).log() + z.square() / 2 + 0.5 * math.log(2 * math.pi)
+        found: Tensor = log_ndtr(z) - log_ndtr(-z) + math.log(slope)
+    else:
+        found = log_ndtr(z) - (largest / spread).log() + z.square() / 2 + 0.5 * math.log(2 * math.pi)
+    return found
 
 
 def of_signals(ratio: Tensor, spread: Tensor, slope: float) -> Tensor:

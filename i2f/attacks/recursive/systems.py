@@ -17,8 +17,9 @@ def equations(delta: Tensor, conv: nn.Conv2d, shape: tuple[int, ...]) -> Tensor:
     (outputs, h, w), (_, height, width) = delta.shape, shape
     kernel = torch.cartesian_prod(*(torch.arange(k) for k in conv.kernel_size))
     found = torch.zeros(outputs, len(kernel), height * width, dtype=delta.dtype)
-    rows = torch.arange(h) * conv.stride[0] - conv.padding[0]
-    columns = torch.arange(w) * conv.stride[1] - conv.padding[1]
+    above, left = padding(conv)
+    rows = torch.arange(h) * conv.stride[0] - above
+    columns = torch.arange(w) * conv.stride[1] - left
     for number, (ky, kx) in enumerate(kernel.tolist()):
         y, x = rows + ky * conv.dilation[0], columns + kx * conv.dilation[1]
         inside = ((y >= 0) & (y < height))[:, None] & ((x >= 0) & (x < width))
@@ -28,11 +29,17 @@ def equations(delta: Tensor, conv: nn.Conv2d, shape: tuple[int, ...]) -> Tensor:
 
 def patches(value: Tensor, conv: nn.Conv2d) -> Tensor:
     """The input's patches, (C·K, h·w): one column per position of the output."""
-    found: Tensor = F.unfold(value[None], conv.kernel_size, conv.dilation, conv.padding, conv.stride)[0]
+    found: Tensor = F.unfold(value[None], conv.kernel_size, conv.dilation, padding(conv), conv.stride)[0]
     return found
 
 
 NOTHING = torch.empty(0)
+
+
+def padding(conv: nn.Conv2d) -> tuple[int, int]:
+    """Rows and columns of zeros on each side."""
+    assert not isinstance(conv.padding, str)  # `Graph` refuses those
+    return conv.padding[0], conv.padding[1]
 
 
 @dataclass
