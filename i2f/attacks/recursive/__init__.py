@@ -2,6 +2,6 @@
 
 from i2f.attacks.recursive.forecast import Determined, forecast
 from i2f.attacks.recursive.method import recursive
-from i2f.attacks.recursive.recursion import Layer
+from i2f.attacks.recursive.systems import Layer
 
 __all__ = ["Determined", "Layer", "forecast", "recursive"]

@@ -143,6 +143,23 @@ class Graph:
                 open_ += node.users
         return [n for n in self.nodes if n in found]
 
+    def convolutions_below(self, node: Node) -> list[tuple[Node, Tensor]]:
+        """The convolutions below a ReLU, not behind another one, that with the most equations first, each with the
+        factor between the signals at the two."""
+        found: list[tuple[Node, Tensor]] = []
+        ones = torch.ones(node.shape[0], 1, 1, dtype=torch.float64)
+        open_ = [(name, ones) for name in node.inputs]
+        while open_:
+            name, scale = open_.pop()
+            at = self.nodes[name]
+            if at.kind == "scale":
+                open_.append((at.inputs[0], scale * at.scale[:, None, None]))
+            elif at.kind == "add":
+                open_ += [(i, scale) for i in at.inputs]
+            elif at.kind == "conv" and at.module.groups == 1:
+                found.append((at, scale))
+        return sorted(found, key=lambda f: -f[0].weight[:, 0].numel())
+
     def needed(self, wanted: list[str]) -> list[Node]:
         """The nodes that those wanted depend on, in order."""
         found, open_ = set(), list(wanted)

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.special import log_ndtr
 
+from i2f.attacks.recursive.graph import Node
+from i2f.attacks.recursive.systems import patches
+
 
 def of_values(value: Tensor, spread: Tensor, slope: float) -> Tensor:
     """log p(value | open) − log p(value | closed) for values measured with standard deviation `spread`.
@@ -26,3 +29,22 @@ def of_signals(ratio: Tensor, spread: Tensor, slope: float) -> Tensor:
     """The same for the ratio of the signal that the weight gradient shows to that of an open unit: 1, or `slope`."""
     spread = spread.clamp(min=1e-8)  # rounding
     return (ratio - (1 + slope) / 2) * (1 - slope) / spread.square()
+
+
+def shown(conv: Node, G: Tensor, full: Tensor, value: Tensor, sigma: float, slope: float) -> Tensor | None:
+    """Scores of the units above a convolution whose input is `value`, from its weight gradient: G_o = Σ_p δ_o(p)
+    patch(p) has fewer unknowns δ_o than equations. None where it has not."""
+    A, G = patches(value, conv.module), G.flatten(1)
+    if A.shape[1] > A.shape[0]:
+        return None
+    inverse = torch.linalg.inv(A.T @ A)
+    measured = (G @ A) @ inverse
+    measured = measured + ((G - measured @ A.T) @ A) @ inverse
+    wide = full.reshape(measured.shape)
+    score = of_signals(measured / wide, sigma * inverse.diagonal().sqrt() / wide.abs(), slope)
+    return score.reshape(full.shape)
+
+
+def opened(score: Tensor, slope: float) -> Tensor:
+    """A ReLU's derivative where positive scores are those of open units."""
+    return (score > 0).to(score.dtype) * (1 - slope) + slope

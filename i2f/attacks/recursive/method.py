@@ -13,7 +13,8 @@ from i2f.attacks.recursive import features
 from i2f.attacks.recursive.features import Features, Known, Modes, Values
 from i2f.attacks.recursive.graph import Graph
 from i2f.attacks.recursive.linearised import first_image
-from i2f.attacks.recursive.recursion import NOISY, Recursion
+from i2f.attacks.recursive.recursion import Recursion
+from i2f.attacks.recursive.systems import NOISY
 
 ROUNDS = 4  # of features and of masks decided anew above them
 SHORT = 0.9  # share of the unknowns below which the activations above the last system are matched too

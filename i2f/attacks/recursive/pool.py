@@ -1,8 +1,15 @@
 """The mask behind a global average pool, where the signal is known and the activations are not."""
 
+import math
+from collections.abc import Mapping
+
 import scipy.linalg
 import torch
 from torch import Tensor
+
+from i2f.attacks.recursive.graph import Graph, Node
+from i2f.attacks.recursive.masks import opened
+from i2f.attacks.recursive.systems import NOISY
 
 POSITIONS = 20  # most positions whose 2^P combinations are enumerated
 CLEAR = 0.5  # the worst column is so much nearer to a binary vector than the best of the others
@@ -77,3 +84,59 @@ def arrange(A: Tensor, height: int, width: int) -> Tensor:
     for (y, x), i in grid.items():
         place[i] = y * width + x
     return place
+
+
+def scores(graph: Graph, gradient: Mapping[str, Tensor], node: Node, signal: Tensor, noise: float) -> Tensor | str:
+    """Scores of the units of the ReLU `node` behind a global average pool, (C, H, W); words where they are not found.
+
+    signal: at the ReLU's value. noise: relative, of a tensor's entries.
+    """
+    positions, below = node.shape[1] * node.shape[2], graph.convolutions_below(node)
+    if not below:
+        return f"{node.name}: no convolution below the pool"
+    conv, scale = below[0]
+    full = (signal * scale).flatten(1)[:, :1]
+    G = gradient[conv.names[0]].flatten(1)
+    strong = full.abs()[:, 0] > 0.1 * full.abs().median()
+    U, S = span(G[strong], positions)
+    sigma = noise * G.norm() / math.sqrt(G.numel())
+    level = 2 * sigma * (math.sqrt(len(G)) + math.sqrt(G.shape[1]))  # twice the largest singular value of the noise
+    rank = int((level < S).sum())
+    if rank < positions:
+        return f"{node.name}: only {rank} of {positions} positions behind the pool can be told apart"
+    found = columns(U / full[strong])
+    if found is None:
+        return f"{node.name}: the {positions} masks behind the pool are not found"
+    A = torch.linalg.lstsq(found * full[strong], G[strong]).solution
+    M = (G / full) @ A.T @ torch.linalg.inv(A @ A.T)
+    place = places(graph, gradient, conv, (M > 0.5) * full, A, node.shape[1:], noise)
+    if place is None:
+        return f"{node.name}: behind 1×1 convolutions alone, the order of the positions is not known"
+    score = torch.empty_like(M)
+    score[:, place] = M - 0.5
+    return score.reshape(node.shape)
+
+
+def places(
+    graph: Graph,
+    gradient: Mapping[str, Tensor],
+    conv: Node,
+    signal: Tensor,
+    A: Tensor,
+    size: tuple[int, ...],
+    noise: float,
+) -> Tensor | None:
+    """Where the patches A, (P, C·k·k), of a convolution's input stand in a map of that size, for the signal (O, P)
+    at its output. The patches of a 1×1 convolution do not overlap: those of the convolution before it are found
+    with the mask that they show."""
+    while conv.module.kernel_size == (1, 1):
+        above = graph.nodes[conv.inputs[0]]
+        below = graph.convolutions_below(above) if above.kind == "relu" else []
+        if not below or below[0][0].module.stride != (1, 1):
+            return None
+        gate = opened(A.T - (1e-3 if noise > NOISY else 1e-9) * A.abs().max(), above.slope)
+        signal = conv.weight[:, :, 0, 0].T @ signal * gate
+        conv, scale = below[0]
+        signal = signal * scale[:, :, 0]
+        A = torch.linalg.lstsq(signal, gradient[conv.names[0]].flatten(1)).solution
+    return arrange(A.reshape(len(A), -1, *conv.module.kernel_size), *size)

@@ -10,27 +10,12 @@ from torch import Tensor
 from i2f.attacks.recursive import masks, pool
 from i2f.attacks.recursive.completion import complete
 from i2f.attacks.recursive.graph import Graph, Node
-from i2f.attacks.recursive.systems import System, equations, patches
+from i2f.attacks.recursive.systems import NOISY, ROUNDING, Layer, System, assemble
 from i2f.attacks.recursive.tangent import back_through, conv_transpose
 
-ROUNDING = 1e-14  # relative error of a gradient without noise
-NOISY = 10 * ROUNDING  # relative noise above which masks may be wrong
 PASSES = 6  # of solving a layer and deciding the mask above it anew
 ENOUGH = 0.9  # share of the unknowns from which the features are quicker than a completion
 COMPLETED = 1e-11  # relative accuracy of completed activations
-OUTLIER = 3.0  # an output channel whose residual is so many medians has a wrong mask: its equations count less
-
-
-@dataclass
-class Layer:
-    """What one layer gave: `rank` of `unknowns` per channel, the relative residual of its equations, and whether what
-    they leave open was completed."""
-
-    name: str
-    rank: int
-    unknowns: int
-    residual: float
-    completed: bool = False
 
 
 @dataclass
@@ -57,6 +42,8 @@ class Recursion:
         self.equations: dict[str, list[tuple[str, Tensor]]] = {}
         self.systems: dict[str, list[System]] = {}
         self.pooled = ""
+        relus = [node for node in self.graph.nodes.values() if node.kind == "relu"]
+        self.above = {c.name: node for node in relus for c, _ in self.graph.convolutions_below(node)}
         for node in reversed(list(self.graph.nodes.values())):
             self.stopped = self.descend(node)
             if self.stopped:
@@ -134,35 +121,16 @@ class Recursion:
             self.add(below.name, conv_transpose(node, d, node.weight, below.shape))
         return ""
 
-    def assembled(self, name: str) -> list[System]:
-        """The equations of a node's channels, stacked over the convolutions that take it."""
-        node, users = self.graph.nodes[name], [(self.graph.nodes[c], d) for c, d in self.equations[name]]
-        finest = max(conv.module.groups for conv, _ in users)
-        size = node.shape[0] // finest
-        found = []
-        for block in range(finest):
-            channels = slice(block * size, (block + 1) * size)
-            T, G, rows = [], [], []
-            for conv, d in users:
-                m, G_all = conv.module, self.gradient[conv.names[0]]
-                group = channels.start * m.groups // node.shape[0]
-                outputs = m.out_channels // m.groups
-                mine = slice(group * outputs, (group + 1) * outputs)
-                inside = slice(channels.start - group * G_all.shape[1], channels.stop - group * G_all.shape[1])
-                T.append(equations(d[mine], m, node.shape))
-                G.append(G_all[mine, inside].permute(0, 2, 3, 1).reshape(T[-1].shape[0], -1))
-                rows += [len(T[-1]) // outputs] * outputs
-            found.append(System(channels, torch.cat(T), torch.cat(G), rows))
-        return found
-
     def solve(self, name: str) -> bool:
         """The node's activations from all its equations; False where they are short of rank."""
-        node, systems = self.graph.nodes[name], self.assembled(name)
+        node = self.graph.nodes[name]
+        users = [(self.graph.nodes[conv], signal) for conv, signal in self.equations[name]]
+        systems = assemble(node, users, self.gradient)
         values, spreads, residuals, noises = [], [], [], []
         for system in systems:
             a = system.solve()
             if len(system.T) > system.rank and self.noise > NOISY:
-                a = self.robust(system, a)
+                a = system.robust()
             free = len(system.T) - system.rank
             size = system.G.norm() / math.sqrt(system.G.numel()) if system.G.any() else system.S[0]  # dead units above
             sigma = torch.as_tensor(self.noise) * size
@@ -198,33 +166,19 @@ class Recursion:
         self.layers[-1].completed = True
         return True
 
-    def robust(self, system: System, a: Tensor) -> Tensor:
-        """The solution with less weight on the output channels whose residuals stand out."""
-        rank = system.rank
-        for _ in range(3):
-            each = system.residual.square().mean(1).split(system.rows)
-            size = torch.stack([part.mean().sqrt() for part in each])
-            weight = 1 / (size / (OUTLIER * size.median())).clamp(min=1).square()
-            if bool((weight == 1).all()):
-                break
-            a = system.solve(weight.repeat_interleave(torch.tensor(system.rows)))
-            if system.rank < rank:
-                return system.solve()
-        return a
-
     def relu(self, node: Node, known: Tensor | None) -> str:
         signal = self.signal[node.name]
         if known is not None:
             score = masks.of_values(known, self.spread[node.name], node.slope)
         elif node.name == self.pooled:
-            found = self.behind_pool(node)
+            found = pool.scores(self.graph, self.gradient, node, self.signal[node.name], self.noise)
             if isinstance(found, str):
                 return found
             score = found
         else:
             return f"{node.name}: nothing determines its units"
         own = score if known is not None else torch.zeros_like(score)
-        self.gates[node.name] = gate = opened(score, node.slope)
+        self.gates[node.name] = gate = masks.opened(score, node.slope)
         if self.noise > NOISY or known is None:
             self.gates[node.name] = gate = self.refined(node, gate, own)
         self.signal[node.inputs[0]] = signal * gate
@@ -232,7 +186,7 @@ class Recursion:
 
     def refined(self, node: Node, gate: Tensor, own: Tensor) -> Tensor:
         """The mask, decided anew from the gradient of the convolution below, until it stays."""
-        below = self.below(node)
+        below = self.graph.convolutions_below(node)
         if not below:
             return gate
         conv, scale = below[0]
@@ -247,124 +201,36 @@ class Recursion:
             if not solved:
                 break
             self.noises.pop()
-            score = self.shown(conv, full, self.value.pop(name), self.systems[name][0].sigma, node.slope)
-            new = gate if score is None else opened(score + own, node.slope)
+            G, sigma = self.gradient[conv.names[0]], self.systems[name][0].sigma
+            score = masks.shown(conv, G, full, self.value.pop(name), sigma, node.slope)
+            new = gate if score is None else masks.opened(score + own, node.slope)
             if torch.equal(new, gate):
                 break
             gate = new
         return gate
-
-    def shown(self, conv: Node, full: Tensor, value: Tensor, sigma: float, slope: float) -> Tensor | None:
-        """Scores of the units above a convolution whose input is `value`, from its weight gradient: G_o = Σ_p δ_o(p)
-        patch(p) has fewer unknowns δ_o than equations. None where it has not."""
-        A, G = patches(value, conv.module), self.gradient[conv.names[0]].flatten(1)
-        if A.shape[1] > A.shape[0]:
-            return None
-        inverse = torch.linalg.inv(A.T @ A)
-        measured = (G @ A) @ inverse
-        measured = measured + ((G - measured @ A.T) @ A) @ inverse
-        wide = full.reshape(measured.shape)
-        score = masks.of_signals(measured / wide, sigma * inverse.diagonal().sqrt() / wide.abs(), slope)
-        return score.reshape(full.shape)
 
     def again(self, values: Mapping[str, Tensor]) -> int:
         """Decides the masks above the node at which the recursion stopped anew, where `values` are a network's at an
         image that is nearly right, and assembles that node's system with them. Returns the number of changed bits."""
         changed = 0
         for place, (name, _) in enumerate(self.equations.get(self.at, [])):
-            conv = self.graph.nodes[name]
-            above = next(
-                (
-                    n
-                    for n in self.graph.nodes.values()
-                    if n.name in self.gates and conv in [c for c, _ in self.below(n)]
-                ),
-                None,
-            )
-            if above is None or above.name not in self.value:
+            conv, above = self.graph.nodes[name], self.above.get(name)
+            if above is None or above.name not in self.value or conv.module.groups > 1:
                 continue
-            scale = {c.name: s for c, s in self.below(above)}[name]
+            scale = {c.name: s for c, s in self.graph.convolutions_below(above)}[name]
             full = self.signal[above.name] * scale
-            score = self.shown(conv, full, values[self.at], self.systems[self.at][0].sigma, above.slope)
+            sigma = self.systems[self.at][0].sigma
+            score = masks.shown(conv, self.gradient[conv.names[0]], full, values[self.at], sigma, above.slope)
             if score is None:
                 continue
             own = masks.of_values(self.value[above.name], self.spread[above.name], above.slope)
-            gate = opened(score + own, above.slope)
+            gate = masks.opened(score + own, above.slope)
             changed += int((gate != self.gates[above.name]).sum())
             self.gates[above.name] = gate
             self.equations[self.at][place] = name, full * gate
         if changed:
             self.solve(self.at)
         return changed
-
-    def below(self, node: Node) -> list[tuple[Node, Tensor]]:
-        """The convolutions below a ReLU, not behind another one, that with the most equations first, each with the
-        factor between the signals at the two."""
-        found: list[tuple[Node, Tensor]] = []
-        ones = torch.ones(node.shape[0], 1, 1, dtype=torch.float64)
-        open_ = [(name, ones) for name in node.inputs]
-        while open_:
-            name, scale = open_.pop()
-            at = self.graph.nodes[name]
-            if at.kind == "scale":
-                open_.append((at.inputs[0], scale * at.scale[:, None, None]))
-            elif at.kind == "add":
-                open_ += [(i, scale) for i in at.inputs]
-            elif at.kind == "conv" and at.module.groups == 1:
-                found.append((at, scale))
-        return sorted(found, key=lambda f: -f[0].weight[:, 0].numel())
-
-    def behind_pool(self, node: Node) -> Tensor | str:
-        """Scores of the units behind a global average pool."""
-        positions, below = node.shape[1] * node.shape[2], self.below(node)
-        if not below:
-            return f"{node.name}: no convolution below the pool"
-        conv, scale = below[0]
-        full = (self.signal[node.name] * scale).flatten(1)[:, :1]
-        G = self.gradient[conv.names[0]].flatten(1)
-        strong = full.abs()[:, 0] > 0.1 * full.abs().median()
-        U, S = pool.span(G[strong], positions)
-        sigma = self.noise * G.norm() / math.sqrt(G.numel())
-        level = 2 * sigma * (math.sqrt(len(G)) + math.sqrt(G.shape[1]))  # twice the largest singular value of the noise
-        rank = int((level < S).sum())
-        if rank < positions:
-            return f"{node.name}: only {rank} of {positions} positions behind the pool can be told apart"
-        found = pool.columns(U / full[strong])
-        if found is None:
-            return f"{node.name}: the {positions} masks behind the pool are not found"
-        A = torch.linalg.lstsq(found * full[strong], G[strong]).solution
-        M = (G / full) @ A.T @ torch.linalg.inv(A @ A.T)
-        place = self.places(conv, (M > 0.5) * full, A, node.shape[1:])
-        if place is None:
-            return f"{node.name}: behind 1×1 convolutions alone, the order of the positions is not known"
-        score = torch.empty_like(M)
-        score[:, place] = M - 0.5
-        return score.reshape(node.shape)
-
-    def places(self, conv: Node, signal: Tensor, A: Tensor, size: tuple[int, ...]) -> Tensor | None:
-        """Where the patches A, (P, C·k·k), of a convolution's input stand in a map of that size, for the signal (O, P)
-        at its output. The patches of a 1×1 convolution do not overlap: those of the convolution before it are found
-        with the mask that they show."""
-        while conv.module.kernel_size == (1, 1):
-            above = self.graph.nodes[conv.inputs[0]]
-            below = self.below(above) if above.kind == "relu" else []
-            if not below or below[0][0].module.stride != (1, 1):
-                return None
-            gate = (
-                opened(A.T - 1e-3 * A.abs().max(), above.slope)
-                if self.noise > NOISY
-                else opened(A.T - 1e-9 * A.abs().max(), above.slope)
-            )
-            signal = conv.weight[:, :, 0, 0].T @ signal * gate
-            conv, scale = below[0]
-            signal = signal * scale[:, :, 0]
-            A = torch.linalg.lstsq(signal, self.gradient[conv.names[0]].flatten(1)).solution
-        return pool.arrange(A.reshape(len(A), -1, *conv.module.kernel_size), *size)
-
-
-def opened(score: Tensor, slope: float) -> Tensor:
-    """A ReLU's derivative where positive scores are those of open units."""
-    return (score > 0).to(score.dtype) * (1 - slope) + slope
 
 
 def top_signal(G: Tensor, bias: Tensor | None) -> Tensor:

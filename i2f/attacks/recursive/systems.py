@@ -1,11 +1,17 @@
 """A convolution's weight gradient as linear equations for the convolution's input."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from i2f.attacks.recursive.graph import Node
+
+ROUNDING = 1e-14  # relative error of a gradient without noise
+NOISY = 10 * ROUNDING  # relative noise above which masks may be wrong
+OUTLIER = 3.0  # an output channel whose residual is so many medians has a wrong mask: its equations count less
 RANK = 1e-5  # singular values below this share of the largest carry no equation (their squares are at 10⁻¹⁰, of 10⁻¹⁶)
 
 
@@ -40,6 +46,18 @@ def padding(conv: nn.Conv2d) -> tuple[int, int]:
     """Rows and columns of zeros on each side."""
     assert not isinstance(conv.padding, str)  # `Graph` refuses those
     return conv.padding[0], conv.padding[1]
+
+
+@dataclass
+class Layer:
+    """What one layer gave: `rank` of `unknowns` per channel, the relative residual of its equations, and whether what
+    they leave open was completed."""
+
+    name: str
+    rank: int
+    unknowns: int
+    residual: float
+    completed: bool = False
 
 
 @dataclass
@@ -88,3 +106,40 @@ class System:
     def misfit(self, a: Tensor) -> Tensor:
         """S⁻² V Tᵀ (T a − G), (k, C): the known modes' distance from a (C, n), without the rounding of V."""
         return self.V @ (self.used.T @ (self.used @ a.T - self.target)) / self.S[:, None] ** 2
+
+    def robust(self) -> Tensor:
+        """The solution with less weight on the output channels whose residuals stand out."""
+        rank = self.rank
+        a = self.solution.T
+        for _ in range(3):
+            each = self.residual.square().mean(1).split(self.rows)
+            size = torch.stack([part.mean().sqrt() for part in each])
+            weight = 1 / (size / (OUTLIER * size.median())).clamp(min=1).square()
+            if bool((weight == 1).all()):
+                break
+            a = self.solve(weight.repeat_interleave(torch.tensor(self.rows)))
+            if self.rank < rank:
+                return self.solve()
+        return a
+
+
+def assemble(node: Node, users: Sequence[tuple[Node, Tensor]], gradient: Mapping[str, Tensor]) -> list[System]:
+    """The equations of a node's channels, stacked over the convolutions that take it (with the signals at their
+    outputs): one system for each block of channels that all convolutions take together."""
+    finest = max(conv.module.groups for conv, _ in users)
+    size = node.shape[0] // finest
+    found = []
+    for block in range(finest):
+        channels = slice(block * size, (block + 1) * size)
+        T, G, rows = [], [], []
+        for conv, d in users:
+            m, G_all = conv.module, gradient[conv.names[0]]
+            group = channels.start * m.groups // node.shape[0]
+            outputs = m.out_channels // m.groups
+            mine = slice(group * outputs, (group + 1) * outputs)
+            inside = slice(channels.start - group * G_all.shape[1], channels.stop - group * G_all.shape[1])
+            T.append(equations(d[mine], m, node.shape))
+            G.append(G_all[mine, inside].permute(0, 2, 3, 1).reshape(T[-1].shape[0], -1))
+            rows += [len(T[-1]) // outputs] * outputs
+        found.append(System(channels, torch.cat(T), torch.cat(G), rows))
+    return found
