@@ -67,7 +67,7 @@ class Method(NamedTuple):
 
 METHODS = {
     "gauss-newton": Method(gauss_newton, 50, "gray", together=False),
-    "recursive": Method(recursive, 60, "gray", together=False, layered=True),
+    "recursive": Method(recursive, 200, "gray", together=False, layered=True),
     "dgl": Method(dgl, 24_000, "normal"),
     "dlg": Method(dlg, 300, "normal", soft_labels=True, together=False),
     "idlg": Method(dgl, 24_000, "normal"),

@@ -14,7 +14,9 @@ from i2f.attacks.recursive.systems import NOISY, ROUNDING, Layer, System, assemb
 from i2f.attacks.recursive.tangent import back_through, conv_transpose
 
 PASSES = 6  # of solving a layer and deciding the mask above it anew
-ENOUGH = 0.9  # share of the unknowns from which the features are quicker than a completion
+ENOUGH = 0.9  # share of the unknowns from which the features are quicker than a completion of more positions than
+SMALL = 256
+CONSISTENT = 1e-6  # relative residual up to which a layer's equations agree with a completion above
 COMPLETED = 1e-11  # relative accuracy of completed activations
 
 
@@ -41,13 +43,19 @@ class Recursion:
     def run(self) -> "Recursion":
         self.equations: dict[str, list[tuple[str, Tensor]]] = {}
         self.systems: dict[str, list[System]] = {}
-        self.pooled = ""
+        self.pooled, self.completed = "", ("", 0)
         relus = [node for node in self.graph.nodes.values() if node.kind == "relu"]
         self.above = {c.name: node for node in relus for c, _ in self.graph.convolutions_below(node)}
         for node in reversed(list(self.graph.nodes.values())):
             self.stopped = self.descend(node)
             if self.stopped:
                 self.at = node.name
+                break
+            if self.completed[0] and self.layers[-1].residual > CONSISTENT:
+                self.at, place = self.completed
+                del self.value[self.at], self.layers[place + 1 :], self.noises[place + 1 :]
+                self.layers[place].completed = False
+                self.stopped = f"{self.at}: its completion is contradicted by the layers below"
                 break
         return self
 
@@ -156,14 +164,15 @@ class Recursion:
         systems = self.systems[node.name]
         deep = any(other.kind == "relu" for other in self.graph.needed(list(node.inputs)))
         rank = min(s.rank / s.T.shape[1] for s in systems)
-        if node.kind != "relu" or not deep or self.noise > NOISY or rank > ENOUGH:
+        small = node.shape[1] * node.shape[2] <= SMALL
+        if node.kind != "relu" or not deep or self.noise > NOISY or (rank > ENOUGH and not small):
             return False
         found = complete(self.graph, node.name, systems, self.graph.relus_above(node.name), self.value, self.spread)
         if found is None:
             return False
         self.value[node.name] = found
         self.spread[node.name] = torch.full_like(found, COMPLETED * float(found.max()))
-        self.layers[-1].completed = True
+        self.layers[-1].completed, self.completed = True, (node.name, len(self.layers) - 1)
         return True
 
     def relu(self, node: Node, known: Tensor | None) -> str:
