@@ -14,6 +14,8 @@ DOCS = "<!-- a million images -->"
 GPU = "<!-- benchmarks/deep_bound-cuda.csv -->"
 EXACT = "<!-- benchmarks/deep_influence-cuda.csv -->"
 RECOVERED = 1e-6  # an MSE that counts as recovered
+EXACTLY = 1e-20  # and as exactly so, up to rounding
+RECURSIVE, FORECAST = "<!-- benchmarks/recursive.csv -->", "<!-- benchmarks/recursive_forecast.csv -->"
 CLOSE = "<!-- end -->"
 DAY, HOUR, MILLION, CORES = 86_400, 3_600, 1e6, 1_000
 
@@ -113,6 +115,40 @@ def influence_table(influence: pd.DataFrame, rate: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def recursive_table(rows: pd.DataFrame) -> str:
+    """One row per network, precision and noise: how many images came back, what is left of them, and the time."""
+    lines = [
+        f"| network | gradient | images | MSE ≤ {RECOVERED:.0e} | MSE ≤ {EXACTLY:.0e} | median MSE | largest MSE "
+        "| median seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (part, network, noise), some in rows.groupby(["part", "network", "noise"], sort=False):
+        gradient = "float32" if part == "float32" else f"relative noise {noise:.0e}" if noise else "float64"
+        counts = [f"{(some.mse <= level).sum()} of {len(some)}" for level in (RECOVERED, EXACTLY)]
+        errors = [f"{some.mse.median():.0e}", f"{some.mse.max():.0e}"]
+        lines.append(
+            f"| {' | '.join([network, gradient, str(len(some)), *counts, *errors, _number(some.seconds.median())])} |"
+        )
+    return "\n".join(lines)
+
+
+def forecast_table(rows: pd.DataFrame) -> str:
+    """One row per network: how far down the recursion reads by a layer's own equations."""
+    lines = [
+        "| network | pixels | layers read | the first that is short | equations | unknowns |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows.to_dict("records"):
+        if pd.isna(row["layers"]):
+            cells = [row["network"], row["pixels"], "none", row["first short"].split(":")[0], "–", "–"]
+        else:
+            read, first = f"{row['before']:.0f} of {row['layers']:.0f}", row["first short"]
+            where = "–" if pd.isna(first) else f"{first}{', behind the pool' if row['what'] == 'pool' else ''}"
+            cells = [row["network"], row["pixels"], read, where, _number(row["rank"], 6), _number(row["unknowns"], 6)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def texts_table(texts: pd.DataFrame) -> str:
     """One row per network and attacker: how many texts came back whole, and what it took."""
     lines = [
@@ -170,6 +206,8 @@ def tables(folder: Path = HERE) -> dict[tuple[str, str], str]:
     return {
         ("docs/costs.md", BOUND): deep_table(read("deep_products"), read("deep_bound")),
         ("docs/costs.md", MAP): map_table({"2 cores": read("deep_inversion"), device: read("deep_inversion-cuda")}),
+        ("docs/relu.md", RECURSIVE): recursive_table(read("recursive")),
+        ("docs/relu.md", FORECAST): forecast_table(read("recursive_forecast")),
         ("docs/texts.md", TEXTS): texts_table(read("texts")),
         ("docs/scaling.md", GPU): deep_table(read("deep_products-cuda"), read("deep_bound-cuda")),
         ("docs/scaling.md", EXACT): influence_table(read("deep_influence-cuda"), read("deep_rate-cuda")),

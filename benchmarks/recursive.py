@@ -10,6 +10,8 @@ One row per image in recursive.csv, written as it is found; --resume goes on whe
     plain    cnn{2,4,8,16}x16 for MNIST, 20 images each
     others   what else was tried: networks of OTHERS, 5 images each
 
+recursive_forecast.csv (--forecast): from shapes alone, the first layer that has too few equations.
+
 Seconds are those of one process with `--threads` threads beside others (recursive_machine.txt).
 """
 
@@ -25,10 +27,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import i2f
+from i2f.attacks.recursive import forecast
 from i2f.core.progress import bar
 from i2f.paper import networks
 
 NOISES = (1e-4, 1e-3, 1e-2)
+PHOTOGRAPHS = ("resnet18", "resnet34", "resnet50", "resnext50_32x4d", "alexnet", "vgg11", "mobilenet_v2", "densenet121")
 
 
 def mlp(shape: networks.Shape, classes: int) -> list[nn.Module]:
@@ -127,13 +131,48 @@ def tasks(parts: list[str]) -> list[tuple]:
     return found
 
 
+def forecasts() -> pd.DataFrame:
+    """The first layer, from the top, that the recursion cannot read by its own equations; for a network that it cannot
+    read at all, why."""
+    import torchvision
+
+    ours = [(name, dataset) for name, (dataset, _) in OTHERS.items()] + [("resnet18", "cifar10"), ("cnn16x16", "mnist")]
+    networks_ = [(name, model_of(name, data, 0), (1, *i2f.models.SPECS[data].shape)) for name, data in ours]
+    networks_ += [(name, torchvision.models.get_model(name, weights=None), (1, 3, 224, 224)) for name in PHOTOGRAPHS]
+    rows = []
+    for name, model, shape in networks_:
+        row: dict[str, Any] = {"network": name, "pixels": f"{shape[2]}×{shape[3]}"}
+        try:
+            found = forecast(model.eval(), shape)
+        except ValueError as error:
+            rows.append(row | {"first short": str(error).removesuffix(": give method='gauss-newton' or another")})
+            continue
+        short = next((k for k, layer in enumerate(found) if layer.short), len(found))
+        row["layers"], row["before"] = len(found), short
+        if short < len(found):
+            layer = found[short]
+            row |= {
+                "first short": layer.layer.strip("_"),
+                "what": layer.what,
+                "rank": layer.rank,
+                "unknowns": layer.unknowns,
+            }
+        rows.append(row)
+    whole = dict.fromkeys(("layers", "before", "rank", "unknowns"), "Int64")
+    return pd.DataFrame(rows).astype(whole)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=["drawn", "plain", "float32", "others", "noise"])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--forecast", action="store_true", help="the forecast alone: seconds")
     arguments = parser.parse_args()
+    if arguments.forecast:
+        forecasts().to_csv(HERE / "recursive_forecast.csv", index=False, float_format="%.4g")
+        return
     done = Partial("recursive", arguments.resume)
     open_ = [task for task in tasks(arguments.only) if task not in done.found]
     calls = [joblib.delayed(_alone)(task, arguments.threads) for task in open_]

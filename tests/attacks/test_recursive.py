@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import i2f
-from i2f.attacks.recursive import completion, linearised, masks, pool
+from i2f.attacks.recursive import completion, forecast, linearised, masks, pool
 from i2f.attacks.recursive.graph import Graph
 from i2f.attacks.recursive.systems import System, equations, patches
 from i2f.attacks.recursive.tangent import Tangent
@@ -192,6 +192,27 @@ class TestRefusals:
         model, x = Twice().double().eval(), image(1, 12, 12)
         with pytest.raises(ValueError, match="'conv' twice"):
             i2f.invert(model, gradient(model, x, 1), None, x.shape, method="recursive")
+
+
+class TestForecast:
+    def test_it_names_the_layer_and_its_rank_before_any_gradient(self):
+        model, x = plain(), image(1, 12, 12)
+        expected = [layer for layer in forecast(model, x.shape) if layer.what != "linear"]
+        found = i2f.invert(model, gradient(model, x), None, x.shape, method="recursive", polish=False)
+        measured = {layer.name: layer for layer in found.layers}
+        assert any(layer.short for layer in expected)
+        assert len(measured) > 2
+        for layer in expected:
+            if layer.layer in measured:
+                assert (measured[layer.layer].rank, measured[layer.layer].unknowns) == (layer.rank, layer.unknowns)
+
+    def test_pools(self):
+        layers = [nn.Conv2d(1, 40, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(40, 3)]
+        model = nn.Sequential(*layers).eval()
+        assert [layer.short for layer in forecast(model, (1, 1, 4, 4))] == [False, False, False]
+        assert [layer.short for layer in forecast(model, (1, 1, 5, 5))] == [False, True, False]
+        model[2] = nn.MaxPool2d(4)
+        assert [(layer.what, layer.short) for layer in forecast(model, (1, 1, 4, 4))][1] == ("maximum", True)
 
 
 class TestParts:

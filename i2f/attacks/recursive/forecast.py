@@ -18,8 +18,9 @@ class Determined(NamedTuple):
     """The equations for one channel of a layer's input.
 
     layer: the node whose value is sought. rank: of the equations that its weight gradients are, at most; exact for
-    generic signals where there are up to 1,024 unknowns. unknowns: positions. what: "linear", "convolution", or "pool"
-    for the mask behind a global average pool, where `rank` is the number of channels.
+    generic signals where there are up to 1,024 unknowns. unknowns: positions. what: "linear", "convolution", "pool" for
+    the mask behind a global average pool, where `rank` is the number of channels, or "maximum" for max pooling, which
+    does not show which unit it took: nothing below it is read.
     """
 
     layer: str
@@ -49,9 +50,11 @@ def forecast(model: nn.Module, shape: Sequence[int]) -> list[Determined]:
     for node in reversed(list(graph.nodes.values())):
         users = [graph.nodes[name] for name in node.users]
         convolutions = [user for user in users if user.kind == "conv"]
-        if any(user.kind == "linear" for user in users):
+        if node.kind == "max":
+            found.append(Determined(node.name, "maximum", 0, node.shape[1] * node.shape[2]))
+        elif any(user.kind == "linear" for user in users):
             found.append(Determined(node.name, "linear", 1, 1))
-        if any(user.kind == "mean" for user in users):
+        elif any(user.kind == "mean" for user in users):
             found.append(Determined(node.name, "pool", node.shape[0], node.shape[1] * node.shape[2]))
         elif convolutions:
             found.append(Determined(node.name, "convolution", _rank(node, convolutions), node.shape[1] * node.shape[2]))

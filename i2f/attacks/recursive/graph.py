@@ -99,7 +99,7 @@ class Graph:
             size = tuple(step.meta["tensor_meta"].shape[1:])
             if kind is None:
                 what = (
-                    step.target
+                    getattr(step.target, "__name__", step.target)
                     if step.op != "call_module"
                     else f"{step.target} ({type(modules[step.target]).__name__})"
                 )

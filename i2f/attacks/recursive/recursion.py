@@ -10,7 +10,7 @@ from torch import Tensor
 from i2f.attacks.recursive import masks, pool
 from i2f.attacks.recursive.completion import complete
 from i2f.attacks.recursive.graph import Graph, Node
-from i2f.attacks.recursive.systems import NOISY, ROUNDING, Layer, System, assemble
+from i2f.attacks.recursive.systems import NOISY, ROUNDING, Layer, System, assemble, top_signal
 from i2f.attacks.recursive.tangent import back_through, conv_transpose
 
 PASSES = 6  # of solving a layer and deciding the mask above it anew
@@ -240,14 +240,3 @@ class Recursion:
         if changed:
             self.solve(self.at)
         return changed
-
-
-def top_signal(G: Tensor, bias: Tensor | None) -> Tensor:
-    """∂L/∂logits, (classes,), from the last layer's gradients: that of the bias, in the direction of G = r hᵀ."""
-    if bias is None:
-        raise ValueError(
-            "the last linear layer has no bias, whose gradient the recursion starts from: give another method"
-        )
-    U, _, _ = torch.linalg.svd(G, full_matrices=False)
-    found: Tensor = U[:, 0] * (U[:, 0] @ bias)
-    return found

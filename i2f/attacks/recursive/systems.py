@@ -143,3 +143,14 @@ def assemble(node: Node, users: Sequence[tuple[Node, Tensor]], gradient: Mapping
             rows += [len(T[-1]) // outputs] * outputs
         found.append(System(channels, torch.cat(T), torch.cat(G), rows))
     return found
+
+
+def top_signal(G: Tensor, bias: Tensor | None) -> Tensor:
+    """∂L/∂logits, (classes,), from the last layer's gradients: that of the bias, in the direction of G = r hᵀ."""
+    if bias is None:
+        raise ValueError(
+            "the last linear layer has no bias, whose gradient the recursion starts from: give another method"
+        )
+    U, _, _ = torch.linalg.svd(G, full_matrices=False)
+    found: Tensor = U[:, 0] * (U[:, 0] @ bias)
+    return found
