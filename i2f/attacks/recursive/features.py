@@ -53,15 +53,15 @@ class Modes:
 
     def residual(self, a: Tensor) -> list[Tensor]:
         a = a.flatten(1)
-        return [w * s.misfit(a[s.channels]) for s, w in zip(self.systems, self.weights, strict=True)]
+        return [(w * s.misfit(a[s.channels])).T for s, w in zip(self.systems, self.weights, strict=True)]
 
     def push(self, t: Tensor) -> list[Tensor]:
-        rows, t = self.rows(t.dtype), t.flatten(1)
-        return [V @ t[s.channels].T * self.largest for s, V in zip(self.systems, rows, strict=True)]
+        rows, t = self.rows(t.dtype), t.flatten(-2)
+        return [t[..., s.channels, :] @ V.T * self.largest for s, V in zip(self.systems, rows, strict=True)]
 
     def pull(self, r: Sequence[Tensor]) -> Tensor:
         rows = self.rows(r[0].dtype)
-        return self.largest * torch.cat([(V.T @ one).T for V, one in zip(rows, r, strict=True)]).reshape(self.shape)
+        return self.largest * torch.cat([one @ V for V, one in zip(rows, r, strict=True)]).reshape(self.shape)
 
 
 class Values:
@@ -111,7 +111,7 @@ class Features:
         return values, [self._scaled(k.residual(values[k.name])) for k in self.known]
 
     def push(self, tangent: Tangent, t: Tensor) -> list[list[Tensor]]:
-        """∂r/∂x · t."""
+        """∂r/∂x · t, for t of x's shape or a stack of them."""
         moved = tangent(t)
         return [self._scaled(k.push(moved[k.name])) for k in self.known]
 

@@ -3,19 +3,21 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
 from i2f.attacks.gauss_newton import gauss_newton
 from i2f.attacks.prior import BOX
 from i2f.attacks.problem import Problem, Reconstruction, Stop
-from i2f.attacks.recursive import features
-from i2f.attacks.recursive.features import Features, Known, Modes, Values
+from i2f.attacks.recursive import features, smoothed
+from i2f.attacks.recursive.features import Features, Found, Known, Modes, Values
 from i2f.attacks.recursive.graph import Graph
-from i2f.attacks.recursive.linearised import first_image
+from i2f.attacks.recursive.linearised import LARGEST, first_image
 from i2f.attacks.recursive.recursion import Recursion
 from i2f.attacks.recursive.systems import NOISY
 
+POLISH = 50  # most steps on the gradient itself
 ROUNDS = 4  # of features and of masks decided anew above them
 SHORT = 0.9  # share of the unknowns below which the activations above the last system are matched too
 
@@ -73,7 +75,7 @@ class _Attack:
     def run(self, polish: bool) -> Reconstruction:
         problem = self.problem
         try:
-            recursion = Recursion(self.graph, self.gradient).run()
+            recursion = Recursion(self.graph, self.gradient, progress=self.problem.progress).run()
             x, words = self.image(recursion)
         except KeyboardInterrupt:
             return problem.finish(
@@ -81,7 +83,7 @@ class _Attack:
             )
         found = self.ended(x, words)
         if polish and not found.converged:
-            again = gauss_newton([replace(problem, start=found.x)])[0]
+            again = gauss_newton([replace(problem, start=found.x, steps=min(problem.steps, POLISH))])[0]
             if again.loss < found.loss:
                 reason = f"{words}; then on the gradient: {again.reason}"
                 found = replace(
@@ -103,6 +105,19 @@ class _Attack:
         stop = Stop(f"{stop.reason}: {words}", converged=True) if stop else Stop(words)
         return problem.finish(x, loss, self.steps, self.evaluations + 1, stop)
 
+    def matched(self, asked: Features, x: Tensor, goal: float) -> Found:
+        """Steps on the features; where they stall without noise, through kinks, and then again."""
+        search = partial(features.solve, asked, steps=self.problem.steps, goal=goal, report=self.report)
+        found = self.counted(search(x, progress=self.problem.progress))
+        if goal and found.loss > goal and x.numel() <= LARGEST:
+            through = self.counted(smoothed.refine(asked, found.x, goal, self.report))
+            found = self.counted(search(through.x, progress=self.problem.progress))
+        return found
+
+    def counted(self, found: Found) -> Found:
+        self.steps, self.evaluations = self.steps + found.steps, self.evaluations + found.products
+        return found
+
     def report(self, x: Tensor, loss: float, steps: int, products: int) -> None:
         """To the callback: the objective while features are matched is theirs."""
         self.problem.report(self.steps + steps, x[None].to(self.problem.start), loss, self.evaluations + products)
@@ -122,9 +137,8 @@ class _Attack:
             asked = Features(self.graph, known)
             goal = 0.0 if noisy else float(asked.size)
             x = first_image(self.graph, asked, start) if x is start else x
-            found = features.solve(asked, x, self.problem.steps, goal, self.report, self.problem.progress)
+            found = self.matched(asked, x, goal)
             x = found.x
-            self.steps, self.evaluations = self.steps + found.steps, self.evaluations + found.products
             if not noisy or not recursion.partial:
                 break
             if not recursion.again(self.graph.values(x)) and before < math.inf:

@@ -12,6 +12,7 @@ from i2f.attacks.recursive.completion import complete
 from i2f.attacks.recursive.graph import Graph, Node
 from i2f.attacks.recursive.systems import NOISY, ROUNDING, Layer, System, assemble, top_signal
 from i2f.attacks.recursive.tangent import back_through, conv_transpose
+from i2f.core.progress import bar
 
 PASSES = 6  # of solving a layer and deciding the mask above it anew
 ENOUGH = 0.9  # share of the unknowns from which the features are quicker than a completion of more positions than
@@ -39,6 +40,7 @@ class Recursion:
     noises: list[float] = field(default_factory=list)
     at: str = ""
     stopped: str = ""
+    progress: bool | str = False
 
     def run(self) -> "Recursion":
         self.equations: dict[str, list[tuple[str, Tensor]]] = {}
@@ -46,7 +48,8 @@ class Recursion:
         self.pooled, self.completed = "", ("", 0)
         relus = [node for node in self.graph.nodes.values() if node.kind == "relu"]
         self.above = {c.name: node for node in relus for c, _ in self.graph.convolutions_below(node)}
-        for node in reversed(list(self.graph.nodes.values())):
+        nodes = list(reversed(self.graph.nodes.values()))
+        for node in bar(nodes, total=len(nodes), description="recursion", shown=self.progress):
             self.stopped = self.descend(node)
             if self.stopped:
                 self.at = node.name
