@@ -40,8 +40,10 @@ def shown(conv: Node, G: Tensor, full: Tensor, value: Tensor, sigma: float, slop
     inverse = torch.linalg.inv(A.T @ A)
     measured = (G @ A) @ inverse
     measured = measured + ((G - measured @ A.T) @ A) @ inverse
-    wide = full.reshape(measured.shape)
-    score = of_signals(measured / wide, sigma * inverse.diagonal().sqrt() / wide.abs(), slope)
+    wide, free = full.reshape(measured.shape), A.shape[0] - A.shape[1]
+    left = (G - measured @ A.T).square().sum(1) / max(free, 1)  # also what an error of `value` leaves
+    spread = left.sqrt().clamp(min=sigma)[:, None] * inverse.diagonal().sqrt()
+    score = of_signals(measured / wide, spread / wide.abs(), slope)
     return score.reshape(full.shape)
 
 

@@ -12,6 +12,7 @@ from i2f.attacks.recursive.graph import Node
 ROUNDING = 1e-14  # relative error of a gradient without noise
 NOISY = 10 * ROUNDING  # relative noise above which masks may be wrong
 OUTLIER = 3.0  # an output channel whose residual is so many medians has a wrong mask: its equations count less
+ROBUST = 10  # passes that find them
 RANK = 1e-5  # singular values below this share of the largest carry no equation (their squares are at 10⁻¹⁰, of 10⁻¹⁶)
 
 
@@ -111,7 +112,7 @@ class System:
         """The solution with less weight on the output channels whose residuals stand out."""
         rank = self.rank
         a = self.solution.T
-        for _ in range(3):
+        for _ in range(ROBUST):
             each = self.residual.square().mean(1).split(self.rows)
             size = torch.stack([part.mean().sqrt() for part in each])
             weight = 1 / (size / (OUTLIER * size.median())).clamp(min=1).square()
