@@ -31,6 +31,7 @@ from i2f.attacks.recursive import forecast
 from i2f.core.progress import bar
 from i2f.paper import networks
 
+PARTS = ["drawn", "plain", "float32", "others", "noise"]
 NOISES = (1e-4, 1e-3, 1e-2)
 PHOTOGRAPHS = ("resnet18", "resnet34", "resnet50", "resnext50_32x4d", "alexnet", "vgg11", "mobilenet_v2", "densenet121")
 
@@ -166,7 +167,7 @@ def forecasts() -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=["drawn", "plain", "float32", "others", "noise"])
+    parser.add_argument("--only", nargs="+", default=PARTS)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--resume", action="store_true")
@@ -182,7 +183,8 @@ def main() -> None:
         answers = joblib.Parallel(return_as="generator_unordered", batch_size=1)(calls)
         for task, row in bar(answers, total=len(open_), description="recursive"):
             done.keep(task, row)
-    table = pd.DataFrame([row for _, row in sorted(done.found.items())])
+    order = {task: place for place, task in enumerate(tasks(PARTS))}
+    table = pd.DataFrame([row for task, row in sorted(done.found.items(), key=lambda found: order[found[0]])])
     table.to_csv(HERE / "recursive.csv", index=False, float_format="%.4g")
     (HERE / "recursive_machine.txt").write_text(machine(arguments.threads))
     done.path.unlink()
