@@ -54,7 +54,8 @@ class Reconstruction:
             with J or Jᵀ count one each and a formed J counts d_x.
         converged: x is stationary. reason: why the attack stopped.
         matched: the relative residual is at most 10⁻³ (or the tolerance). A stationary x need not match: noise leaves
-            a residual that no image explains.
+            a residual that no image explains. Of "recursive": at most three times the noise that it measured, too,
+            since behind ReLUs wrong images can have residuals of 10⁻⁶.
         failed: it diverged (NaN, or pixels beyond 10⁶) or never began; x is its best iterate before that.
         y: (n,) the labels it used or found. restart: which one gave x. layers: of "recursive", what each layer gave,
             from the last to where it stopped (`recursive.Layer`).

@@ -59,7 +59,7 @@ def audit(
         together: one gradient of the mean loss over all n samples, with a J of n·d_x rows; otherwise each sample alone.
         target_psnr: in dB: the PSNR for which the variance that is needed is reported.
         attack: also run Gauss–Newton, for at most attack_steps steps, and on a network with kinks the recursive attack;
-            the error of that which matches the gradient better takes part in `judged`.
+            the smaller of their errors takes part in `judged`.
         tau: τ, the standard deviation of a pixel for the attacker with a prior, in units of the range.
         seed: of the noise drawn here, and of the attack. Noise that is sent needs another one.
 

@@ -129,8 +129,9 @@ def share(J: GradientJacobian, question: Question, indices: Sequence[int]) -> Sh
 
 
 def _attack(shared: Shared) -> Attack:
-    """Gauss–Newton's reconstruction; where the network has kinks, at which it stalls, that of the recursion if that
-    matches the gradient better."""
+    """Gauss–Newton's reconstruction; where the network has kinks, at which it stalls, that of the recursion if that is
+    nearer to the truth: between two that do not match the gradient, an attacker's choice is a guess, and the audit
+    takes the worse for who shares."""
     J, question = shared.J, shared.question
     keywords: dict[str, Any] = {"loss": J.map.loss, "seed": question.seed, "steps": question.attack_steps}
     arguments = (J.map.model, J.gradient + shared.seen, J.map.y, J.x.shape)
@@ -142,7 +143,7 @@ def _attack(shared: Shared) -> Attack:
         except ValueError as error:
             reason += f"; the recursive attack takes no such problem: {error}"
         else:
-            if exact.relative_residual < found.relative_residual:
+            if not metrics.mse(found.x.to(J.x), J.x) <= metrics.mse(exact.x.to(J.x), J.x):
                 found, reason = exact, f"recursive attack: {exact.reason}"
     x = found.x.to(J.x)
     return Attack(metrics.assign(x, J.x) if len(x) > 1 else x, reason)

@@ -133,6 +133,20 @@ class TestInversion:
         assert not found.converged
         assert "unknowns per channel" in found.reason
 
+    def test_a_small_residual_of_a_wrong_image_is_no_match(self):
+        """Weights so small that the gradient hardly shows the image."""
+        torch.manual_seed(3)
+        layers = [nn.Conv2d(1, 2, 3, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 3, 2, 1), nn.ReLU()]
+        model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(18, 4)).double().eval()
+        with torch.no_grad():
+            model[0].weight *= 1e-5
+            model[2].weight *= 1e-5
+        x = image(1, 12, 12)
+        found = i2f.invert(model, gradient(model, x), None, x.shape, method="recursive", polish=False)
+        assert mse(found, x) > 1e-3
+        assert found.relative_residual < 1e-3
+        assert not found.matched
+
 
 class TestRefusals:
     @pytest.mark.parametrize(

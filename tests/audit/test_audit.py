@@ -12,6 +12,7 @@ from torch import nn
 
 import i2f
 from i2f import cli
+from i2f.attacks import Reconstruction
 from i2f.audit import audit, clamped_square, variance_for
 from i2f.audit import figure as draw
 from i2f.audit.command import GATE
@@ -374,6 +375,24 @@ def test_a_network_with_kinks_is_attacked_layer_by_layer():
     assert sample.attacked_reason.startswith("recursive attack: matched")
     assert sample.attacked < 1e-12
     assert sample.judged < 1e-12
+
+
+def test_of_two_reconstructions_the_nearer_is_judged(monkeypatch):
+    """Where neither matches the gradient, its residual does not say which one is better."""
+    torch.manual_seed(0)
+    model, x = Functional(torch.relu).double(), torch.full((1, 4), 0.3, dtype=torch.float64)
+    ends = {"gauss-newton": (0.1, 1e-2), "recursive": (0.3, 1e-4)}  # error and residual
+
+    def invert(model, gradient, y, shape, method="gauss-newton", **keywords):
+        error, residual = ends[method]
+        return Reconstruction(x + error, residual**2, residual, 1, 1, False, method)
+
+    monkeypatch.setattr("i2f.audit.shared.invert", invert)
+    (sample,) = audit(model, x, torch.tensor([1]), attack=True, attack_steps=2)
+    assert sample.attacked_reason == "gauss-newton"
+    ends["gauss-newton"], ends["recursive"] = ends["recursive"], ends["gauss-newton"]
+    (sample,) = audit(model, x, torch.tensor([1]), attack=True, attack_steps=2)
+    assert sample.attacked_reason == "recursive attack: recursive"
 
 
 def test_a_network_that_the_recursion_cannot_read_says_so():

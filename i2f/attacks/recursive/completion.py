@@ -11,11 +11,8 @@ from i2f.attacks.recursive.graph import Graph, apply
 from i2f.attacks.recursive.systems import System
 
 SURE = 10.0  # standard deviations from which a unit counts as open
-ROUNDS, PROJECTED, FREE = (
-    12,
-    250,
-    400,
-)  # of projected gradients, and of conjugate gradients on what lies inside the bounds
+ROUNDS = 12  # of at most
+PROJECTED, FREE = 250, 400  # projected gradients, and conjugate gradients on what lies inside the bounds
 POWER = 20  # iterations for the largest eigenvalue
 EXACT = 1e-13  # relative residual at which the bounded problem is solved
 STALLED = 0.9  # a round must bring it below this share

@@ -104,9 +104,6 @@ class Graph:
                     else f"{step.target} ({type(modules[step.target]).__name__})"
                 )
                 raise ValueError(f"the recursion does not know {what}: give method='gauss-newton' or another")
-            if kind == "same":
-                same[step.name] = inputs[0]
-                continue
             if kind == "mean" and self.nodes[inputs[0]].shape == size:
                 same[step.name] = inputs[0]  # a pool over one position
                 continue

@@ -145,13 +145,16 @@ def first_image(graph: Graph, asked: Features, start: Tensor) -> Tensor:
     for step in range(STEPS):
         tried = []
         for scale in SCALES if step >= FIRST else (1.0,):
-            found, narrow = equations.update(x, scale * spread, prior, mean)
+            try:
+                found, narrow = equations.update(x, scale * spread, prior, mean)
+            except RuntimeError:  # a factorisation: so certain that its matrices are singular to rounding
+                continue
             for fraction in FRACTIONS:
                 there = x + fraction * (found - x)
                 new = squares(asked.at(there.reshape(start.shape))[1])
                 tried.append((new, there, torch.maximum(narrow, SHRINK * scale * spread)))
-        best = min(tried, key=lambda t: t[0])
-        if best[0] > ENOUGH * misfit:
+        best = min(tried, key=lambda t: t[0], default=(math.nan, x, spread))
+        if not best[0] <= ENOUGH * misfit:
             break
         misfit, x, spread = best
     return x.reshape(start.shape)

@@ -19,6 +19,7 @@ from i2f.attacks.recursive.systems import NOISY
 
 POLISH = 50  # most steps on the gradient itself
 ROUNDS = 4  # of features and of masks decided anew above them
+MATCHED = 3.0  # times the noise that the systems show: the largest residual of a gradient that is matched
 SHORT = 0.9  # share of the unknowns below which the activations above the last system are matched too
 
 
@@ -92,7 +93,8 @@ class _Attack:
                     steps=self.steps + again.steps,
                     evaluations=self.evaluations + again.evaluations,
                 )
-        return replace(found, layers=tuple(recursion.layers))
+        matched = found.matched and (found.converged or found.relative_residual <= MATCHED * recursion.noise)
+        return replace(found, layers=tuple(recursion.layers), matched=matched)
 
     def ended(self, x: Tensor, words: str) -> Reconstruction:
         """The result at x, which is stationary if the gradient is matched there."""
@@ -144,13 +146,13 @@ class _Attack:
             if not recursion.again(self.graph.values(x)) and before < math.inf:
                 break
             before = found.loss
-            known = known_at(self.graph, recursion, all=True)
+            known = known_at(self.graph, recursion, above=True)
         layer = f"recursion down to {recursion.stopped}; then features, to {found.loss / asked.size:.1e} of the noise"
         return x, layer
 
 
-def known_at(graph: Graph, recursion: Recursion, all: bool = False) -> list[Known]:
-    """What is known where the recursion stopped: a value, or the modes of a system and, with `all` or where these are
+def known_at(graph: Graph, recursion: Recursion, above: bool = False) -> list[Known]:
+    """What is known where the recursion stopped: a value, or the modes of a system and, with `above` or where these are
     too few, the values above it."""
     at = recursion.at
     known: list[Known] = []
@@ -159,8 +161,8 @@ def known_at(graph: Graph, recursion: Recursion, all: bool = False) -> list[Know
     systems = recursion.partial
     if systems:
         known.append(Modes(at, graph.nodes[at].shape, systems))
-        all = all or min(s.rank / s.T.shape[1] for s in systems) < SHORT
-    if all or not systems:
+        above = above or min(s.rank / s.T.shape[1] for s in systems) < SHORT
+    if above or not systems:
         known += [
             Values(n, recursion.value[n], recursion.spread[n]) for n in graph.relus_above(at) if n in recursion.value
         ]

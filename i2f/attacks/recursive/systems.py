@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from i2f.attacks.recursive.graph import Node
+from i2f.attacks.recursive.graph import NOTHING, Node
 
 ROUNDING = 1e-14  # relative error of a gradient without noise
 NOISY = 10 * ROUNDING  # relative noise above which masks may be wrong
@@ -38,9 +38,6 @@ def patches(value: Tensor, conv: nn.Conv2d) -> Tensor:
     """The input's patches, (C·K, h·w): one column per position of the output."""
     found: Tensor = F.unfold(value[None], conv.kernel_size, conv.dilation, padding(conv), conv.stride)[0]
     return found
-
-
-NOTHING = torch.empty(0)
 
 
 def padding(conv: nn.Conv2d) -> tuple[int, int]:

@@ -30,31 +30,14 @@ def problems(config: Config) -> list[Problem]:
     first_digit on; photographs: how many of CIFAR-10's test split; gauss_newton_steps: the attacker's budget. All under
     weight seed 1, since the pictures stand side by side.
     """
-    found = []
-    for name, variances in config["networks"].items():
-        dataset, model, init, *more = name.split()
-        digits = dataset == "mnist"
-        first, count = (config["first_digit"], config["digits"]) if digits else (0, config["photographs"])
-        found += [
-            {
-                "network": name,
-                "dataset": dataset,
-                "split": "train" if digits else "test",
-                "image": image,
-                "model": model,
-                "init": init,
-                "weight_seed": 1,
-                "activation": more[0] if more else None,
-                "noise": "gaussian",
-                "size": variance,
-                "noise_seed": 1000 + image,  # scaled from variance to variance
-                "budget": config["gauss_newton_steps"],
-                "start_seed": image,
-            }
-            for image in range(first, first + count)
-            for variance in variances
-        ]
-    return found
+    first = config["first_digit"]
+    digits, photographs = range(first, first + config["digits"]), range(config["photographs"])
+    return [  # the noise is scaled from variance to variance
+        shared.under_noise(network, variance, image, 1, 1000 + image, config["gauss_newton_steps"])
+        for network, variances in config["networks"].items()
+        for image in (digits if network.startswith("mnist") else photographs)
+        for variance in variances
+    ]
 
 
 def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:

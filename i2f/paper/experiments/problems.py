@@ -71,6 +71,27 @@ def rotated(first: int, count: int, weight_seeds: int, crossed: bool = False) ->
     return [(i, s) for s in seeds for i in range(first, first + count) if crossed or s == 1 + i % weight_seeds]
 
 
+def under_noise(network: str, variance: float, image: int, weight_seed: int, noise_seed: int, budget: int) -> Problem:
+    """Gauss–Newton on one image under Gaussian noise. network: "mnist lenet uniform [activation]", whose data set says
+    the split: train of MNIST, test of the others."""
+    dataset, model, init, *more = network.split()
+    return {
+        "network": network,
+        "dataset": dataset,
+        "split": "train" if dataset == "mnist" else "test",
+        "image": image,
+        "model": model,
+        "init": init,
+        "weight_seed": weight_seed,
+        "activation": more[0] if more else None,
+        "noise": "gaussian",
+        "size": variance,
+        "noise_seed": noise_seed,
+        "budget": budget,
+        "start_seed": image,
+    }
+
+
 def value(problem: Problem, name: str) -> Any:
     """The problem's own, or the default."""
     return problem.get(name, DEFAULTS[name])

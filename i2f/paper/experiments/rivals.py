@@ -57,31 +57,14 @@ def problems(config: Config) -> list[Problem]:
     one of weight_seeds, in rotation; garments: how many images of another data set's test split, each under all of
     them; gauss_newton_steps: the attacker's budget.
     """
-    first, seeds = config["first_digit"], config["weight_seeds"]
-    found = []
-    for name, variance in config["networks"].items():
-        dataset, model, init, *more = name.split()
-        digits = dataset == "mnist"
-        pairs = shared.rotated(first, config["digits"], seeds)
-        found += [
-            {
-                "network": name,
-                "dataset": dataset,
-                "split": "train" if digits else "test",
-                "image": image,
-                "model": model,
-                "init": init,
-                "weight_seed": weight_seed,
-                "activation": more[0] if more else None,
-                "noise": "gaussian",
-                "size": variance,
-                "noise_seed": 1000 * weight_seed + image,
-                "budget": config["gauss_newton_steps"],
-                "start_seed": image,
-            }
-            for image, weight_seed in (pairs if digits else shared.rotated(0, config["garments"], seeds, crossed=True))
-        ]
-    return found
+    first, seeds, steps = config["first_digit"], config["weight_seeds"], config["gauss_newton_steps"]
+    digits = shared.rotated(first, config["digits"], seeds)
+    garments = shared.rotated(0, config["garments"], seeds, crossed=True)
+    return [
+        shared.under_noise(network, variance, image, weight_seed, 1000 * weight_seed + image, steps)
+        for network, variance in config["networks"].items()
+        for image, weight_seed in (digits if network.startswith("mnist") else garments)
+    ]
 
 
 def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
