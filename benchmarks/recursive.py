@@ -8,7 +8,7 @@ One row per image in recursive.csv, written as it is found; --resume goes on whe
     float32  the same 20 images, model and gradient in float32
     noise    relative noise of 1e-4, 1e-3 and 1e-2 on every tensor, σ = η‖G‖/√numel: 20 images, without polish
     plain    cnn{2,4,8,16}x16 for MNIST, 20 images each
-    others   what else was tried: networks of OTHERS, 5 images each, one of ResNet50
+    others   what else was tried: networks of OTHERS, 5 images each
 
 recursive_forecast.csv (--forecast): from shapes alone, the first layer that has too few equations.
 
@@ -126,11 +126,10 @@ def tasks(parts: list[str]) -> list[tuple]:
     if "float32" in parts:
         found += [("float32", "resnet18", "cifar10", i, i % 5, 0.0) for i in photographs]
     if "others" in parts:
-        counts = {"resnet50": 1}
-        others = [(name, dataset, i) for name, (dataset, _) in OTHERS.items() for i in range(counts.get(name, 5))]
+        others = [(name, dataset, i) for name, (dataset, _) in OTHERS.items() for i in range(5)]
         found += [("others", name, dataset, i, i, 0.0) for name, dataset, i in others]
     if "noise" in parts:
-        found += [("noise", "resnet18", "cifar10", i, i % 5, noise) for i in photographs for noise in NOISES]
+        found += [("noise", "resnet18", "cifar10", i, i % 5, noise) for noise in NOISES for i in photographs]
     return found
 
 

@@ -188,6 +188,16 @@ def solve(
     return Found(x, loss / unit, step, products)
 
 
+def sample(features: Features, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A random error of the solution x, (AᵀA)⁻¹Aᵀw with A = ∂r/∂x and w ~ N(0, I) in units of the noise: how large an
+    error the features leave, (C, H, W)."""
+    generator = torch.Generator().manual_seed(0)
+    values, r = features.at(x)
+    tangent = Tangent(features.graph, features.names, values, dtype=dtype)
+    w = [[torch.randn(part.shape, generator=generator, dtype=dtype) * features.unit for part in parts] for parts in r]
+    return conjugate(features, tangent, features.pull(tangent, w), 0.0, FINE)[0].double()
+
+
 def conjugate(features: Features, tangent: Tangent, b: Tensor, mu: float, forcing: float) -> tuple[Tensor, int]:
     """s with ‖(AᵀA + μ) s − b‖ ≤ forcing ‖b‖."""
     s, res, p = torch.zeros_like(b), b.clone(), b.clone()

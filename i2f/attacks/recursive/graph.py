@@ -46,6 +46,11 @@ class _Tracer(fx.Tracer):
         return isinstance(m, Normalize) or super().is_leaf_module(m, qualified_name)
 
 
+def trace(model: nn.Module) -> fx.Graph:
+    """The network's calls, by names that `Graph` shares."""
+    return _Tracer().trace(model)
+
+
 class Graph:
     """The operations of a network in the order of its forward pass.
 
@@ -59,7 +64,7 @@ class Graph:
     def __init__(self, model: nn.Module, shape: tuple[int, ...]):
         self.nodes: dict[str, Node] = {}
         try:
-            graph = _Tracer().trace(model)
+            graph = trace(model)
         except Exception as error:  # control flow on values: whatever the forward raises under symbolic values
             raise ValueError(f"model cannot be read as a graph of operations ({error}): give another method") from error
         traced = fx.GraphModule(model, graph)

@@ -25,7 +25,7 @@ def of_values(value: Tensor, spread: Tensor, slope: float) -> Tensor:
     return found
 
 
-def of_signals(ratio: Tensor, spread: Tensor, slope: float) -> Tensor:
+def of_signals(ratio: Tensor, spread: Tensor, slope: float | Tensor) -> Tensor:
     """The same for the ratio of the signal that the weight gradient shows to that of an open unit: 1, or `slope`."""
     spread = spread.clamp(min=1e-8)  # rounding
     return (ratio - (1 + slope) / 2) * (1 - slope) / spread.square()
@@ -47,6 +47,6 @@ def shown(conv: Node, G: Tensor, full: Tensor, value: Tensor, sigma: float, slop
     return score.reshape(full.shape)
 
 
-def opened(score: Tensor, slope: float) -> Tensor:
+def opened(score: Tensor, slope: float | Tensor) -> Tensor:
     """A ReLU's derivative where positive scores are those of open units."""
     return (score > 0).to(score.dtype) * (1 - slope) + slope

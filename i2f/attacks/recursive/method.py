@@ -10,7 +10,7 @@ from torch import Tensor
 from i2f.attacks.gauss_newton import gauss_newton
 from i2f.attacks.prior import BOX
 from i2f.attacks.problem import Problem, Reconstruction, Stop
-from i2f.attacks.recursive import features, smoothed
+from i2f.attacks.recursive import features, lifted, smoothed
 from i2f.attacks.recursive.features import Features, Found, Known, Modes, Values
 from i2f.attacks.recursive.graph import Graph
 from i2f.attacks.recursive.linearised import LARGEST, first_image
@@ -37,8 +37,9 @@ def recursive(problems: Sequence[Problem], polish: bool = True) -> list[Reconstr
     whose activations obey the equations that there are (`features.solve`), which is a continuous problem.
 
     Noise is estimated from the residuals of the systems; masks are then decided by likelihood, from each unit's own
-    value and from the signal that the gradient below it shows, until both agree. The last step is `gauss_newton` on the
-    gradient from there, unless it is matched already (polish=False leaves it out).
+    value and from the signal that the gradient below it shows, until both agree. The last step (polish=False leaves it
+    out) is on the gradient itself, unless that is matched already: under noise over the image and the gates in doubt
+    together (`lifted`), which reaches what I²F predicts, and otherwise `gauss_newton` from there.
 
     Reads networks of convolutions, linear layers, BatchNorm in evaluation mode, ReLU, LeakyReLU, sums, a global average
     pool, max pooling and Flatten that end in a linear layer with a bias; one image at a time. The start is where the
@@ -47,23 +48,25 @@ def recursive(problems: Sequence[Problem], polish: bool = True) -> list[Reconstr
     Raises: ValueError for a network that it cannot read (which module), a batch, or a gradient known in part.
     """
     found: list[Reconstruction] = []
+    factors = lifted.Factors()
     for problem in problems:
         if found and found[-1].reason.startswith("interrupted"):
             stop = Stop("interrupted before its first step", failed=True)
             found.append(problem.finish(problem.start, math.inf, 0, 0, stop))
         else:
-            found.append(_Attack(problem).run(polish))
+            found.append(_Attack(problem, factors).run(polish))
     return found
 
 
 class _Attack:
-    def __init__(self, problem: Problem):
+    def __init__(self, problem: Problem, factors: lifted.Factors):
         shape = tuple(problem.start.shape)
         if shape[0] != 1 or len(shape) != 4:
             raise ValueError(f"shape is {shape}: the recursion takes one image, (1, C, H, W)")
         if problem.match.known is not None:
             raise ValueError("mask: the recursion needs every coordinate of the gradient; give method='gauss-newton'")
-        self.problem = problem
+        self.problem, self.factors = problem, factors
+        self.asked: Features | None = None
         self.graph = Graph(problem.gmap.model, shape)
         parts = problem.gmap.split(problem.target.double())
         self.gradient = dict(zip(problem.gmap.parameters, parts, strict=True))
@@ -74,37 +77,48 @@ class _Attack:
         self.evaluations = self.steps = 0
 
     def run(self, polish: bool) -> Reconstruction:
-        problem = self.problem
+        problem, found = self.problem, None
+        recursion = Recursion(self.graph, self.gradient, progress=self.problem.progress)
         try:
-            recursion = Recursion(self.graph, self.gradient, progress=self.problem.progress).run()
-            x, words = self.image(recursion)
+            x, words = self.image(recursion.run())
+            found = self.ended(x, words)
+            if polish and not found.converged:
+                found = self.polished(x, recursion, found)
         except KeyboardInterrupt:
-            return problem.finish(
-                problem.start, math.inf, self.steps, self.evaluations, Stop("interrupted", failed=True)
-            )
-        found = self.ended(x, words)
-        if polish and not found.converged:
-            again = gauss_newton([replace(problem, start=found.x, steps=min(problem.steps, POLISH))])[0]
-            if again.loss < found.loss:
-                reason = f"{words}; then on the gradient: {again.reason}"
-                found = replace(
-                    again,
-                    reason=reason,
-                    steps=self.steps + again.steps,
-                    evaluations=self.evaluations + again.evaluations,
-                )
-        matched = found.matched and (found.converged or found.relative_residual <= MATCHED * recursion.noise)
+            if found is None:
+                stop = Stop("interrupted", failed=True)
+                return problem.finish(problem.start, math.inf, self.steps, self.evaluations, stop)
+            found = replace(found, reason=f"interrupted: {found.reason}")
+        matched = found.matched and found.relative_residual <= max(problem.tolerance, MATCHED * recursion.noise)
         return replace(found, layers=tuple(recursion.layers), matched=matched)
 
-    def ended(self, x: Tensor, words: str) -> Reconstruction:
-        """The result at x, which is stationary if the gradient is matched there."""
+    def polished(self, x: Tensor, recursion: Recursion, found: Reconstruction) -> Reconstruction:
+        """The last steps, on the gradient itself; what was found before where they gain nothing."""
+        problem, words = self.problem, found.reason
+        if recursion.noise > NOISY and self.asked is not None and problem.match.plain and not problem.prior.active:
+            search = lifted.Search(problem, self.graph, self.factors)
+            ended = search.run(x, features.sample(self.asked, x))
+            if ended is not None and ended.misfit < found.loss:
+                self.counted(Found(ended.x, ended.misfit, ended.steps, ended.products))
+                return self.ended(ended.x, f"{words}; then {ended}", ended.settled, ended.misfit)
+        again = gauss_newton([replace(problem, start=found.x, steps=min(problem.steps, POLISH))])[0]
+        if not again.loss < found.loss:
+            return found
+        steps, evaluations = self.steps + again.steps, self.evaluations + again.evaluations
+        reason = f"{words}; then on the gradient: {again.reason}"
+        return replace(again, reason=reason, steps=steps, evaluations=evaluations)
+
+    def ended(self, x: Tensor, words: str, settled: bool = False, misfit: float | None = None) -> Reconstruction:
+        """The result at x, stationary if it is `settled` or the gradient is matched there. misfit: ‖r‖² where it is not
+        that of the network's own gradient."""
         problem = self.problem
         x = (x[None].clamp(*BOX) if problem.box else x[None]).to(problem.start)
         residual = problem.match(problem.gmap(x) - problem.target).double()
         distance = float(residual.norm())
         stop = problem.matched(distance, problem.tolerance * problem.scale)
-        loss = distance**2 + (float(problem.prior.penalty(x)) if problem.prior.active else 0.0)
-        stop = Stop(f"{stop.reason}: {words}", converged=True) if stop else Stop(words)
+        loss = distance**2 if misfit is None else misfit
+        loss += float(problem.prior.penalty(x)) if problem.prior.active else 0.0
+        stop = Stop(f"{stop.reason}: {words}", converged=True) if stop else Stop(words, converged=settled)
         return problem.finish(x, loss, self.steps, self.evaluations + 1, stop)
 
     def matched(self, asked: Features, x: Tensor, goal: float) -> Found:
@@ -136,7 +150,7 @@ class _Attack:
         noisy = recursion.noise > NOISY
         x, before = start, math.inf
         for _ in range(ROUNDS):
-            asked = Features(self.graph, known)
+            self.asked = asked = Features(self.graph, known)
             goal = 0.0 if noisy else float(asked.size)
             x = first_image(self.graph, asked, start) if x is start else x
             found = self.matched(asked, x, goal)
