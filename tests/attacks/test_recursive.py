@@ -10,10 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import i2f
-from i2f.attacks.recursive import completion, forecast, linearised, masks, pool
+from i2f.attacks.knowledge import understood
+from i2f.attacks.recursive import completion, forecast, gram, lifted, linearised, masks, pool
 from i2f.attacks.recursive.graph import Graph
 from i2f.attacks.recursive.systems import System, equations, patches
 from i2f.attacks.recursive.tangent import Tangent
+from i2f.attacks.setup import make_problems
 
 
 class Block(nn.Module):
@@ -116,6 +118,20 @@ class TestInversion:
             errors.append(mse(i2f.invert(model, sent, None, x.shape, method="recursive", polish=False), x))
         assert errors[1] < 1e-4
         assert 10 < errors[1] / errors[0] < 1000  # by the square
+
+    @pytest.mark.parametrize("sigma", [1e-6, 1e-5])
+    def test_under_noise_it_ends_where_the_influence_function_says(self, sigma):
+        """At the larger one, a gate is in doubt where the features leave the image."""
+        model, x = resnet(), image(3, 12, 12)
+        J = i2f.GradientJacobian(model, x, torch.tensor([3]))
+        delta = sigma * torch.randn(J.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        expected = i2f.influence(J, delta).displacement.reshape(x.shape)
+        found = i2f.invert(model, J.gradient + delta, None, x.shape, method="recursive")
+        assert found.converged
+        assert found.matched
+        assert float((found.x - x - expected).norm()) < 1e-4 * float(expected.norm())
+        rough = i2f.invert(model, J.gradient + delta, None, x.shape, method="recursive", polish=False)
+        assert mse(rough, x) > 4 * mse(found, x)
 
     def test_the_callback_sees_the_search(self):
         model, x, seen = resnet(), image(3, 12, 12), []
@@ -229,6 +245,68 @@ class TestForecast:
         assert [layer.short for layer in forecast(model, (1, 1, 5, 5))] == [False, True, False]
         model[2] = nn.MaxPool2d(4)
         assert [(layer.what, layer.short) for layer in forecast(model, (1, 1, 4, 4))][1] == ("maximum", True)
+
+
+class TestLifted:
+    def search(self, model, x):
+        """Of an attack on ∇L(x)."""
+        sent = torch.cat([g.flatten() for g in gradient(model, x)])
+        _, ((problem,),) = make_problems(model, [sent], None, x.shape, *understood({"method": "recursive"}))
+        return lifted.Search(problem, Graph(problem.gmap.model, tuple(x.shape)), lifted.Factors())
+
+    def test_gates_on_the_wrong_side_are_read_off_the_gradient(self):
+        """The start lies beyond the kinks of many units; without noise the search ends at the truth."""
+        model, x = resnet(), image(3, 12, 12)
+        search = self.search(model, x)
+        error = 3e-3 * torch.randn(x[0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        start = x[0] + error
+        one, two = (search._flat(search.graph.values(z)) > 0 for z in (x[0], start))
+        assert int((one != two).sum()) > 5
+        found = search.run(start, error)
+        assert found.settled
+        assert found.beyond == 0
+        assert float((found.x - x[0]).norm()) < 1e-6 * float(error.norm())
+
+    def test_too_many_doubts_are_no_start(self, monkeypatch):
+        model, x = resnet(), image(3, 12, 12)
+        search = self.search(model, x)
+        monkeypatch.setattr(lifted, "MOST", 10)
+        assert search.run(x[0], torch.ones_like(x[0])) is None
+
+    def test_held_gates_are_the_network_where_they_are_its_own(self):
+        model, x = resnet(), image(3, 12, 12)
+        graph = Graph(model, x.shape)
+        relus = [node for node in graph.nodes.values() if node.kind == "relu"]
+        u = torch.cat([graph.values(x[0])[node.inputs[0]].flatten() for node in relus])
+        held = lifted.Held(model, tuple(x.shape[1:]), (u > 0).double(), {node.name: node.shape for node in relus})
+        z = torch.cat([x.flatten(), torch.zeros_like(u)])[None]
+        assert torch.allclose(held(z), model(x), atol=1e-12)
+        z[0, x.numel() + int(u.argmax())] -= 1  # one gate closed
+        assert float((held(z) - model(x)).detach().norm()) > 1e-6
+
+    def test_the_preconditioner_is_nearly_the_gram_matrix(self):
+        model, x = resnet(), image(3, 12, 12)
+        J = i2f.GradientJacobian(model, x, torch.tensor([3]))
+        graph = Graph(model, x.shape)
+        logits = model(x).detach().requires_grad_()
+        (signal,) = torch.autograd.grad(F.cross_entropy(logits, torch.tensor([3])), logits)
+        L = gram.preconditioner(graph, graph.values(x[0]), signal[0]).double()
+        H = J.gram()
+        ratio = torch.linalg.eigvalsh(
+            torch.linalg.solve_triangular(L, torch.linalg.solve_triangular(L, H, upper=False).T, upper=False)
+        )
+        own = torch.linalg.eigvalsh(H)
+        assert float(own[-1] / own[0]) > 500
+        assert float(ratio[-1] / ratio[0]) < 20
+
+    def test_one_preconditioner_serves_the_same_image_under_other_noise(self, monkeypatch):
+        model, x = plain(), image(1, 12, 12)
+        sent, made = torch.cat([g.flatten() for g in gradient(model, x)]), []
+        whole = gram.preconditioner
+        monkeypatch.setattr(lifted, "preconditioner", lambda *a: made.append(1) or whole(*a))
+        noise = 1e-5 * torch.randn(2, len(sent), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        i2f.invert_many(model, list(sent + noise), None, x.shape, method="recursive")
+        assert made == [1]
 
 
 class TestParts:

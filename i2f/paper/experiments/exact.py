@@ -34,9 +34,9 @@ from i2f.paper.statistics import convergence
 from i2f.paper.sweep import Problem, Row, Settings
 
 KEPT = ("rmse", "mse", "label_found", "steps", "converged", "matched", "failed", "reason")  # of an attack's row
-KINDS = {"layers": "diagnostic", "stages": "shade", "recovered": "diagnostic", "difference": "diagnostic"}
+KINDS = {"layers": "diagnostic", "stage_images": "shade", "recovered": "diagnostic", "difference": "diagnostic"}
 KINDS |= {"predicted_rmse": "converged", "first_kink": "converged", "variance": "converged"}
-PICTURES = ("stages", "recovered")
+PICTURES = ("stage_images", "recovered")
 SOLVED, MOST = 1e-6, 300  # tolerance and steps of I²F's conjugate gradients
 STEPS = 60  # of a search for an image by one layer's activations
 
@@ -77,7 +77,7 @@ def problems(config: Config) -> list[Problem]:
 def run(problems: list[Problem], settings: Settings = sweep.DEFAULT) -> Results:
     """One row per attack. predicted_rmse: I²F's; first_kink: σ₁ (see above); variance of the noise; crossed: units on
     another side of their kink than at the truth; difference: ‖x̂ − x₀ − d‖/‖x̂ − x₀‖; layers: name, rank, unknowns of
-    each, JSON. Arrays, one per row: stages, images by what the recursion knows when it has reached a resolution;
+    each, JSON. Arrays, one per row: stage_images, by what the recursion knows when it has reached a resolution;
     recovered."""
     table = sweep.run(solve, problems, settings, ("network", "image"), at_most=3, description="attacks")
     arrays = {name: np.array([*table.pop(name), None], dtype=object)[:-1] for name in PICTURES}
@@ -117,7 +117,7 @@ def _row(J: GradientJacobian, graph: Graph, problem: Problem, delta: Tensor, fou
         **{name: attack[name] for name in KEPT},
         "crossed": crossed(graph, J.x[0], found.x[0]),
         "layers": json.dumps(layers),
-        "stages": stages(J, graph) if problem["stages"] else empty,
+        "stage_images": stages(J, graph) if problem["stages"] else empty,
         "recovered": shades(found.x),
     }
 
