@@ -20,7 +20,7 @@ from i2f.core.linearization import Linearization
 from i2f.core.progress import bar
 
 WIDTH = 5.0  # at first, units within so many standard deviations of their kink have a free gate
-SHOWN, WRONG = 6.0, 0.3  # later, those of whose jump the residual shows so many standard deviations, and that share
+SHOWN, WRONG = 6.0, 0.1  # later, those of whose jump the residual shows so many standard deviations, and that share
 WEAK = 0.2  # standard deviation from which a gate is decided by the unit's own value
 MOST = 20_000  # free gates: beyond, nothing is known that a step could start from
 PASSES = 12
@@ -134,7 +134,7 @@ class Search:
         u = self._flat(values)
         spread, size = self._spread(values, error), math.inf
         gates, free = masks.opened(u, self.slope), u.abs() < WIDTH * spread
-        first, settled, steps, misfit = int(free.sum()), False, 0, math.inf
+        first, settled, steps, misfit, asked = int(free.sum()), False, 0, math.inf, torch.zeros_like(free)
         with bar(total=PASSES, description="gates", shown=self.progress) as shown:
             while not settled and steps < PASSES and int(free.sum()) <= MOST:
                 at, r = self.linearized(x, gates)
@@ -150,7 +150,8 @@ class Search:
                 new = self._decided(gates, s[self.n :], e, u / spread, free)
                 moved = bool((new != gates).any())
                 gates = new
-                free = torch.zeros_like(free) if moved else self._shown(x, gates, sigma, scale)
+                asked = torch.zeros_like(free) if moved else asked | free  # each once
+                free = torch.zeros_like(free) if moved else self._shown(x, gates, sigma, scale) & ~asked
                 settled = not moved and not free.any() and float(s[: self.n].norm()) <= SETTLED * size
                 shown.update()
                 shown.set_postfix_str(f"{int(free.sum()):,} gates in doubt")
@@ -207,11 +208,12 @@ class Search:
         return found.clamp(min=1e-12 * float(found.max()))
 
     def _shown(self, x: Tensor, gates: Tensor, sigma: float, scale: Tensor) -> Tensor:
-        """The units whose jump the residual holds: a wrong gate leaves all of it."""
+        """The units whose jump the residual holds, in the direction of the other side: a wrong gate leaves it but for
+        what x makes up for."""
         at, r = self.linearized(x, gates)
         size = float(r.norm()) or 1.0
         self.products += 1
-        found = at.matvec((r / size).float())[self.n :].abs() * size
+        found = at.matvec((r / size).float())[self.n :] * size * torch.where(gates == self.slope, -1.0, 1.0)
         return (found > SHOWN * sigma * scale.sqrt()) & (found > WRONG * scale)
 
     def _decided(self, gates: Tensor, alpha: Tensor, e: Tensor, own: Tensor, free: Tensor) -> Tensor:

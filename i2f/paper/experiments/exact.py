@@ -160,8 +160,8 @@ def stages(J: GradientJacobian, graph: Graph) -> NDArray[np.uint8]:
     recursion = Recursion(graph, parts).run()
     found, seen = [], set()
     for name, value in recursion.value.items():
-        if value.ndim == 3 and value.shape not in seen and graph.nodes[name].kind == "relu":
-            seen.add(value.shape)
+        if value.ndim == 3 and value.shape[1:] not in seen and graph.nodes[name].kind == "relu":
+            seen.add(value.shape[1:])
             asked = features.Features(graph, [features.Values(name, value, recursion.spread[name])])
             gray = torch.full_like(J.x[0], 0.5)
             found.append(shades(features.solve(asked, gray, STEPS, float(asked.size)).x[None]))
