@@ -124,6 +124,8 @@ def recursive_table(rows: pd.DataFrame) -> str:
     ]
     for (part, network, noise), some in rows.groupby(["part", "network", "noise"], sort=False):
         gradient = "float32" if part == "float32" else f"relative noise {noise:.0e}" if noise else "float64"
+        if part == "trained":
+            network = f"{network} trained on digits, {some.accuracy.iloc[0]:.0%} right"
         counts = [f"{(some.mse <= level).sum()} of {len(some)}" for level in (RECOVERED, EXACTLY)]
         errors = [f"{some.mse.median():.0e}", f"{some.mse.max():.0e}"]
         lines.append(

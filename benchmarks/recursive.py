@@ -1,6 +1,6 @@
 """The recursive attack on networks with ReLUs: what it recovers, and in what time.
 
-    python benchmarks/recursive.py [--only drawn float32 noise plain others] [--jobs 2] [--resume]
+    python benchmarks/recursive.py [--only drawn float32 noise plain trained others] [--jobs 2] [--resume]
 
 One row per image in recursive.csv, written as it is found; --resume goes on where a run was cut off. Label unknown.
 
@@ -8,6 +8,7 @@ One row per image in recursive.csv, written as it is found; --resume goes on whe
     float32  the same 20 images, model and gradient in float32
     noise    relative noise of 1e-4, 1e-3 and 1e-2 on every tensor, σ = η‖G‖/√numel: 20 images, without polish
     plain    cnn{2,4,8,16}x16 for MNIST, 20 images each
+    trained  ResNet18 for MNIST after four epochs on bundled digits: 10 others, which it has not seen, without noise
     others   what else was tried: networks of OTHERS, 5 images each
 
 recursive_forecast.csv (--forecast): from shapes alone, the first layer that has too few equations.
@@ -16,6 +17,8 @@ Seconds are those of one process with `--threads` threads beside others (recursi
 """
 
 import argparse
+import copy
+import functools
 import time
 from typing import Any
 
@@ -31,7 +34,8 @@ from i2f.attacks.recursive import forecast
 from i2f.core.progress import bar
 from i2f.paper import networks
 
-PARTS = ["drawn", "plain", "float32", "others", "noise"]
+PARTS = ["drawn", "plain", "float32", "trained", "others", "noise"]
+DIGITS, HELD_OUT, EPOCHS = 800, 200, 4  # of a training
 NOISES = (1e-4, 1e-3, 1e-2)
 PHOTOGRAPHS = ("resnet18", "resnet34", "resnet50", "resnext50_32x4d", "alexnet", "vgg11", "mobilenet_v2", "densenet121")
 
@@ -92,10 +96,30 @@ def model_of(network: str, dataset: str, seed: int) -> nn.Module:
     return nn.Sequential(normalize, *layers(spec.shape, spec.classes)).eval()
 
 
+@functools.cache
+def trained(network: str, dataset: str, seed: int) -> tuple[nn.Module, float]:
+    """A network after `EPOCHS` of Adam on bundled images, and its accuracy on `HELD_OUT` others."""
+    model = i2f.models.build(network, dataset, seed=seed)
+    x, y = i2f.data.load(dataset, n=DIGITS + HELD_OUT, split="train")
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    model.train()
+    for _ in range(EPOCHS):
+        for some in torch.randperm(DIGITS, generator=generator).split(32):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[some]), y[some]).backward()
+            optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        right = [model(part).argmax(1) for part in x[DIGITS:].split(100)]
+    return model, float((torch.cat(right) == y[DIGITS:]).double().mean())
+
+
 def solve(part: str, network: str, dataset: str, image: int, seed: int, noise: float) -> dict[str, Any]:
     dtype = torch.float32 if part == "float32" else torch.float64
     x, y = i2f.data.load(dataset, n=1, offset=image)
-    model, x = model_of(network, dataset, seed).to(dtype), x.to(dtype)
+    model, accuracy = trained(network, dataset, seed) if part == "trained" else (model_of(network, dataset, seed), None)
+    model, x = copy.deepcopy(model).to(dtype), x.to(dtype)
     sent = torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
     generator = torch.Generator().manual_seed(1000 * seed + image)
     sent = [
@@ -103,7 +127,7 @@ def solve(part: str, network: str, dataset: str, image: int, seed: int, noise: f
         for g in sent
     ]
     begin = time.perf_counter()
-    row = {"part": part, "network": network, "image": image, "seed": seed, "noise": noise}
+    row = {"part": part, "network": network, "image": image, "seed": seed, "noise": noise, "accuracy": accuracy}
     try:
         found = i2f.invert(model, sent, None, x.shape, method="recursive", polish=False)
     except ValueError as error:
@@ -125,6 +149,8 @@ def tasks(parts: list[str]) -> list[tuple]:
         found += [("plain", f"cnn{d}x16", "mnist", i, i % 5, 0.0) for i in range(20) for d in (2, 4, 8, 16)]
     if "float32" in parts:
         found += [("float32", "resnet18", "cifar10", i, i % 5, 0.0) for i in photographs]
+    if "trained" in parts:
+        found += [("trained", "resnet18", "mnist", i, 0, 0.0) for i in range(10)]
     if "others" in parts:
         others = [(name, dataset, i) for name, (dataset, _) in OTHERS.items() for i in range(5)]
         found += [("others", name, dataset, i, i, 0.0) for name, dataset, i in others]

@@ -84,14 +84,22 @@ def complete(
     Least squares over the modes of the systems and over the open units of the ReLUs above, whose pre-activations are
     affine in a, between bounds: a ≥ 0, and around a skip connection  relu(a + c) = r  says that a = r − c where r is
     positive and a ≤ −c elsewhere. The many zeros of a make the bounded problem's solution unique where the equations
-    alone are too few (non-negative least squares, Slawski and Hein 2013).
+    alone are too few (non-negative least squares, Slawski and Hein 2013). A LeakyReLU has no such bounds; above it,
+    every unit shows its pre-activation (R-GAP's weight constraints, Zhu and Blaschko 2021).
     """
-    shape = graph.nodes[name].shape
+    node = graph.nodes[name]
+    shape, leaks = node.shape, node.kind != "relu" or node.slope > 0
     maps = {n: Above(graph, name, n, values) for n in above if n in values}
-    lower, upper = torch.zeros(shape, dtype=torch.float64), torch.full(shape, torch.inf, dtype=torch.float64)
+    upper = torch.full(shape, torch.inf, dtype=torch.float64)
+    lower = -upper if leaks else torch.zeros(shape, dtype=torch.float64)
     equations: list[tuple[Above, Tensor, Tensor]] = []
     for n, m in maps.items():
         if not m:
+            continue
+        slope = graph.nodes[n].slope
+        if slope:  # which can be inverted: every unit shows its pre-activation
+            value = torch.where(values[n] < 0, values[n] / slope, values[n])
+            equations.append((m, torch.ones_like(value), value - m.zero))
             continue
         open_ = values[n] > SURE * spreads[n]
         if m.skips:
@@ -102,7 +110,7 @@ def complete(
             )
         else:
             equations.append((m, open_.double(), values[n] - m.zero))
-    if graph.nodes[name].slope or not any(maps.values()):
+    if (leaks and not all(graph.nodes[n].slope for n in maps)) or not any(maps.values()):
         return None
     scales = [1 / largest(partial(_squared, m, o), shape) for m, o, _ in equations]
 
@@ -130,7 +138,7 @@ def bounded(product: Product, b: Tensor, lower: Tensor, upper: Tensor) -> Tensor
     rest.
     """
     step = 1 / (1.02 * largest(product, b.shape))
-    a, size, residual = lower.clone(), float(b.norm()), math.inf
+    a, size, residual = torch.zeros_like(b).clamp(lower, upper), float(b.norm()), math.inf
     for _ in range(ROUNDS):
         ahead, t = a, 1.0
         for _ in range(PROJECTED):

@@ -168,7 +168,7 @@ class Recursion:
         deep = any(other.kind == "relu" for other in self.graph.needed(list(node.inputs)))
         rank = min(s.rank / s.T.shape[1] for s in systems)
         small = node.shape[1] * node.shape[2] <= SMALL
-        if node.kind != "relu" or not deep or self.noise > NOISY or (rank > ENOUGH and not small):
+        if (node.kind == "relu" and not (deep or node.slope)) or self.noise > NOISY or (rank > ENOUGH and not small):
             return False
         found = complete(self.graph, node.name, systems, self.graph.relus_above(node.name), self.value, self.spread)
         if found is None:
