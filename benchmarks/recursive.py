@@ -36,6 +36,7 @@ from i2f.paper import networks
 
 PARTS = ["drawn", "plain", "float32", "trained", "others", "noise"]
 DIGITS, HELD_OUT, EPOCHS = 800, 200, 4  # of a training
+CNN6 = ((12, 4, 2, 2), (36, 3, 2, 1), (36, 3, 1, 1), (36, 3, 1, 1), (64, 3, 2, 1), (128, 3, 1, 1))
 NOISES = (1e-4, 1e-3, 1e-2)
 PHOTOGRAPHS = ("resnet18", "resnet34", "resnet50", "resnext50_32x4d", "alexnet", "vgg11", "mobilenet_v2", "densenet121")
 
@@ -68,11 +69,12 @@ def vgg11(shape: networks.Shape, classes: int) -> list[nn.Module]:
 def cnn6(shape: networks.Shape, classes: int) -> list[nn.Module]:
     """R-GAP's network (Zhu and Blaschko 2021): six convolutions with LeakyReLU and without biases, one linear layer."""
     layers: list[nn.Module] = []
-    channels = shape[0]
-    for width, kernel, stride in ((12, 4, 2), (36, 3, 2), (36, 3, 1), (36, 3, 1), (64, 3, 2), (128, 3, 1)):
-        layers += [nn.Conv2d(channels, width, kernel, stride, padding=1, bias=False), nn.LeakyReLU(0.2)]
-        channels = width
-    return [*layers, nn.Flatten(), nn.Linear(128 * (shape[1] // 8) ** 2, classes)]
+    channels, side = shape[0], shape[1]
+    for width, kernel, stride, padding in CNN6:
+        convolution = nn.Conv2d(channels, width, kernel, stride, padding, bias=False)
+        layers, channels = [*layers, convolution, nn.LeakyReLU(0.2)], width
+        side = (side + 2 * padding - kernel) // stride + 1
+    return [*layers[:-1], nn.Flatten(), layers[-1], nn.Linear(channels * side**2, classes)]
 
 
 OTHERS: dict[str, tuple[str, Any]] = {  # name -> data set, and its layers or the name that `models.build` knows

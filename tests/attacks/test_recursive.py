@@ -92,6 +92,21 @@ class TestInversion:
         found = i2f.invert(model, gradient(model, x), None, x.shape, method="recursive")
         assert mse(found, x) < 1e-20
 
+    def test_leaky_units_show_what_the_gradient_does_not(self):
+        """R-GAP's case: fewer equations than unknowns in the weight gradient, and the rest from the values above."""
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 8, 4, 2, 2, bias=False), nn.LeakyReLU(0.2), nn.Conv2d(8, 16, 3, 2, 1, bias=False)]
+        model = nn.Sequential(*layers, nn.Flatten(), nn.LeakyReLU(0.2), nn.Linear(256, 5)).double().eval()
+        x = image(3, 12, 12)
+        found = i2f.invert(model, gradient(model, x), None, x.shape, method="recursive")
+        assert mse(found, x) < 1e-20
+        assert found.steps == 0
+        assert found.layers[-1].completed
+        assert found.layers[-1].rank < found.layers[-1].unknowns
+        sent = gradient(model, x)
+        sent[0] = torch.zeros_like(sent[0])  # equations that contradict each other complete nothing
+        assert not i2f.invert(model, sent, None, x.shape, method="recursive", polish=False).matched
+
     def test_linear_layers_need_no_search(self):
         torch.manual_seed(0)
         layers = [nn.Flatten(), nn.Linear(36, 20), nn.ReLU(), nn.Linear(20, 12), nn.ReLU(), nn.Linear(12, 4)]

@@ -13,6 +13,7 @@ from i2f.attacks.recursive.systems import System
 SURE = 10.0  # standard deviations from which a unit counts as open
 ROUNDS = 12  # of at most
 PROJECTED, FREE = 250, 400  # projected gradients, and conjugate gradients on what lies inside the bounds
+FACTORED = 4096  # most unknowns of equations without bounds that are factored
 POWER = 20  # iterations for the largest eigenvalue
 EXACT = 1e-13  # relative residual at which the bounded problem is solved
 STALLED = 0.9  # a round must bring it below this share
@@ -112,6 +113,8 @@ def complete(
             equations.append((m, open_.double(), values[n] - m.zero))
     if (leaks and not all(graph.nodes[n].slope for n in maps)) or not any(maps.values()):
         return None
+    if leaks and math.prod(shape) <= FACTORED:
+        return factored(systems, equations, shape)
     scales = [1 / largest(partial(_squared, m, o), shape) for m, o, _ in equations]
 
     def product(a: Tensor) -> Tensor:
@@ -125,6 +128,31 @@ def complete(
     for (m, o, r), scale in zip(equations, scales, strict=True):
         right = right + scale * m.transpose(o * r)
     return bounded(product, right, lower, upper)
+
+
+def factored(
+    systems: Sequence[System], equations: Sequence[tuple[Above, Tensor, Tensor]], shape: tuple[int, ...]
+) -> Tensor | None:
+    """The solution of the same equations without bounds, by QR; None where they are too few or contradict each other."""
+    unit = torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)
+    rows, right = [], []
+    for s in systems:
+        rows.append(torch.einsum("kq,ncq->nck", s.V, unit.flatten(2)[:, s.channels]).flatten(1))
+        right.append((s.V @ s.solution).T.flatten())
+    for m, o, r in equations:
+        moved = (m.linear(unit) * o).flatten(1)
+        size = float(moved.square().sum(1).max().sqrt())
+        rows, right = [*rows, moved / size], [*right, (o * r).flatten() / size]
+    A, y = torch.cat(rows, 1).T, torch.cat(right)
+    if len(A) < A.shape[1]:
+        return None
+    Q, R = torch.linalg.qr(A)
+    pivots = R.diagonal().abs()
+    a = torch.zeros_like(R[0])
+    for _ in range(2):  # refined
+        a = a + torch.linalg.solve_triangular(R, (Q.T @ (y - A @ a))[:, None], upper=True)[:, 0]
+    found = bool(pivots.min() > EXACT * pivots.max()) and float((A @ a - y).norm()) < ACCEPTED * float(y.norm())
+    return a.reshape(shape) if found else None
 
 
 def _squared(m: Above, open_: Tensor, a: Tensor) -> Tensor:
