@@ -133,7 +133,7 @@ def complete(
 def factored(
     systems: Sequence[System], equations: Sequence[tuple[Above, Tensor, Tensor]], shape: tuple[int, ...]
 ) -> Tensor | None:
-    """The solution of the same equations without bounds, by QR; None where they are too few or contradict each other."""
+    """The solution of the same equations without bounds, by QR; None where they are too few or do not agree."""
     unit = torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)
     rows, right = [], []
     for s in systems:
