@@ -305,7 +305,9 @@ class TestLifted:
         graph = Graph(model, x.shape)
         logits = model(x).detach().requires_grad_()
         (signal,) = torch.autograd.grad(F.cross_entropy(logits, torch.tensor([3])), logits)
-        L = gram.preconditioner(graph, graph.values(x[0]), signal[0]).double()
+        factor = gram.preconditioner(graph, graph.values(x[0]), signal[0])
+        assert factor is not None
+        L = factor.double()
         H = J.gram()
         ratio = torch.linalg.eigvalsh(
             torch.linalg.solve_triangular(L, torch.linalg.solve_triangular(L, H, upper=False).T, upper=False)

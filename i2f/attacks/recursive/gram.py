@@ -15,8 +15,8 @@ LARGEST = 4096  # most unknowns for which the matrix is formed and factored
 RIDGE = 1e-6  # of the largest diagonal entry, against rounding in float32
 
 
-def preconditioner(graph: Graph, values: Mapping[str, Tensor], signal: Tensor) -> Tensor:
-    """The Cholesky factor, (d_x, d_x), float32, of
+def preconditioner(graph: Graph, values: Mapping[str, Tensor], signal: Tensor) -> Tensor | None:
+    """The Cholesky factor, (d_x, d_x), float32, or None where rounding leaves none, of
 
         J Jᵀ ≈ Σ_layers A_lᵀ (I ⊗ T_lᵀ T_l) A_l,   A_l = ∂a_l/∂x,
 
@@ -47,8 +47,8 @@ def preconditioner(graph: Graph, values: Mapping[str, Tensor], signal: Tensor) -
         B = torch.cat(parts)
         matrix.addmm_(B, B.T)
     matrix.diagonal().add_(RIDGE * float(matrix.diagonal().max()))
-    factor: Tensor = torch.linalg.cholesky(matrix)
-    return factor
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return None if int(failed) else torch.as_tensor(factor)
 
 
 def _rows(node: Node, users: list[Node], signals: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:

@@ -130,7 +130,7 @@ def displacement(J: GradientJacobian, graph: Graph, xi: Tensor) -> Tensor:
     factor = preconditioner(graph, values, signal[0])
 
     def precondition(r: Tensor) -> Tensor:
-        return solve_factored(factor, r.float()).double()
+        return r if factor is None else solve_factored(factor, r.float()).double()
 
     found = solve_cg(lambda v: J.matvec(J.rmatvec(v)), J.matvec(xi), 0.0, SOLVED, MOST, precondition)
     if not found.converged:
