@@ -1,11 +1,13 @@
 """What a published row costs to solve anew: seconds of one core per gradient evaluation and parameter, as far as
 a table counts them; `verify` fills its budget with it.
 
-python benchmarks/rows.py        # writes rows.csv; the two cheapest rows of every table, and one drawn at random
+python benchmarks/rows.py [RUN ...]  # writes rows.csv, or the rows of these runs in it; the two cheapest rows of every
+                                     # table, and one drawn at random
 """
 
 import random
 import statistics
+import sys
 import time
 
 import pandas as pd
@@ -30,7 +32,7 @@ def cost(cases: list[verify.Case]) -> float:
 
 def main() -> None:
     tables: dict[tuple[str, str], list[verify.Case]] = {}
-    for case in verify.cases():
+    for case in verify.cases(sys.argv[1:]):
         tables.setdefault((case.run, case.table), []).append(case)
     rows = []
     for (run, table), mine in tables.items():
@@ -38,7 +40,11 @@ def main() -> None:
         some.append(random.Random(0).choice(mine))
         rows.append({"run": run, "table": table, "seconds": float(f"{cost(some):.2g}")})
         print(rows[-1], flush=True)
-    pd.DataFrame(rows).to_csv(HERE / "rows.csv", index=False)
+    table = pd.DataFrame(rows)
+    if sys.argv[1:]:
+        known = pd.read_csv(HERE / "rows.csv")
+        table = pd.concat([known[~known.run.isin(sys.argv[1:])], table])
+    table.to_csv(HERE / "rows.csv", index=False)
     (HERE / "rows_machine.txt").write_text(machine(1))
 
 

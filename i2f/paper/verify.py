@@ -48,9 +48,12 @@ def cases(keys: Sequence[str] = ()) -> list[Case]:
 
 
 def effort(known: Sequence[Row]) -> float:
-    """What a problem's rows cost, up to a factor that a table has: the gradient evaluations that they took, times the
-    network's size, as far as they say so."""
-    return max((_number(row, "evaluations") * _number(row, "d_theta") for row in known), default=1.0)
+    """What a problem's rows cost, up to a factor that a table has: the gradient evaluations that they took, or the
+    steps, times the network's size, as far as they say so."""
+    spent = [
+        _number(row, "evaluations" if "evaluations" in row else "steps") * _number(row, "d_theta") for row in known
+    ]
+    return max(spent, default=1.0) or 1.0
 
 
 def _number(row: Row, name: str) -> float:

@@ -285,3 +285,5 @@ def test_every_kind_says_why():
 def test_effort_counts_the_networks_size_where_it_is_known():
     assert verify.effort([]) == verify.effort([{"rmse": 2.0}]) == 1
     assert verify.effort([{"evaluations": 20}, {"evaluations": 30, "d_theta": 100}, {"d_theta": math.nan}]) == 3000
+    assert verify.effort([{"steps": 7, "d_theta": 10}, {"steps": 0}]) == 70
+    assert verify.effort([{"steps": 0}]) == 1

@@ -101,7 +101,7 @@ def solve(chunk: list[Problem]) -> list[Row]:
         rows.append(_row(J, graph, problem, sigma * xi, one))
         moved = one.x - J.x
         rows[-1] |= {
-            "first_kink": first,
+            "first_kink": first if sigma else math.nan,
             "variance": sigma**2,
             "predicted_rmse": sigma * float(d.norm()) / d.numel() ** 0.5,
         }
