@@ -147,7 +147,7 @@ def first_image(graph: Graph, asked: Features, start: Tensor) -> Tensor:
         for scale in SCALES if step >= FIRST else (1.0,):
             try:
                 found, narrow = equations.update(x, scale * spread, prior, mean)
-            except RuntimeError:  # a factorisation: so certain that its matrices are singular to rounding
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # so certain that it is singular to rounding
                 continue
             for fraction in FRACTIONS:
                 there = x + fraction * (found - x)

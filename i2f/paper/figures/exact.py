@@ -45,9 +45,7 @@ def overview(table: pd.DataFrame, config: Config) -> Figure:
     style()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.0, 4.2), layout="constrained")
     noisy = table[table.level > 0]
-    for (level, its), (colour, marker) in zip(
-        noisy.groupby("level"), ((BLUE, "o"), (AMBER, "D"), (GREEN, "s")), strict=False
-    ):
+    for (level, its), (colour, marker) in zip(noisy.groupby("level"), LOOKS, strict=False):
         marks(left, its.predicted_rmse, its.rmse, its.converged.eq(True), colour, marker, alpha=0.7)
         left.scatter([], [], color=colour, marker=marker, s=26, label=f"{level:.2g} times the first kink")
         marks(right, its.image, its.crossed, its.converged.eq(True), colour, marker, alpha=0.7)
