@@ -16,6 +16,7 @@ EXACT = "<!-- benchmarks/deep_influence-cuda.csv -->"
 RECOVERED = 1e-6  # an MSE that counts as recovered
 EXACTLY = 1e-16  # and as exactly so
 RECURSIVE, FORECAST = "<!-- benchmarks/recursive.csv -->", "<!-- benchmarks/recursive_forecast.csv -->"
+RGAP = "<!-- benchmarks/rgap.csv -->"
 CLOSE = "<!-- end -->"
 DAY, HOUR, MILLION, CORES = 86_400, 3_600, 1e6, 1_000
 
@@ -119,15 +120,19 @@ def recursive_table(rows: pd.DataFrame) -> str:
     """One row per network, precision and noise: how many images came back, what is left of them, and the time."""
     lines = [
         f"| network | gradient | images | MSE ≤ {RECOVERED:.0e} | MSE ≤ {EXACTLY:.0e} | median MSE | largest MSE "
-        "| median seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| I²F's, median | median seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for (part, network, noise), some in rows.groupby(["part", "network", "noise"], sort=False):
         gradient = "float32" if part == "float32" else f"relative noise {noise:.0e}" if noise else "float64"
         if part == "trained":
             network = f"{network} trained on digits, {some.accuracy.iloc[0]:.0%} right"
         counts = [f"{(some.mse <= level).sum()} of {len(some)}" for level in (RECOVERED, EXACTLY)]
-        errors = [f"{some.mse.median():.0e}", f"{some.mse.max():.0e}"]
+        errors = [
+            f"{some.mse.median():.0e}",
+            f"{some.mse.max():.0e}",
+            f"{some.predicted.median():.0e}" if noise else "–",
+        ]
         lines.append(
             f"| {' | '.join([network, gradient, str(len(some)), *counts, *errors, _number(some.seconds.median())])} |"
         )
@@ -148,6 +153,15 @@ def forecast_table(rows: pd.DataFrame) -> str:
             where = "–" if pd.isna(first) else f"{first}{', behind the pool' if row['what'] == 'pool' else ''}"
             cells = [row["network"], row["pixels"], read, where, _number(row["rank"], 6), _number(row["unknowns"], 6)]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def rgap_table(rows: pd.DataFrame) -> str:
+    """One row per attack on R-GAP's own network."""
+    lines = ["| attack | images | median MSE | largest MSE | median seconds |", "|---|---|---|---|---|"]
+    for attack, some in rows.groupby("attack"):
+        cells = [attack, len(some), f"{some.mse.median():.0e}", f"{some.mse.max():.0e}", _number(some.seconds.median())]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
@@ -210,6 +224,7 @@ def tables(folder: Path = HERE) -> dict[tuple[str, str], str]:
         ("docs/costs.md", MAP): map_table({"2 cores": read("deep_inversion"), device: read("deep_inversion-cuda")}),
         ("docs/relu.md", RECURSIVE): recursive_table(read("recursive")),
         ("docs/relu.md", FORECAST): forecast_table(read("recursive_forecast")),
+        ("docs/relu.md", RGAP): rgap_table(read("rgap")),
         ("docs/texts.md", TEXTS): texts_table(read("texts")),
         ("docs/scaling.md", GPU): deep_table(read("deep_products-cuda"), read("deep_bound-cuda")),
         ("docs/scaling.md", EXACT): influence_table(read("deep_influence-cuda"), read("deep_rate-cuda")),

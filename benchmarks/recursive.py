@@ -1,24 +1,32 @@
 """The recursive attack on networks with ReLUs: what it recovers, and in what time.
 
     python benchmarks/recursive.py [--only drawn float32 noise plain trained others] [--jobs 2] [--resume]
+    python benchmarks/recursive.py --alone [--threads 2]
+    python benchmarks/recursive.py --forecast
 
 One row per image in recursive.csv, written as it is found; --resume goes on where a run was cut off. Label unknown.
 
     drawn    ResNet18 for CIFAR-10, drawn weights, no noise, float64: the 20 images, and 5 weight seeds × 2 images
     float32  the same 20 images, model and gradient in float32
-    noise    relative noise of 1e-4, 1e-3 and 1e-2 on every tensor, σ = η‖G‖/√numel: 20 images, without polish
+    noise    relative noise of 1e-4, 1e-3 and 1e-2 on every tensor, σ = η‖G‖/√numel: 20 images, without polish;
+             predicted: the MSE of I²F, ‖(JJᵀ)⁻¹Jδ‖²/d_x, for the same δ
     plain    cnn{2,4,8,16}x16 for MNIST, 20 images each
     trained  ResNet18 for MNIST after four epochs on bundled digits: 10 others, which it has not seen, without noise
     others   what else was tried: networks of OTHERS, 5 images each
 
+recursive_alone.csv (--alone): ResNet18, no noise, each image in a process of its own, one at a time: its seconds, and
+the peak of its memory, GB, of which `before` is PyTorch's own, the network's and its gradient's.
+
 recursive_forecast.csv (--forecast): from shapes alone, the first layer that has too few equations.
 
-Seconds are those of one process with `--threads` threads beside others (recursive_machine.txt).
+Seconds of recursive.csv are those of one process with `--threads` threads beside others (recursive_machine.txt).
 """
 
 import argparse
 import copy
 import functools
+import multiprocessing
+import resource
 import time
 from typing import Any
 
@@ -31,8 +39,10 @@ from torch.nn import functional as F
 
 import i2f
 from i2f.attacks.recursive import forecast
+from i2f.attacks.recursive.graph import Graph
 from i2f.core.progress import bar
 from i2f.paper import networks
+from i2f.paper.experiments import exact
 
 PARTS = ["drawn", "plain", "float32", "trained", "others", "noise"]
 DIGITS, HELD_OUT, EPOCHS = 800, 200, 4  # of a training
@@ -117,28 +127,61 @@ def trained(network: str, dataset: str, seed: int) -> tuple[nn.Module, float]:
     return model, float((torch.cat(right) == y[DIGITS:]).double().mean())
 
 
-def solve(part: str, network: str, dataset: str, image: int, seed: int, noise: float) -> dict[str, Any]:
+def problem(
+    part: str, network: str, dataset: str, image: int, seed: int, noise: float
+) -> tuple[nn.Module, torch.Tensor, torch.Tensor, list[torch.Tensor], float | None]:
+    """Model, image, label, what is shared, and the accuracy of a trained model."""
     dtype = torch.float32 if part == "float32" else torch.float64
     x, y = i2f.data.load(dataset, n=1, offset=image)
     model, accuracy = trained(network, dataset, seed) if part == "trained" else (model_of(network, dataset, seed), None)
     model, x = copy.deepcopy(model).to(dtype), x.to(dtype)
     sent = torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
     generator = torch.Generator().manual_seed(1000 * seed + image)
-    sent = [
-        g + noise * g.norm() / g.numel() ** 0.5 * torch.randn(g.shape, generator=generator, dtype=dtype) if noise else g
-        for g in sent
-    ]
+    return model, x, y, [g + perturbation(g, noise, generator) if noise else g for g in sent], accuracy
+
+
+def perturbation(g: torch.Tensor, noise: float, generator: torch.Generator) -> torch.Tensor:
+    return noise * g.norm() / g.numel() ** 0.5 * torch.randn(g.shape, generator=generator, dtype=g.dtype)
+
+
+@functools.lru_cache(1)
+def predicted(network: str, dataset: str, image: int, seed: int) -> float:
+    """The MSE of I²F for a relative noise of one, to which that of any other is proportional, by its square."""
+    model, x, y, sent, _ = problem("noise", network, dataset, image, seed, 1.0)
+    J = i2f.GradientJacobian(model, x, y, method="matrix-free")
+    d = exact.displacement(J, Graph(J.map.model, tuple(x.shape)), i2f.flatten_gradient(model, sent) - J.gradient)
+    return float(d.square().mean())
+
+
+def solve(part: str, network: str, dataset: str, image: int, seed: int, noise: float) -> dict[str, Any]:
+    model, x, _, sent, accuracy = problem(part, network, dataset, image, seed, noise)
     begin = time.perf_counter()
     row = {"part": part, "network": network, "image": image, "seed": seed, "noise": noise, "accuracy": accuracy}
     try:
         found = i2f.invert(model, sent, None, x.shape, method="recursive", polish=False)
     except ValueError as error:
         return row | {"seconds": time.perf_counter() - begin, "reason": str(error)}
-    seconds = time.perf_counter() - begin
+    row["seconds"] = time.perf_counter() - begin
+    if noise:
+        row["predicted"] = noise**2 * predicted(network, dataset, image, seed)
     mse = float((found.x - x).double().square().mean())
     layers = {"rank": found.layers[-1].rank, "unknowns": found.layers[-1].unknowns} if found.layers else {}
-    return row | {"mse": mse, "residual": found.relative_residual, "seconds": seconds, "steps": found.steps,
+    return row | {"mse": mse, "residual": found.relative_residual, "steps": found.steps,
                   "evaluations": found.evaluations, **layers, "reason": found.reason}  # fmt: skip
+
+
+def alone(image: int, threads: int) -> dict[str, Any]:
+    """One attack in a process of its own."""
+    torch.set_num_threads(threads)
+    model, x, _, sent, _ = problem("drawn", "resnet18", "cifar10", image, image % 5, 0.0)
+    before, begin = _peak(), time.perf_counter()
+    found = i2f.invert(model, sent, None, x.shape, method="recursive", polish=False)
+    seconds, mse = time.perf_counter() - begin, float((found.x - x).square().mean())
+    return {"image": image, "seconds": seconds, "peak, GB": _peak(), "before": before, "mse": mse}
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def tasks(parts: list[str]) -> list[tuple]:
@@ -157,7 +200,7 @@ def tasks(parts: list[str]) -> list[tuple]:
         others = [(name, dataset, i) for name, (dataset, _) in OTHERS.items() for i in range(5)]
         found += [("others", name, dataset, i, i, 0.0) for name, dataset, i in others]
     if "noise" in parts:
-        found += [("noise", "resnet18", "cifar10", i, i % 5, noise) for noise in NOISES for i in photographs]
+        found += [("noise", "resnet18", "cifar10", i, i % 5, noise) for i in photographs for noise in NOISES]
     return found
 
 
@@ -197,11 +240,18 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=PARTS)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--alone", action="store_true", help="seconds and memory of single attacks")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--forecast", action="store_true", help="the forecast alone: seconds")
     arguments = parser.parse_args()
     if arguments.forecast:
         forecasts().to_csv(HERE / "recursive_forecast.csv", index=False, float_format="%.4g")
+        return
+    if arguments.alone:
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            rows = pool.starmap(alone, [(i, arguments.threads) for i in range(5)], chunksize=1)
+        pd.DataFrame(rows).to_csv(HERE / "recursive_alone.csv", index=False, float_format="%.4g")
+        (HERE / "recursive_alone_machine.txt").write_text(machine(arguments.threads))
         return
     done = Partial("recursive", arguments.resume)
     open_ = [task for task in tasks(arguments.only) if task not in done.found]
@@ -212,6 +262,7 @@ def main() -> None:
             done.keep(task, row)
     order = {task: place for place, task in enumerate(tasks(PARTS))}
     table = pd.DataFrame([row for task, row in sorted(done.found.items(), key=lambda found: order[found[0]])])
+    table = table.sort_values("noise", kind="stable")
     table.to_csv(HERE / "recursive.csv", index=False, float_format="%.4g")
     (HERE / "recursive_machine.txt").write_text(machine(arguments.threads))
     done.path.unlink()

@@ -1,11 +1,11 @@
 """R-GAP (Zhu and Blaschko 2021) beside the recursion, on R-GAP's own network: one row per image in rgap.csv.
 
-    python benchmarks/rgap.py --breaching PATH [--images 5] [--threads 1]
+    python benchmarks/rgap.py --breaching PATH [--images 5] [--threads 1] [--resume]
 
 PATH is a clone of github.com/JonasGeiping/breaching, whose port of R-GAP is run as its authors' wrapper runs it (its
 requirement hydra-core must be installed). CNN6 with LeakyReLU for CIFAR-10, weights drawn by one seed per image, images
 in pixels, label unknown. Theirs computes in float32 from a float32 gradient, ours in float64 from a float64 one and,
-in a second row, from the float32 gradient too. Each attack runs alone, on the same number of threads.
+in a second row, from the float32 gradient too. One attack after another, on the same number of threads.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats  # noqa: F401  before NumPy gets the alias below
 import torch
-from common import HERE, machine
+from common import HERE, Partial, machine
 from recursive import cnn6
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -71,14 +71,19 @@ def main() -> None:
     parser.add_argument("--breaching", type=Path, required=True)
     parser.add_argument("--images", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
     sys.path.insert(0, str(arguments.breaching))
     torch.set_num_threads(arguments.threads)
     names = ("R-GAP", "recursive, float32", "recursive, float64")
     tasks = [(image, name) for image in range(arguments.images) for name in names]
-    table = pd.DataFrame([row(*task) for task in bar(tasks, total=len(tasks), description="rgap")])
+    done = Partial("rgap", arguments.resume)
+    for task in bar([t for t in tasks if t not in done.found], description="rgap"):
+        done.keep(task, row(*task))
+    table = pd.DataFrame(list(done.found.values()))
     table.sort_values(["attack", "image"]).to_csv(HERE / "rgap.csv", index=False, float_format="%.4g")
     (HERE / "rgap_machine.txt").write_text(machine(arguments.threads))
+    done.path.unlink()
 
 
 if __name__ == "__main__":

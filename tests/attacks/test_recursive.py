@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import i2f
 from i2f.attacks.knowledge import understood
 from i2f.attacks.recursive import completion, forecast, gram, lifted, linearised, masks, pool
-from i2f.attacks.recursive.graph import Graph
+from i2f.attacks.recursive.graph import Graph, Node
 from i2f.attacks.recursive.systems import System, equations, patches
 from i2f.attacks.recursive.tangent import Tangent
 from i2f.attacks.setup import make_problems
@@ -256,10 +256,93 @@ class TestForecast:
     def test_pools(self):
         layers = [nn.Conv2d(1, 40, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(40, 3)]
         model = nn.Sequential(*layers).eval()
-        assert [layer.short for layer in forecast(model, (1, 1, 4, 4))] == [False, False, False]
-        assert [layer.short for layer in forecast(model, (1, 1, 5, 5))] == [False, True, False]
-        model[2] = nn.MaxPool2d(4)
-        assert [(layer.what, layer.short) for layer in forecast(model, (1, 1, 4, 4))][1] == ("maximum", True)
+        for shape, short in (((1, 1, 3, 3), False), ((1, 1, 4, 4), True)):  # nine entries of a patch
+            assert [(layer.what, layer.short) for layer in forecast(model, shape)][1] == ("pool", short)
+        model[0] = nn.Conv2d(5, 40, 3, padding=1)
+        for pixels, short in ((6, False), (7, True)):  # 40 channels
+            assert forecast(model, (1, 5, pixels, pixels))[1].short == short
+        model[2] = nn.MaxPool2d(6)
+        assert [(layer.what, layer.short) for layer in forecast(model, (1, 5, 6, 6))][1] == ("maximum", False)
+
+
+class TestPool:
+    """What a weight gradient shows where the signal is not known."""
+
+    @pytest.mark.parametrize(("stride", "size"), [(1, (7, 5)), (2, (9, 9))])
+    def test_patches_are_found_in_their_span(self, stride, size):
+        conv = conv_node(nn.Conv2d(12, 40, 3, stride, 1), (12, *size))
+        A = patches(torch.rand(12, *size, dtype=torch.float64), conv.module).T
+        V = torch.linalg.svd(torch.randn(40, len(A), dtype=torch.float64) @ A, full_matrices=False)[2][: len(A)]
+        found = pool.overlapping(V, conv, (12, *size))
+        factor = (A * found).sum() / found.square().sum()
+        assert torch.allclose(factor * found, A, atol=1e-9)
+
+    def test_another_space_holds_no_patches(self):
+        conv = conv_node(nn.Conv2d(12, 40, 3, padding=1), (12, 4, 4))
+        V = torch.linalg.qr(torch.randn(108, 16, dtype=torch.float64))[0].T
+        assert pool.overlapping(V, conv, (12, 4, 4)) is None
+        one = conv_node(nn.Conv2d(12, 40, 1), (12, 4, 4))  # patches that do not overlap
+        assert pool.overlapping(torch.eye(12, dtype=torch.float64), one, (12, 3, 4)) is None
+
+    def test_a_short_gradient_says_how_many_positions_it_tells_apart(self):
+        model, x = averaged(nn.Conv2d(8, 30, 3, padding=1)), noise_image(8, 6)
+        found = i2f.invert(model, gradient(model, x), None, x.shape, method="recursive", polish=False)
+        assert "only 30 of 36 positions" in found.reason
+
+    @pytest.mark.parametrize("slope", [0.0, 0.2])
+    @pytest.mark.parametrize("noise", [0.0, 1e-3])
+    def test_masks_behind_an_average_of_many_positions(self, slope, noise):
+        model, x = averaged(nn.Conv2d(8, 60, 3, padding=1), slope), noise_image(8, 6)
+        graph, sent = Graph(model, x.shape), gradient(model, x)
+        parts = dict(zip([name for name, _ in model.named_parameters()], sent, strict=True))
+        parts["0.weight"] = parts["0.weight"] + noise * parts["0.weight"].square().mean().sqrt() * torch.randn(
+            parts["0.weight"].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
+        relu = graph.nodes["_1"]
+        signal = ((torch.softmax(model(x), 1) - F.one_hot(torch.tensor([3]), 5)) @ model[4].weight)[0] / 36
+        score = pool.scores(graph, parts, relu, signal.detach().reshape(-1, 1, 1).expand(relu.shape), max(noise, 1e-14))
+        wrong = (score > 0) != (graph.values(x[0])["_0"] > 0)
+        assert int(wrong.sum()) <= (noise > 0) * 0.02 * wrong.numel()
+        assert noise or torch.allclose(score.abs(), torch.tensor((1 - slope) / 2, dtype=torch.float64), atol=1e-6)
+
+    def test_a_bottleneck_behind_an_average(self):
+        """The patches of the last convolution, 1×1, do not overlap; those of the one before it do."""
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(6, 120, 3, padding=1), nn.ReLU(), nn.Conv2d(120, 150, 1), nn.ReLU()]
+        model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(150, 5)).double().eval()
+        x = noise_image(6, 5)
+        found = i2f.invert(model, gradient(model, x), None, x.shape, method="recursive")
+        assert mse(found, x) < 1e-20
+
+    @pytest.mark.parametrize("first", [True, False], ids=["before the ReLU", "after it"])
+    def test_below_a_maximum(self, first):
+        torch.manual_seed(0)
+        both = [nn.MaxPool2d(2), nn.ReLU()] if first else [nn.ReLU(), nn.MaxPool2d(2)]
+        layers = [nn.Conv2d(3, 24, 3, 2, 1), nn.ReLU(), nn.Conv2d(24, 60, 3, padding=1), *both]
+        model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(540, 5)).double().eval()
+        x = image(3, 12, 12)
+        found = i2f.invert(model, gradient(model, x), None, x.shape, method="recursive")
+        assert mse(found, x) < 1e-20
+        parts = gradient(model, x)
+        parts[2] = torch.randn_like(parts[2])  # contradicts what the layer above shows
+        assert mse(i2f.invert(model, parts, None, x.shape, method="recursive", polish=False), x) > 1e-4
+
+
+def conv_node(module: nn.Conv2d, shape: tuple[int, ...]) -> Node:
+    return Node("conv", "conv", ("input",), tuple(module(torch.zeros(1, *shape)).shape[1:]), module=module)
+
+
+def noise_image(channels: int, size: int) -> torch.Tensor:
+    """Its masks differ from position to position."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, channels, size, size, generator=generator, dtype=torch.float64)
+
+
+def averaged(convolution: nn.Conv2d, slope: float = 0.0) -> nn.Module:
+    torch.manual_seed(0)
+    convolution.reset_parameters()
+    pool_ = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(convolution.out_channels, 5)]
+    return nn.Sequential(convolution, nn.LeakyReLU(slope) if slope else nn.ReLU(), *pool_).double().eval()
 
 
 class TestLifted:
@@ -374,26 +457,6 @@ class TestParts:
         stack = torch.randn(5, 1, 12, 12, dtype=torch.float64)
         each = torch.cat([central(model[:3], x, t[None]) for t in stack])
         assert torch.allclose(tangent(stack)["_2"], each, atol=1e-8)
-
-    def test_binary_columns_are_found_in_any_mixture(self):
-        generator = torch.Generator().manual_seed(0)
-        M = (torch.rand(60, 6, generator=generator) < 0.5).double()
-        A = torch.randn(6, 40, generator=generator, dtype=torch.float64)
-        U, S = pool.span(M @ A, 6)
-        found = pool.columns(U)
-        assert sorted(map(tuple, found.T.tolist())) == sorted(map(tuple, M.T.tolist()))
-        assert float(S[-1]) > 1e-3
-
-    def test_a_space_without_binary_columns_has_none(self):
-        torch.manual_seed(0)
-        assert pool.columns(torch.linalg.qr(torch.randn(60, 6, dtype=torch.float64))[0]) is None
-        assert pool.columns(torch.randn(60, pool.POSITIONS + 1, dtype=torch.float64)) is None
-
-    def test_patches_are_put_in_order_by_their_overlaps(self):
-        conv = nn.Conv2d(2, 1, 3, padding=1)
-        every = patches(torch.rand(2, 4, 3, dtype=torch.float64) + 0.1, conv).T.reshape(12, 2, 3, 3)
-        order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
-        assert torch.equal(pool.arrange(every[order], 4, 3), order)
 
     def test_masks_by_likelihood(self):
         value, spread = torch.tensor([0.5, 0.02, -0.02, 0.0]), torch.full((4,), 0.01)

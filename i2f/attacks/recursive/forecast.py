@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from i2f.attacks.recursive.graph import Graph, Node
-from i2f.attacks.recursive.pool import POSITIONS
 from i2f.attacks.recursive.systems import RANK, equations
 
 FACTORED = 1024  # most unknowns whose rank is computed; above, equations are counted
@@ -19,8 +18,9 @@ class Determined(NamedTuple):
 
     layer: the node whose value is sought. rank: of the equations that its weight gradients are, at most; exact for
     generic signals where there are up to 1,024 unknowns. unknowns: positions. what: "linear", "convolution", "pool" for
-    the mask behind a global average pool, where `rank` is the number of channels, or "maximum" for max pooling, which
-    does not show which unit it took: nothing below it is read.
+    the mask behind a global average pool, or "maximum" for max pooling, which does not show which unit it took. Behind
+    both, the gradient of the convolution below must tell its positions apart: `rank` is its number of output channels
+    (or of entries of a patch), at most.
     """
 
     layer: str
@@ -31,7 +31,7 @@ class Determined(NamedTuple):
     @property
     def short(self) -> bool:
         """Whether the recursion cannot read this layer by its own equations."""
-        return self.rank < self.unknowns or (self.what == "pool" and self.unknowns > POSITIONS)
+        return self.rank < self.unknowns
 
 
 def forecast(model: nn.Module, shape: Sequence[int]) -> list[Determined]:
@@ -51,14 +51,21 @@ def forecast(model: nn.Module, shape: Sequence[int]) -> list[Determined]:
         users = [graph.nodes[name] for name in node.users]
         convolutions = [user for user in users if user.kind == "conv"]
         if node.kind == "max":
-            found.append(Determined(node.name, "maximum", 0, node.shape[1] * node.shape[2]))
+            found.append(_behind(graph, node, graph.nodes[node.inputs[0]], "maximum"))
         elif any(user.kind == "linear" for user in users):
             found.append(Determined(node.name, "linear", 1, 1))
         elif any(user.kind == "mean" for user in users):
-            found.append(Determined(node.name, "pool", node.shape[0], node.shape[1] * node.shape[2]))
+            found.append(_behind(graph, node, node, "pool"))
         elif convolutions:
             found.append(Determined(node.name, "convolution", _rank(node, convolutions), node.shape[1] * node.shape[2]))
     return found
+
+
+def _behind(graph: Graph, node: Node, under: Node, what: str) -> Determined:
+    """How many positions behind a pool the convolution below tells apart, by its shape."""
+    below = graph.convolutions_below(under) or graph.convolutions_below(node)
+    shapes = [conv.weight.flatten(1).shape for conv, _ in below[:1]]
+    return Determined(node.name, what, min(*shapes[0]) if shapes else 0, under.shape[1] * under.shape[2])
 
 
 def _rank(node: Node, convolutions: Sequence[Node]) -> int:

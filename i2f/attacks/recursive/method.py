@@ -157,7 +157,7 @@ class _Attack:
             x = found.x
             if not noisy or not recursion.partial:
                 break
-            if not recursion.again(self.graph.values(x)) and before < math.inf:
+            if not recursion.again(recursion.at, self.graph.values(x)) and before < math.inf:
                 break
             before = found.loss
             known = known_at(self.graph, recursion, above=True)

@@ -1,142 +1,182 @@
-"""The mask behind a global average pool, where the signal is known and the activations are not."""
+"""What a convolution's weight gradient shows of its input without the signal, which a pool above hides."""
 
 import math
 from collections.abc import Mapping
 
-import scipy.linalg
+import numpy as np
 import torch
-from torch import Tensor
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from i2f.attacks.recursive.graph import Graph, Node
-from i2f.attacks.recursive.masks import opened
-from i2f.attacks.recursive.systems import NOISY
+from i2f.attacks.recursive.graph import Graph, Node, apply
+from i2f.attacks.recursive.systems import NOISY, padding, patches
+from i2f.attacks.recursive.tangent import back_through, gate, maxima
 
-POSITIONS = 20  # most positions whose 2^P combinations are enumerated
-CLEAR = 0.5  # the worst column is so much nearer to a binary vector than the best of the others
-CHUNK = 1 << 14  # combinations that are tested together
+CLEAR = 0.5  # the best direction is so much nearer to patches of a map than the next one
+STRONG, CLEAN = 0.1, 1e-9  # share of the median signal from which an output channel is used, with noise and without
+EVIDENT = 4  # one in so many units is closed for sure: those with the smallest signals
+SLACK = 0.3  # largest relative difference of a pool's known values from those of a map that is found
 
 
 def span(G: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """The leading left singular vectors and values of G, up to `most`, by subspace iteration on a random sketch."""
+    """The leading right singular vectors, (k, columns), and values, (k,), of G, up to `most`, by subspace iteration on
+    a random sketch."""
     generator = torch.Generator().manual_seed(0)
     width = min(2 * most + 8, *G.shape)
-    sketch = G @ torch.randn(G.shape[1], width, generator=generator, dtype=G.dtype)
+    sketch = torch.randn(width, G.shape[0], generator=generator, dtype=G.dtype) @ G
     for _ in range(2):
-        sketch = G @ (G.T @ torch.linalg.qr(sketch)[0])
-    basis = torch.linalg.qr(sketch)[0]
-    U, S, _ = torch.linalg.svd(basis.T @ G, full_matrices=False)
-    return basis @ U[:, :most], S[:most]
+        sketch = (G.T @ torch.linalg.qr(G @ torch.linalg.qr(sketch.T)[0])[0]).T
+    basis = torch.linalg.qr(sketch.T)[0]
+    _, S, V = torch.linalg.svd(G @ basis, full_matrices=False)
+    return (V @ basis.T)[:most], S[:most]
 
 
-def columns(U: Tensor) -> Tensor | None:
-    """The P binary columns in the span of U, (rows, P), in no order, or None where there are not exactly P of them.
+def overlapping(V: Tensor, conv: Node, shape: tuple[int, ...]) -> Tensor | None:
+    """The patches A, (P, C·K), of an input of that shape whose span is that of V's orthonormal rows, up to one factor
+    for all; None where these do not determine them.
 
-    With P rows R of U that determine the others, U = T U_R, they are those combinations z ∈ {0, 1}^P for which T z is
-    binary: the P with the smallest root-mean-square distance, which must be far below that of the next.
+    A = W V, and neighbouring patches agree where they overlap: A = Π A, with Π the orthogonal projection onto the
+    patches of maps (the mean over all copies of a pixel; zeros beyond the border). So W is the eigenvector of
+    W ↦ (Π(W V)) Vᵀ for the eigenvalue one, which is simple where the patches tie all positions together.
     """
-    rank = U.shape[1]
-    if rank > POSITIONS:
+    number = len(V)
+
+    def projected(w: np.ndarray) -> np.ndarray:
+        A = torch.from_numpy(np.asarray(w)).reshape(number, number) @ V
+        found: np.ndarray = (patches(folded(A, conv.module, shape), conv.module).T @ V.T).reshape(-1).numpy()
+        return found
+
+    if number < 2:
+        return V
+    operator = LinearOperator((number**2, number**2), matvec=projected, dtype=np.float64)
+    start = np.random.default_rng(0).standard_normal(number**2)
+    values, vectors = eigsh(operator, k=2, which="LA", v0=start)  # rising
+    if not 1 - values[1] < CLEAR * (1 - values[0]):
         return None
-    pivots = torch.from_numpy(scipy.linalg.qr(U.T.numpy(), pivoting=True, mode="economic")[2].copy()).long()
-    T = U @ torch.linalg.inv(U[pivots[:rank]])
-    best_z, best = torch.empty(0, rank, dtype=U.dtype), torch.empty(0, dtype=U.dtype)
-    bits = torch.arange(rank)
-    for some in torch.arange(1, 2**rank).split(CHUNK):
-        z = ((some[:, None] >> bits) & 1).to(U.dtype)
-        sums = z @ T.T
-        distance = torch.minimum(sums.abs(), (sums - 1).abs()).square().mean(1).sqrt()
-        best_z, best = torch.cat([best_z, z]), torch.cat([best, distance])
-        keep = best.argsort()[: rank + 1]
-        best_z, best = best_z[keep], best[keep]
-    if len(best) > rank and not best[rank - 1] < CLEAR * best[rank]:
-        return None
-    found: Tensor = (T @ best_z[:rank].T).round()
+    return torch.from_numpy(vectors[:, 1].copy()).reshape(number, number) @ V
+
+
+def spanned(G: Tensor, positions: int, noise: float) -> tuple[Tensor | None, int]:
+    """An orthonormal basis of the patches' span, (P, C·K), from G = D A, and G's rank; None where that is below P.
+
+    noise: relative, of a tensor's entries."""
+    V, S = span(G, positions)
+    sigma = noise * G.norm() / math.sqrt(G.numel())
+    level = 2 * sigma * (math.sqrt(len(G)) + math.sqrt(G.shape[1]))  # twice the largest singular value of the noise
+    rank = int((level < S).sum())
+    return (V if rank == positions else None), rank
+
+
+def seen(conv: Node, graph: Graph, gradient: Mapping[str, Tensor], noise: float) -> tuple[Tensor, Tensor] | str:
+    """The patches A, (P, C·K), of a convolution's input, and the signal D, (O, P), at its output, from G = D A alone:
+    A up to a factor, and D up to its inverse. Words where they are not determined."""
+    G, positions = gradient[conv.names[0]].flatten(1), conv.shape[1] * conv.shape[2]
+    V, rank = spanned(G, positions, noise)
+    if V is None:
+        return f"{rank} of {positions} positions can be told apart"
+    A = overlapping(V, conv, graph.nodes[conv.inputs[0]].shape)
+    if A is None:
+        return "the patches overlap too little to be put in order"
+    return A, signals(G, A)
+
+
+def signals(G: Tensor, A: Tensor) -> Tensor:
+    """D, (O, P), the least-squares solution of D A = G."""
+    found: Tensor = torch.linalg.lstsq(A.T, G.T).solution.T
     return found
-
-
-def arrange(A: Tensor, height: int, width: int) -> Tensor:
-    """The position, (P,), of each patch of A, (P, C, k, k), read off how neighbouring patches overlap (stride 1).
-
-    The corner is the patch with the most empty border; every next one is that which agrees best with its left and upper
-    neighbours.
-    """
-    left, right, top, bottom = A[:, :, :, :-1], A[:, :, :, 1:], A[:, :, :-1], A[:, :, 1:]
-
-    def distances(one: Tensor, other: Tensor) -> Tensor:
-        return torch.cdist(one.flatten(1), other.flatten(1))
-
-    beside, below = distances(right, left), distances(bottom, top)  # [i, j]: j stands to the right of, or below, i
-    border = A[:, :, :, 0].flatten(1).norm(dim=1) + A[:, :, 0].flatten(1).norm(dim=1)
-    left_over = set(range(len(A)))
-    grid: dict[tuple[int, int], int] = {}
-    for y in range(height):
-        for x in range(width):
-
-            def cost(j: int, x: int = x, y: int = y) -> float:
-                known = (float(beside[grid[y, x - 1], j]) if x else 0.0) + (
-                    float(below[grid[y - 1, x], j]) if y else 0.0
-                )
-                return known if x or y else float(border[j])
-
-            grid[y, x] = min(left_over, key=cost)
-            left_over.remove(grid[y, x])
-    place = torch.zeros(len(A), dtype=torch.long)
-    for (y, x), i in grid.items():
-        place[i] = y * width + x
-    return place
 
 
 def scores(graph: Graph, gradient: Mapping[str, Tensor], node: Node, signal: Tensor, noise: float) -> Tensor | str:
     """Scores of the units of the ReLU `node` behind a global average pool, (C, H, W); words where they are not found.
 
-    signal: at the ReLU's value. noise: relative, of a tensor's entries.
+    The signal at the ReLU's value is known and the same at every position, so that the gradient of the convolution
+    below is G = diag(δ) M A with the mask M that is sought: D = diag(δ) M is read off G (`seen`). Behind a 1×1
+    convolution, whose patches do not overlap, A is found by what the convolution before it shows (`pointwise`).
     """
-    positions, below = node.shape[1] * node.shape[2], graph.convolutions_below(node)
+    below = graph.convolutions_below(node)
     if not below:
         return f"{node.name}: no convolution below the pool"
     conv, scale = below[0]
     full = (signal * scale).flatten(1)[:, :1]
-    G = gradient[conv.names[0]].flatten(1)
-    strong = full.abs()[:, 0] > 0.1 * full.abs().median()
-    U, S = span(G[strong], positions)
-    sigma = noise * G.norm() / math.sqrt(G.numel())
-    level = 2 * sigma * (math.sqrt(len(G)) + math.sqrt(G.shape[1]))  # twice the largest singular value of the noise
-    rank = int((level < S).sum())
-    if rank < positions:
+    G, positions = gradient[conv.names[0]].flatten(1), node.shape[1] * node.shape[2]
+    strong = full[:, 0].abs() > (STRONG if noise > NOISY else CLEAN) * full.abs().median()
+    V, rank = spanned(G[strong], positions, noise)
+    if V is None:
         return f"{node.name}: only {rank} of {positions} positions behind the pool can be told apart"
-    found = columns(U / full[strong])
-    if found is None:
-        return f"{node.name}: the {positions} masks behind the pool are not found"
-    A = torch.linalg.lstsq(found * full[strong], G[strong]).solution
-    M = (G / full) @ A.T @ torch.linalg.inv(A @ A.T)
-    place = places(graph, gradient, conv, (M > 0.5) * full, A, node.shape[1:], noise)
-    if place is None:
-        return f"{node.name}: behind 1×1 convolutions alone, the order of the positions is not known"
-    score = torch.empty_like(M)
-    score[:, place] = M - 0.5
-    return score.reshape(node.shape)
+    one = conv.module.kernel_size == (1, 1)
+    shape = graph.nodes[conv.inputs[0]].shape
+    A = pointwise(graph, gradient, conv, V, noise) if one else overlapping(V, conv, shape)
+    if A is None:
+        return f"{node.name}: the {len(V)} masks behind the pool are not found"
+    M = unscaled(signals(G, A) / full, strong, node.slope)
+    A = torch.linalg.lstsq(M.round().clamp(0, 1)[strong] * full[strong], G[strong]).solution if not node.slope else A
+    M = unscaled(signals(G, A) / full, strong, node.slope)
+    return (M - (1 + node.slope) / 2).reshape(node.shape)
 
 
-def places(
-    graph: Graph,
-    gradient: Mapping[str, Tensor],
-    conv: Node,
-    signal: Tensor,
-    A: Tensor,
-    size: tuple[int, ...],
-    noise: float,
-) -> Tensor | None:
-    """Where the patches A, (P, C·k·k), of a convolution's input stand in a map of that size, for the signal (O, P)
-    at its output. The patches of a 1×1 convolution do not overlap: those of the convolution before it are found
-    with the mask that they show."""
-    while conv.module.kernel_size == (1, 1):
-        above = graph.nodes[conv.inputs[0]]
-        below = graph.convolutions_below(above) if above.kind == "relu" else []
-        if not below or below[0][0].module.stride != (1, 1):
-            return None
-        gate = opened(A.T - (1e-3 if noise > NOISY else 1e-9) * A.abs().max(), above.slope)
-        signal = conv.weight[:, :, 0, 0].T @ signal * gate
-        conv, scale = below[0]
-        signal = signal * scale[:, :, 0]
-        A = torch.linalg.lstsq(signal, gradient[conv.names[0]].flatten(1)).solution
-    return arrange(A.reshape(len(A), -1, *conv.module.kernel_size), *size)
+def unscaled(M: Tensor, rows: Tensor, slope: float) -> Tensor:
+    """Columns of zeros (or `slope`) and ones, from their multiples; judged by some rows."""
+    some = M[rows]
+    rough = some.square().sum(0) / some.sum(0)
+    upper = torch.where(some / rough > (1 + slope) / 2, some, torch.nan)
+    return M / upper.nanmedian(0).values
+
+
+def pointwise(graph: Graph, gradient: Mapping[str, Tensor], conv: Node, V: Tensor, noise: float) -> Tensor | None:
+    """The inputs, (P, C), of a 1×1 convolution, each up to a factor, in the span of V's rows: those that are zero
+    where the signal below shows that a unit is closed."""
+    above = graph.nodes[conv.inputs[0]]
+    below = graph.convolutions_below(above) if above.kind == "relu" else []
+    if not below or above.slope or below[0][0].shape[1:] != conv.shape[1:]:
+        return None
+    found = seen(below[0][0], graph, gradient, noise)
+    if isinstance(found, str):
+        return None
+    size = found[1].abs() / found[1].norm(dim=1, keepdim=True).clamp(min=torch.finfo(V.dtype).tiny)
+    closed = size.argsort(0)[: len(size) // EVIDENT]  # (closed, P)
+    if len(closed) < len(V):
+        return None
+    rows = [torch.linalg.svd(V[:, units].T, full_matrices=False)[2][-1] @ V for units in closed.T]
+    return torch.stack([a * a.sum().sign() for a in rows])
+
+
+def below_maximum(
+    graph: Graph, gradient: Mapping[str, Tensor], node: Node, signal: Tensor, known: Mapping[str, Tensor], noise: float
+) -> tuple[Tensor, Tensor | None] | str:
+    """The signal below a maximum pool, and the gates of a ReLU there, where the weight gradient of the convolution
+    below shows that convolution's input, and so which units were taken; words where it does not.
+
+    signal: at the pool `node`, whose units below have the same; it fixes the factor of what `seen` finds. known:
+    values of the pool, or of the ReLU on it, which confirm it.
+    """
+    under = graph.nodes[node.inputs[0]]
+    below = graph.convolutions_below(under if under.kind == "relu" else node)
+    if not below:
+        return f"{node.name}: no convolution below the pool"
+    conv, scale = below[0]
+    found = seen(conv, graph, gradient, noise)
+    if isinstance(found, str):
+        return f"{node.name}: below the pool {found}"
+    A, D = found
+    if under.kind == "relu":
+        signal = signal * (known[node.name] > 0)
+    sent = (signal * scale).flatten(1).sum(1)
+    source = graph.nodes[conv.inputs[0]]
+    values = {source.name: (D.sum(1) @ sent) / (sent @ sent) * folded(A, conv.module, source.shape)}
+    for at in graph.nodes.values():
+        if at.inputs and at.name not in values and all(name in values for name in at.inputs):
+            values[at.name] = apply(at, [values[name] for name in at.inputs])
+    for name, value in known.items():
+        if name not in values or not float((values[name] - value).norm()) < SLACK * float(value.norm()):
+            return f"{node.name}: what is found below the pool contradicts its values"
+    back = back_through(node, signal, under.shape, signal, places=maxima(node, values[under.name]))
+    return back, gate(under, values[under.inputs[0]]) if under.kind == "relu" else None
+
+
+def folded(A: Tensor, module: nn.Conv2d, shape: tuple[int, ...]) -> Tensor:
+    """The input of that shape whose patches are nearest to A, (P, C·K): the mean over all copies of a pixel."""
+    options = (shape[1:], module.kernel_size, module.dilation, padding(module), module.stride)
+    ones = patches(torch.ones(shape, dtype=A.dtype), module)
+    found: Tensor = F.fold(A.T[None], *options)[0] / F.fold(ones[None], *options)[0].clamp(min=1)
+    return found

@@ -1,5 +1,6 @@
 """A convolution's weight gradient as linear equations for the convolution's input."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -152,3 +153,11 @@ def top_signal(G: Tensor, bias: Tensor | None) -> Tensor:
     U, _, _ = torch.linalg.svd(G, full_matrices=False)
     found: Tensor = U[:, 0] * (U[:, 0] @ bias)
     return found
+
+
+def features_above(G: Tensor, d: Tensor) -> tuple[Tensor, float, float]:
+    """The input h of a linear layer, least squares of G = d hᵀ, how far G's entries are from it, and their size."""
+    h = d @ G / (d @ d)
+    size = float(G.norm()) / math.sqrt(G.numel())
+    left = float((G - d[:, None] * h).norm()) / math.sqrt(max(G.numel() - len(h), 1))
+    return h, max(left, ROUNDING * size), size
