@@ -15,6 +15,7 @@ from i2f.core.progress import bar
 
 ENOUGH = 0.9  # share of the unknowns from which the features are quicker than a completion of more positions than
 SMALL = 256
+MOST = 1024  # positions whose activations are completed
 CONSISTENT = 1e-6  # relative residual up to which a layer's equations agree with a completion above
 COMPLETED = 1e-11  # relative accuracy of completed activations
 
@@ -115,8 +116,10 @@ class Recursion(Layers):
         systems = self.systems[node.name]
         deep = any(other.kind == "relu" for other in self.graph.needed(list(node.inputs)))
         rank = min(s.rank / s.T.shape[1] for s in systems)
-        small = node.shape[1] * node.shape[2] <= SMALL
-        if (node.kind == "relu" and not (deep or node.slope)) or self.noise > NOISY or (rank > ENOUGH and not small):
+        positions = node.shape[1] * node.shape[2]
+        if (node.kind == "relu" and not (deep or node.slope)) or self.noise > NOISY:
+            return False
+        if positions > (SMALL if rank > ENOUGH else MOST):
             return False
         found = complete(self.graph, node.name, systems, self.graph.relus_above(node.name), self.value, self.spread)
         if found is None:
