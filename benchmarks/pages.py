@@ -16,7 +16,7 @@ EXACT = "<!-- benchmarks/deep_influence-cuda.csv -->"
 RECOVERED = 1e-6  # an MSE that counts as recovered
 EXACTLY = 1e-16  # and as exactly so
 RECURSIVE, FORECAST = "<!-- benchmarks/recursive.csv -->", "<!-- benchmarks/recursive_forecast.csv -->"
-RGAP = "<!-- benchmarks/rgap.csv -->"
+RGAP, ALONE = "<!-- benchmarks/rgap.csv -->", "<!-- benchmarks/recursive_alone.csv -->"
 CLOSE = "<!-- end -->"
 DAY, HOUR, MILLION, CORES = 86_400, 3_600, 1e6, 1_000
 
@@ -165,6 +165,25 @@ def rgap_table(rows: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def alone_table(rows: pd.DataFrame) -> str:
+    """Seconds and memory of single attacks."""
+    seconds, own = rows.seconds, rows["peak, GB"] - rows.before
+    cells = [
+        len(rows),
+        _number(seconds.median()),
+        _number(seconds.max()),
+        _number(own.max()),
+        _number(rows.before.max()),
+    ]
+    return "\n".join(
+        [
+            "| images | median seconds | most | memory of the attack, GB | before it: PyTorch, network, gradient |",
+            "|---|---|---|---|---|",
+            f"| {' | '.join(map(str, cells))} |",
+        ]
+    )
+
+
 def texts_table(texts: pd.DataFrame) -> str:
     """One row per network and attacker: how many texts came back whole, and what it took."""
     lines = [
@@ -225,6 +244,7 @@ def tables(folder: Path = HERE) -> dict[tuple[str, str], str]:
         ("docs/relu.md", RECURSIVE): recursive_table(read("recursive")),
         ("docs/relu.md", FORECAST): forecast_table(read("recursive_forecast")),
         ("docs/relu.md", RGAP): rgap_table(read("rgap")),
+        ("docs/relu.md", ALONE): alone_table(read("recursive_alone")),
         ("docs/texts.md", TEXTS): texts_table(read("texts")),
         ("docs/scaling.md", GPU): deep_table(read("deep_products-cuda"), read("deep_bound-cuda")),
         ("docs/scaling.md", EXACT): influence_table(read("deep_influence-cuda"), read("deep_rate-cuda")),
