@@ -19,7 +19,8 @@ ROOT = Path(i2f.__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder with the package out of a wheel, and nothing else of the project; how to run Python on it."""
+    """A folder with the package out of a wheel, and nothing else of the project; how to run Python on it, each time in
+    a new process."""
     folder = tmp_path_factory.mktemp("wheel")
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in tracked.splitlines():  # not the checkout itself, whose data/ and build/ a clone does not have
@@ -32,19 +33,45 @@ def installed(tmp_path_factory):
     zipfile.ZipFile(wheel).extractall(folder / "site")
     (folder / "elsewhere").mkdir()
 
-    def run(code, *arguments, expected=0):
-        environment = os.environ | {"PYTHONPATH": str(folder / "site")}
-        command = [sys.executable, "-P", "-c", code, *arguments]
-        done = subprocess.run(
-            command, cwd=folder / "elsewhere", env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == expected, done.stderr
-        return done.stdout
+    environment = os.environ | {"PYTHONPATH": str(folder / "site")}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-P", "-c", SERVER]
+    with subprocess.Popen(command, cwd=folder / "elsewhere", env=environment, **pipes) as server:
 
-    run.wheel = wheel
-    return run
+        def run(code, *arguments):
+            print(json.dumps([code, arguments, str(folder)]), file=server.stdin, flush=True)
+            status = int(server.stdout.readline())
+            assert status == 0, (folder / "err").read_text(encoding="utf-8")
+            return (folder / "out").read_text(encoding="utf-8")
+
+        run.wheel = wheel
+        yield run
 
 
+SERVER = """
+import json, os, sys, traceback
+import matplotlib.pyplot, torch  # seconds, which no process that is forked off spends again; nothing of the wheel
+
+for line in sys.stdin:
+    code, arguments, folder = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        sys.argv, status = ["-c", *arguments], 1
+        try:
+            exec(compile(code, "<code>", "exec"), {"__name__": "__main__"})
+            status = 0
+        except SystemExit as ended:
+            status = int(ended.code not in (None, 0))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 CLI = "import sys; from i2f.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
