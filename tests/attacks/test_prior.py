@@ -126,7 +126,7 @@ def test_priors_join_in_every_method(tiny, backward):
     sent = backward(model, x, y)
     prior = {"tv": 1e-2, "ridge": 1e-2, "mean": torch.full_like(x, 0.3)}
     second = i2f.invert(model, sent, y, x.shape, **prior)
-    first = i2f.invert(model, sent, y, x.shape, method="dgl", start="gray", lr=1e-3, steps=2000, **prior)
+    first = i2f.invert(model, sent, y, x.shape, method="dgl", start="gray", lr=1e-2, steps=200, **prior)
     for found in (second, first):
         z = found.x.clone().requires_grad_()
         distance = (GradientMap(model, y)(z, create_graph=True) - sent).square().sum()

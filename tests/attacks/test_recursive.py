@@ -70,6 +70,13 @@ def central(function, x: torch.Tensor, t: torch.Tensor, step: float = 1e-7) -> t
     return (function(x + step * t) - function(x - step * t)).detach() / (2 * step)
 
 
+@pytest.fixture(scope="module")
+def residual():
+    """(J, x) of the residual network, whose J Jᵀ is formed once."""
+    model, x = resnet(), image(3, 12, 12)
+    return i2f.GradientJacobian(model, x, torch.tensor([3])), x
+
+
 def mse(found: i2f.attacks.Reconstruction, x: torch.Tensor) -> float:
     return float((found.x - x).double().square().mean())
 
@@ -135,10 +142,9 @@ class TestInversion:
         assert 10 < errors[1] / errors[0] < 1000  # by the square
 
     @pytest.mark.parametrize("sigma", [1e-6, 1e-5])
-    def test_under_noise_it_ends_where_the_influence_function_says(self, sigma):
+    def test_under_noise_it_ends_where_the_influence_function_says(self, residual, sigma):
         """At the larger one, a gate is in doubt where the features leave the image."""
-        model, x = resnet(), image(3, 12, 12)
-        J = i2f.GradientJacobian(model, x, torch.tensor([3]))
+        (J, x), model = residual, resnet()
         delta = sigma * torch.randn(J.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         expected = i2f.influence(J, delta).displacement.reshape(x.shape)
         found = i2f.invert(model, J.gradient + delta, None, x.shape, method="recursive")
@@ -382,9 +388,8 @@ class TestLifted:
         z[0, x.numel() + int(u.argmax())] -= 1  # one gate closed
         assert float((held(z) - model(x)).detach().norm()) > 1e-6
 
-    def test_the_preconditioner_is_nearly_the_gram_matrix(self):
-        model, x = resnet(), image(3, 12, 12)
-        J = i2f.GradientJacobian(model, x, torch.tensor([3]))
+    def test_the_preconditioner_is_nearly_the_gram_matrix(self, residual):
+        (J, x), model = residual, resnet()
         graph = Graph(model, x.shape)
         logits = model(x).detach().requires_grad_()
         (signal,) = torch.autograd.grad(F.cross_entropy(logits, torch.tensor([3])), logits)

@@ -114,6 +114,7 @@ def test_a_defended_mean_is_the_mean_and_noise(method):
 
 def test_both_tables_are_read_as_they_were_solved(tmp_path):
     tasks = designed_noise.problems(CONFIG | {"images": 1, "gauss_newton_steps": 1})
+    tasks["problems"] = [p for p in tasks["problems"] if p["kind"] == "linear"]  # told, and not
     first = Settings(jobs=1, progress="off", store=rows.Store(chunks=tmp_path))
     found = designed_noise.run(tasks, first).tables
     again = designed_noise.run(tasks, replace(first, store=rows.Store(chunks=tmp_path, solve=False))).tables

@@ -86,7 +86,7 @@ def test_attack_gives_a_row_a_problem_and_the_shown_pictures(small, monkeypatch,
     monkeypatch.setattr(eigenvectors.shared, "jacobian", lambda p: jacobians[p["image"]])
     monkeypatch.setattr(eigenvectors.data, "load", lambda dataset, n: (x[:n], y[:n]))
     config = CONFIG | {"images": 2, "photographs": 2, "law_norm": 1e-6, "cut": 1.0}
-    config |= {"levels": 20}  # more than eigenvalues
+    config |= {"levels": 8}  # more than eigenvalues
     config |= {"paper_indices": [0, 3], "paper_norm": 1e-5, "end_norms": [1e-6]}
     problems, store = eigenvectors.problems(config), rows.Store(chunks=tmp_path)
     found = eigenvectors.run(problems, Settings(jobs=1, progress="off", store=store))
