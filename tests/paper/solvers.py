@@ -9,6 +9,7 @@ import numpy as np
 from i2f.paper.rows import Brief, declare
 
 LOG = "I2F_TEST_LOG"  # a folder in which every chunk that is worked on leaves a file
+WAIT = "I2F_TEST_WAIT"  # the seconds that `slow` takes, where it is to be killed
 
 
 def _log(chunk):
@@ -54,5 +55,5 @@ def long(chunk):
 @declare("problems")
 def slow(chunk):
     _log(chunk)
-    time.sleep(0.3)
+    time.sleep(float(os.environ.get(WAIT, 0)))
     return [{"square": p["number"] ** 2} for p in chunk]

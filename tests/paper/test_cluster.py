@@ -94,7 +94,7 @@ def test_an_address_will_do(scheduler):
 
 @declare("problems")
 def kept(chunk):
-    return measured(chunk[0]["folder"], 0.25, chunk)
+    return measured(chunk[0]["folder"], 0.1, chunk)
 
 
 def test_a_killed_worker_loses_nothing(client, tmp_path):
@@ -142,13 +142,13 @@ def kills_at(number, chunk):
 
 
 def test_no_scheduler_is_a_clear_error(monkeypatch):
-    monkeypatch.setattr(workers, "PATIENCE", 1)
+    monkeypatch.setattr(workers, "PATIENCE", 0.2)
     with pytest.raises(ConnectionError, match=r"no Dask scheduler answers at tcp://127.0.0.1:9 .*dask scheduler"):
         sweep.run(where, PROBLEMS, on("tcp://127.0.0.1:9"))
 
 
 def test_an_address_that_is_none(monkeypatch):
-    monkeypatch.setattr(workers, "PATIENCE", 1)
+    monkeypatch.setattr(workers, "PATIENCE", 0.2)
     with pytest.raises(ConnectionError, match="tcp://HOST:PORT"):
         sweep.run(where, PROBLEMS, on("here"))
 

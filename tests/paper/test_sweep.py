@@ -204,7 +204,8 @@ sweep.run(solvers.slow, test_sweep.PROBLEMS, test_sweep.kept(test_sweep.solvers.
 def test_a_killed_run_goes_on_where_it_was(tmp_path, log):
     """kill -9 in the middle: what was finished is not done again, and the table is that of a run in one go."""
     store = tmp_path / "store"
-    process = subprocess.Popen([sys.executable, "-c", KILLED, os.path.dirname(__file__), str(store)])
+    command = [sys.executable, "-c", KILLED, os.path.dirname(__file__), str(store)]
+    process = subprocess.Popen(command, env=os.environ | {solvers.WAIT: "0.3"})
     deadline = time.monotonic() + 60
     while len(list(store.glob("[!.]*"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
