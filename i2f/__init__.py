@@ -12,6 +12,7 @@ __version__ = "1.0.0rc1"
 
 _NAMES = {  # public name -> where it is
     "GradientJacobian": "core.jacobian:GradientJacobian",
+    "LocalSteps": "core.message:LocalSteps",
     "flatten_gradient": "core.gradient:flatten_gradient",
     "influence": "core.influence:influence",
     "lower_bound": "core.influence:lower_bound",

@@ -16,6 +16,7 @@ where the audit could not be made.
 
   i2f audit --model lenet --init uniform --data mnist:8 --defense gaussian:1e-3 --report out.html
   i2f audit --model mypackage.nets:make --checkpoint weights.pt --data batch.npz --min-rmse 0.1
+  i2f audit --model lenet --data mnist:4 --together --epochs 2 --batch-size 2 --lr 0.1
   i2f audit --model mypackage.nets:make --data standardised.npz --range -2.12,-2.04,-1.81 2.25,2.43,2.65
 
 Defences: none, gaussian:VARIANCE, laplace:VARIANCE, relative:NOISE/GRADIENT, dp:CLIP:MULTIPLIER, clip:NORM,
@@ -60,6 +61,14 @@ def _add_audit(audit: argparse.ArgumentParser) -> None:
     how.add_argument("--exact", action="store_true", help="whole spectra, however large")
     how.add_argument("--bound", action="store_true", help="products alone, for large networks")
     audit.add_argument("--together", action="store_true", help="one gradient of all samples, not one each")
+    steps = audit.add_argument_group("local steps of SGD, whose change is sent in the gradient's place")
+    count = steps.add_mutually_exclusive_group()
+    count.add_argument("--local-steps", type=int, metavar="K", help="steps, each on the next batch")
+    count.add_argument("--epochs", type=int, metavar="E", help="passes over all samples (with --together)")
+    steps.add_argument("--batch-size", type=int, metavar="N", help="samples of a step (default: all)")
+    steps.add_argument("--lr", type=float, help="learning rate")
+    steps.add_argument("--momentum", type=float, default=0.0, help="default: 0")
+    steps.add_argument("--weight-decay", type=float, default=0.0, help="default: 0")
     audit.add_argument("--attack", action="store_true", help="also run an attack and report its error")
     psnr = "report the noise variance that reaches this PSNR (default: 15)"
     audit.add_argument("--target-psnr", type=float, default=15.0, metavar="DB", help=psnr)

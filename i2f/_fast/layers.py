@@ -10,6 +10,7 @@ Directions are the last axis and an image is (H, W, C), so that every sum below 
 contiguous memory. A keeps only the image rows that the directions reach.
 """
 
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -158,6 +159,16 @@ class Conv2d(Rule):
         self._backward = _RowByRow(blocks.mT, self.height, [(j, i, k) for i, j, k in links], work)
         self.patches = F.unfold(a[None], layer.kernel_size, layer.dilation, layer.padding, layer.stride)[0]
         self.errors = torch.einsum("oiv,vwk->okiw", delta, at)
+        self.sizes, self.links = (out_height, out_width), links
+
+    @cached_property
+    def signals(self) -> Tensor:
+        """δ as each pixel of the input sees it, (H·W, n_out · taps · columns): [(j, w), (o, k, l)] = δ[o, i, v]."""
+        n_out, _, taps, columns = self.shape
+        found = self.errors.new_zeros(self.height, self.errors.shape[-1], n_out, taps, columns)
+        for i, j, k in self.links:
+            found[j, :, :, k] += self.errors[:, :, i].permute(2, 0, 1)
+        return found.view(-1, n_out * taps * columns)
 
     def forward(self, A: Reach) -> Reach:
         z = self._forward(A._replace(values=A.values.flatten(1, 2)))

@@ -59,6 +59,8 @@ def invert(
         ridge, mean: a Gaussian prior, the penalty ridge · ‖x − mean‖². For noise of variance σ² and pixels N(mean, τ²),
             ridge = ε = σ²/τ² is the MAP attacker (1/τ² where `covariance` holds the σ²). mean: a number, or
             (n, C, H, W).
+        message: `LocalSteps`, the client's schedule as far as the attacker knows it: `gradient` is then what K steps
+            changed, θ₀ − θ_K. None: a gradient.
 
     Keywords (how it searches, `Search`):
         method: a key of `METHODS`. "gauss-newton": second order, to machine precision on smooth networks.

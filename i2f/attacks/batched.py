@@ -20,7 +20,7 @@ class BatchedGradient:
 
     def __call__(self, xs: Tensor, ys: Tensor) -> Tensor:
         """xs: (P, n, ...), ys: (P, n) or (P, n, classes) -> (P, d_θ), with its graph. Cost: P gradient evaluations."""
-        if not self.gmap.plain:
+        if not self.gmap.plain or self.gmap.message is not None:
             self.together = False
         if len(xs) > 1 and self.together is None:
             self.together = self._has_rules(xs.detach(), ys.detach())

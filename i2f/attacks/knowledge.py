@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from i2f.attacks.match import LowRank
 from i2f.attacks.problem import Callback
 from i2f.core.gradient import Loss
+from i2f.core.message import LocalSteps
 
 Array = Tensor | np.ndarray | Sequence[float]
 Gradient = Array | Sequence[Tensor] | Mapping[str, Tensor]
@@ -29,6 +30,7 @@ class Knowledge:
     tv: float = 0.0
     ridge: float = 0.0
     mean: float | Array = 0.5
+    message: LocalSteps | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Keywords(TypedDict, total=False):
     tv: float
     ridge: float
     mean: float | Array
+    message: LocalSteps | None
     method: str
     start: str | Array | None
     restarts: int

@@ -24,7 +24,8 @@ def recover_labels(gmap: GradientMap, gradient: Tensor, shape: tuple[int, ...]) 
     projected on the mean feature takes the place of ∇_b L; for one image, ∇_W L = (p − e_y) hᵀ has its largest row at
     the label. The result is exact for one image. For a batch it assumes that the network answers alike to all images,
     as an untrained one does (cf. Wainakh et al. 2022, Geng et al. 2021). Images that the loss ignores (`ignore_index`)
-    leave no trace: n does not count them.
+    leave no trace: n does not count them. What several local steps change (`gmap.message`) is taken for a multiple of a
+    gradient, which holds while the network's answers hardly change.
 
     Args:
         gmap: its labels are not used. gradient: flat (d_θ,), or as `GradientMap.flat` takes it. shape: (n, ...), of the
@@ -36,6 +37,8 @@ def recover_labels(gmap: GradientMap, gradient: Tensor, shape: tuple[int, ...]) 
     """
     n = shape[0]
     gradient = gmap.flat("gradient", gradient, batch=False).detach().to(gmap.device).double()
+    if gmap.message is not None:
+        gradient = gradient / gmap.message.total(n)
     generator = streams.generator("label probe", 0)
 
     def images() -> Tensor:

@@ -41,6 +41,10 @@ def make_problems(
     restarts = checks.whole("restarts", search.restarts, 1)
     gmap = GradientMap(model, None, knowledge.loss)
     shape = inputs.sizes(shape, knowledge.tv)
+    if knowledge.message is not None:
+        knowledge.message.batches(shape[0])  # raises where the schedule does not fit
+        if method.layered:
+            raise ValueError(f"method {search.method!r} reads one gradient, not several steps: give 'gauss-newton'")
     sent = inputs.gradients(gmap, gradients)
     seeds = inputs.one_each("seed", search.seed, len(sent))
     starts = _starts(method.start if search.start is None else search.start, seeds, shape, restarts)
@@ -59,8 +63,11 @@ def make_problems(
         maps, logits = [gmap] * len(sent), _draws("labels", seeds, output.shape, restarts).to(output)
         _differentiable(gmap.relabel(output.detach().softmax(-1)).scaled(units[0]), probe)
     else:
-        maps = _labelled(gmap, sent, y, probe)
+        if y is None:
+            y = [recover_labels(gmap.sending(knowledge.message), gradient, shape) for gradient in sent]
+        maps = _labelled(gmap, len(sent), y, probe)
         _differentiable(maps[0].scaled(units[0]), probe)
+    maps = [gmap.sending(knowledge.message) for gmap in maps]
 
     def problem(i: int, k: int) -> Problem:
         unit = 1.0 if method.cosine or matches[i].whitens else units[i]
@@ -159,12 +166,10 @@ def _starts(start: Any, seeds: Sequence[int], shape: tuple[int, ...], restarts: 
     return checks.finite("start", start).clone().expand(each)[:, None]
 
 
-def _labelled(gmap: GradientMap, sent: Sequence[Tensor], y: Any, probe: Tensor) -> list[GradientMap]:
-    """The map with each problem's labels, given or read off its gradient."""
+def _labelled(gmap: GradientMap, count: int, y: Any, probe: Tensor) -> list[GradientMap]:
+    """The map with each problem's labels."""
     shape = tuple(probe.shape)
-    if y is None:
-        y = [recover_labels(gmap, gradient, shape) for gradient in sent]
-    first, *others = inputs.labels(y, len(sent), shape)
+    first, *others = inputs.labels(y, count, shape)
     maps = [gmap.relabel(first)]
     output = check(maps[0], probe, f"shape={shape}")
     for own in others:

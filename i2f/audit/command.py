@@ -10,6 +10,7 @@ from i2f.audit.defense import parse
 from i2f.audit.examine import audit
 from i2f.audit.inputs import Build, Load, network, samples
 from i2f.audit.result import Audit
+from i2f.core.message import LocalSteps
 
 GATE = 3  # exit status where --min-rmse is not met; 1: the audit could not be made, 2: the command was wrong
 COLUMNS = ["index", "y", "judged", "predicted", "boxed", "prior", "bound", "psnr", "needed", "label", "verdict"]
@@ -31,6 +32,7 @@ def run(arguments: argparse.Namespace, load: Load, build: Build, progress: str =
         x,
         y,
         defense,
+        message=_message(arguments),
         range=limits,
         exact=True if arguments.exact else False if arguments.bound else None,
         together=arguments.together,
@@ -51,6 +53,26 @@ def _check(arguments: argparse.Namespace) -> None:
     for path in (arguments.report, arguments.json):
         if path is not None and not path.resolve().parent.is_dir():
             raise ValueError(f"{path}: there is no folder {path.resolve().parent}; make it first")
+
+
+def _message(arguments: argparse.Namespace) -> LocalSteps | None:
+    """The local steps whose change is sent; None for a gradient."""
+    if arguments.local_steps is None and arguments.epochs is None:
+        given = [name for name in ("lr", "batch_size", "momentum", "weight_decay") if getattr(arguments, name)]
+        if given:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ValueError(f"{options} is of local steps: give --local-steps K or --epochs E too")
+        return None
+    if arguments.lr is None:
+        raise ValueError("local steps need their learning rate: give --lr")
+    return LocalSteps(
+        lr=arguments.lr,
+        steps=arguments.local_steps,
+        epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        momentum=arguments.momentum,
+        weight_decay=arguments.weight_decay,
+    )
 
 
 def _limit(text: str) -> float | Tensor:

@@ -21,6 +21,7 @@ from i2f.audit.sample import Sample
 from i2f.audit.shared import Question
 from i2f.core import checks, metrics
 from i2f.core.gradient import Loss
+from i2f.core.message import LocalSteps
 from i2f.core.metrics import UNIT, Range
 from i2f.core.progress import bar
 from i2f.core.targets import as_labels
@@ -36,6 +37,7 @@ def audit(
     defense: str | Defense = "none",
     *,
     loss: Loss = F.cross_entropy,
+    message: LocalSteps | None = None,
     range: Range | None = None,
     exact: bool | None = None,
     together: bool = False,
@@ -50,6 +52,8 @@ def audit(
 
     Args:
         model: in evaluation mode. x: (n, ...). y: (n,), or what `loss` takes. loss: (output, y) -> scalar.
+        message: what is sent in the gradient's place, θ₀ − θ_K after local steps (`LocalSteps`): the defence changes
+            that, and the attackers know its schedule.
         defense: "none", "gaussian:1e-3", "relative:0.1", "dp:1.0:0.5", "prune:0.9", "designed:0.1", …: `defense.KINDS`.
         range: (low, high), the smallest and largest value that an input can have: numbers, tensors that broadcast to an
             input, or one number per channel. None: [0, 1]. Errors are in units of high − low, and the attackers know
@@ -73,7 +77,7 @@ def audit(
     u = units.within("x", x)
     steps = checks.whole("attack_steps", attack_steps, 1) if attack else None
     question = Question(_judgeable(defense, together and len(x) > 1), target_psnr, tau, seed, steps, precision(model))
-    operators = Operators(in_units(model, units), loss, METHODS[exact])
+    operators = Operators(in_units(model, units), loss, METHODS[exact], message)
     samples: list[Sample] = []
     with bar(total=len(x), description="audit", shown=progress) as shown:
         for group in _groups(len(x), together):
@@ -81,7 +85,7 @@ def audit(
             samples += (from_spectrum if J.is_dense else products).samples(J, question, group)
             shown.update(len(group))
     ends = (units.low.tolist(), (units.low + units.span).tolist())
-    return Audit(samples, str(question.defense), target_psnr, together, J.is_dense, J.shape[1], ends)
+    return Audit(samples, str(question.defense), target_psnr, together, J.is_dense, J.shape[1], ends, message)
 
 
 def _batch(x: Tensor | np.ndarray, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from i2f.audit.sample import LEVELS, Sample
+from i2f.core.message import LocalSteps
 from i2f.core.metrics import UNIT
 
 PICTURED = 64  # samples shown with pictures; the table has all
@@ -50,6 +51,8 @@ class Audited(Protocol):
     def d_theta(self) -> int: ...
     @property
     def range(self) -> tuple[Any, Any]: ...
+    @property
+    def message(self) -> LocalSteps | None: ...
 
 
 def page(audit: Audited, title: str) -> str:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
@@ -11,6 +11,7 @@ import pandas as pd
 from i2f.audit import report
 from i2f.audit.sample import Sample
 from i2f.core.brief import brief
+from i2f.core.message import LocalSteps
 from i2f.core.metrics import UNIT
 
 
@@ -19,7 +20,8 @@ class Audit:
     """The samples, and what was asked of them.
 
     defense: as text. target_psnr: in dB. together: whether all samples share one gradient. exact: whether J Jᵀ was
-    decomposed, or products with J alone were used. range: (low, high) of the inputs, numbers or nested lists.
+    decomposed, or products with J alone were used. range: (low, high) of the inputs, numbers or nested lists. message:
+    the local steps whose change is sent; None: one gradient.
     """
 
     samples: list[Sample]
@@ -29,6 +31,7 @@ class Audit:
     exact: bool
     d_theta: int
     range: tuple[Any, Any] = UNIT
+    message: LocalSteps | None = None
 
     __repr__ = brief
 
@@ -54,6 +57,7 @@ class Audit:
             "exact": self.exact,
             "d_theta": self.d_theta,
             "range": self.range,
+            "message": None if self.message is None else asdict(self.message),
             "samples": [_finite(sample.record()) for sample in self.samples],
         }
         return json.dumps(record, indent=2, ensure_ascii=False) + "\n"

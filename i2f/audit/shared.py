@@ -134,6 +134,7 @@ def _attack(shared: Shared) -> Attack:
     takes the worse for who shares."""
     J, question = shared.J, shared.question
     keywords: dict[str, Any] = {"loss": J.map.loss, "seed": question.seed, "steps": question.attack_steps}
+    keywords["message"] = J.map.message
     arguments = (J.map.model, J.gradient + shared.seen, J.map.y, J.x.shape)
     found = invert(*arguments, mask=shared.kept(), **keywords)
     reason = found.reason

@@ -34,11 +34,11 @@ def dense_jacobian(gmap: GradientMap, x: Tensor) -> Tensor:
     reverse; by one backward pass per row where an operation of the network has no forward-mode or batching rule.
     """
     if gmap.plain:
-        J = chain_jacobian(gmap.model, gmap.loss_of, x)
+        J = chain_jacobian(gmap.model, gmap.loss_of, x) if gmap.message is None else None
         if J is not None:
             return J
         try:
-            return forward_over_reverse(gmap, x)
+            return forward_over_reverse(gmap, x) if gmap.message is None else gmap.message.dense(gmap, x)
         except torch.OutOfMemoryError:
             raise
         except Exception:  # the user's functions may raise anything under a transform
@@ -75,7 +75,8 @@ def unit_vectors(x: Tensor, chunk: int) -> Iterator[Tensor]:
 
 def jacobian_gram(gmap: GradientMap, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """J Jᵀ at `x`, (d_x, d_x), accumulated in `dtype` (the model's own), by the fewest columns that have it."""
-    J = chain_jacobian(gmap.model, gmap.loss_of, x, turned=True) if gmap.plain else None
+    single = gmap.plain and gmap.message is None
+    J = chain_jacobian(gmap.model, gmap.loss_of, x, turned=True) if single else None
     if J is None:
         J = dense_jacobian(gmap, x)
     return outer_gram(J.to(dtype or J.dtype))

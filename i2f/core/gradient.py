@@ -1,4 +1,5 @@
-"""The map that an attacker inverts: x ↦ g(x) = ∇_θ L(x, θ) for one model, one set of labels and one loss."""
+"""The map that an attacker inverts: x ↦ g(x) = ∇_θ L(x, θ) for one model, one set of labels and one loss, or what
+several steps along such gradients change."""
 
 import copy
 import dataclasses
@@ -18,6 +19,7 @@ from i2f._torch import modules
 from i2f._torch.operations import Needs, Switch, carried_out, ordinary
 from i2f.core import checks, targets
 from i2f.core.flat import by_parameter, joined
+from i2f.core.message import LocalSteps
 from i2f.core.targets import Loss
 
 __all__ = ["GradientMap", "Loss", "flatten_gradient"]
@@ -66,6 +68,7 @@ class GradientMap:
         self._given: nn.Module | None = modules.unwrapped(model)
         checks.deterministic(self._given)
         self.way, self.unit = Way(), 1.0
+        self.message: LocalSteps | None = None
         try:
             self.model = modules.duplicate(self._given)
         except Exception:  # a lock, an open file: it cannot be copied, and may raise anything
@@ -131,6 +134,18 @@ class GradientMap:
         only the caller's own module computes it."""
         return self if dtype == self.dtype or self.way.bound == "given" else self._moved(dtype)
 
+    def sending(self, message: LocalSteps | None) -> "GradientMap":
+        """The map to what local steps change, x ↦ θ₀ − θ_K (over the unit), in the place of the gradient.
+
+        Raises: ValueError where the network's parameters cannot be swapped, or it stops part of its gradient.
+        """
+        other = copy.copy(self)
+        other.message = message
+        if message is not None and not self.plain:
+            why = "its parameters cannot be swapped" if self.way.bound else "it stops part of its gradient"
+            raise ValueError(f"model: {why}, so that no local steps can be followed; give message=None")
+        return other
+
     def without_data(self) -> "GradientMap":
         """The same map on PyTorch's meta device, where tensors have shapes and no values."""
         if self.way.bound == "given":
@@ -193,10 +208,13 @@ class GradientMap:
 
     @ordinary()
     def __call__(self, x: Tensor, y: Tensor | None = None, create_graph: bool = False) -> Tensor:
-        """g(x), flat (d_θ,); differentiable in x (and in y) with `create_graph`. Cost: one gradient evaluation."""
+        """g(x), flat (d_θ,); differentiable in x (and in y) with `create_graph`. Cost: one gradient evaluation, or one
+        for each local step."""
         x = x.clone() if x.is_inference() else x
         parameters = self.leaves()
         with torch.enable_grad():
+            if self.message is not None:
+                return joined(self.message.sent(self, parameters, x, y, create_graph))
             return joined(self.by_theta(self.value(parameters, x, y), list(parameters.values()), create_graph))
 
     def by_theta(self, value: Tensor, leaves: Sequence[Tensor], create_graph: bool) -> tuple[Tensor, ...]:

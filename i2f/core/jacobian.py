@@ -17,6 +17,7 @@ from i2f.core.examination import Examination
 from i2f.core.gradient import GradientMap, Loss
 from i2f.core.linearization import SMALL_PROBLEM, Linearization, Recomputation
 from i2f.core.memory import MOST_AT_ONCE, Footprint, available, footprint, gib
+from i2f.core.message import LocalSteps
 from i2f.core.trust import Products, trusted
 
 DENSE_BYTES = 2 * 2**30  # J is formed by itself, where it is needed whole, up to this size
@@ -40,6 +41,8 @@ class GradientJacobian:
             a time as fit.
         memory: bytes that products, and a formed J, may take; None: what is free on the device, 90% of it. How they
             are counted: `i2f.memory`.
+        message: what is sent in the gradient's place, θ₀ − θ_K after local steps (`LocalSteps`); J is its Jacobian, and
+            `gradient` is the message.
 
     Attributes:
         shape: (d_x, d_θ). gradient: ∇_θ L(x, θ), flat (d_θ,). x: (n, ...), in pixels.
@@ -63,12 +66,18 @@ class GradientJacobian:
         loss: Loss = F.cross_entropy,
         method: str = "auto",
         memory: int | None = None,
+        message: LocalSteps | None = None,
     ):
         checks.one_of("method", method, ("auto", "dense", "matrix-free", "recompute"))
         x = torch.from_numpy(x) if isinstance(x, np.ndarray) else x
         checks.images("x", x)
-        self.map = GradientMap(model, y, loss)
+        single = self.map = GradientMap(model, y, loss)
         checks.one_label_each(x, self.map.y)
+        if message is not None:
+            message.batches(len(x))  # raises where the schedule does not fit
+            if method == "recompute":
+                raise ValueError("method='recompute' takes images one after another, which local steps do not allow")
+            self.map = single.sending(message)
         if x.device != self.map.device:
             raise ValueError(f"x is on {x.device} and the model on {self.map.device}; move one of them")
         self.x = x.detach().to(self.map.dtype, copy=True)  # what the caller does to x later must not move J
@@ -85,10 +94,14 @@ class GradientJacobian:
         small = sum(self.shape) <= SMALL_PROBLEM
         if not small:
             self._plan()  # a MemoryError comes before any work
-        examined = Examination(self.map, self.x, f"x of shape {tuple(x.shape)}")
+        examined = Examination(single, self.x, f"x of shape {tuple(x.shape)}")
         self.unit = loss_unit(examined.gradient)
         fits = small and memory is None and method != "recompute"  # whatever the network
         try:
+            if message is not None:
+                if not examined.confirms(single(self.x)):
+                    examined.confirms(single(self.x))
+                self.map = single.sending(message)
             self._at_x = self._built(examined, 0 if fits else self._plan()[0])
         except RuntimeError as error:
             raise checks.not_differentiable(model, error) from error
@@ -102,7 +115,7 @@ class GradientJacobian:
             return Recomputation(self._scaled, self.x, group) if group else Linearization(self._scaled, self.x)
 
         at_x = build()
-        if not examined.confirms(times(self.unit, at_x.gradient)):
+        if self.map.message is None and not examined.confirms(times(self.unit, at_x.gradient)):
             at_x = build()
         at_x = trusted(self.map, self.x, at_x, build)
         if not examined.gradient.any():  # a stationary θ says nothing about the size of J
@@ -134,7 +147,13 @@ class GradientJacobian:
         """As `Footprint.plan`; without a footprint, one vector at a time."""
         recompute = self._method == "recompute"
         need = self.footprint
-        return (int(recompute), 1) if need is None else need.plan(len(self.x), self._budget(), keep=not recompute)
+        if need is None:
+            return int(recompute), 1
+        if self.map.message is not None and need.kept() > self._budget():
+            cure = "raise memory=, or use fewer steps, fewer or smaller images, or a narrower dtype"
+            through = f"products through the local steps take {gib(need.kept())}"
+            raise MemoryError(f"{through}, and {gib(self._budget())} may be used: {cure}")
+        return need.plan(len(self.x), self._budget(), keep=not recompute)
 
     def _budget(self) -> int:
         return available(self.device) if self.memory is None else self.memory

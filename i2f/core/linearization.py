@@ -20,9 +20,9 @@ class Linearization:
         J δ  = ∇_x ⟨∇_θ L, δ⟩      parameter space -> input space
         Jᵀ v = ∇_θ ⟨∇_x L, v⟩      input space -> parameter space
 
-    Both gradients' graphs are kept, so that a product costs one backward pass through them. Where the network stops
-    part of its gradient (`GradientMap.stops`), g is no gradient of L, and Jᵀ v = ∇_δ ⟨J δ, v⟩ takes its place. No
-    checks: see `GradientJacobian`.
+    Both gradients' graphs are kept, so that a product costs one backward pass through them. Where g is no gradient of L
+    (part of it is stopped, `GradientMap.stops`; several local steps), Jᵀ v = ∇_δ ⟨J δ, v⟩ takes its place. No checks:
+    see `GradientJacobian`.
     """
 
     def __init__(self, gmap: GradientMap, x: Tensor, forward: Callable[[], None] = lambda: None):
@@ -30,10 +30,16 @@ class Linearization:
         self.gmap, self.x = gmap, x.detach()
         self._theta = gmap.leaves()
         self._x = self.x.clone().requires_grad_()
+        self._by_x: Tensor | None = None
         with torch.enable_grad():
-            value = gmap.value(self._theta, self._x)
-            forward()
-            *by_theta, self._by_x = gmap.by_theta(value, [*self._theta.values(), self._x], create_graph=True)
+            if gmap.message is not None:
+                by_theta = list(gmap.message.sent(gmap, self._theta, self._x, None, create_graph=True))
+                forward()
+            else:
+                value = gmap.value(self._theta, self._x)
+                forward()
+                *by_theta, self._by_x = gmap.by_theta(value, [*self._theta.values(), self._x], create_graph=True)
+        self._by_both = gmap.stops or gmap.message is not None
         self.gradient = joined([g.detach() for g in by_theta])
         self._by_theta = [g if g.grad_fn is not None else None for g in by_theta]  # zeros may require a gradient
         self._by_delta: tuple[Tensor, Tensor] | None = None  # δ, and J δ with its graph
@@ -45,7 +51,8 @@ class Linearization:
     @property
     def reacts(self) -> bool:
         """Whether both gradients have a graph; otherwise J = 0 at every x, or part of J is stopped."""
-        return self._by_x.grad_fn is not None and any(g is not None for g in self._by_theta)
+        by_x = self._by_x is None or self._by_x.grad_fn is not None
+        return by_x and any(g is not None for g in self._by_theta)
 
     def check(self) -> None:
         """Raises: ValueError where no path leads from x to ∇_θ L, so that J = 0 at every x; RuntimeError where a path
@@ -57,7 +64,7 @@ class Linearization:
             raise RuntimeError("an operation of PyTorch's")
         behind = graph_nodes([g.grad_fn for g in self._by_theta if g is not None])
         reached = any(getattr(node, "variable", None) is self._x for node in behind)
-        if not reached or (self._by_x.grad_fn is None and not self.gmap.stops):
+        if not reached or not (self._by_both or self.reacts):
             raise ValueError(checks.NO_J)
         if self.gradient.numel() + self.x.numel() <= SMALL_PROBLEM:
             self.matvec(torch.zeros_like(self.gradient))  # raises where the second backward does
@@ -80,13 +87,14 @@ class Linearization:
     def rmatvec(self, v: Tensor) -> Tensor:
         """Jᵀ v, (d_x,) -> (d_θ,), or (k, d_x) -> (k, d_θ) in one pass."""
         many, weights = v.ndim == 2, v.view(*v.shape[:-1], *self._x.shape)
-        if self.gmap.stops:
+        if self._by_both:
             if self._by_delta is None:
                 delta = torch.zeros_like(self.gradient).requires_grad_()
                 self._by_delta = delta, self._backward(delta, create_graph=True)
             delta, product = self._by_delta
             return torch.autograd.grad(product, delta, weights, retain_graph=True, is_grads_batched=many)[0]
         leaves = list(self._theta.values())
+        assert self._by_x is not None
         by_theta = torch.autograd.grad(
             self._by_x, leaves, weights, retain_graph=True, allow_unused=True, is_grads_batched=many
         )

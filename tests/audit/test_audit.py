@@ -234,6 +234,30 @@ def test_the_command_is_a_gate(folder, capsys):
     assert "2 of 2 samples are judged below an RMSE of 0.1" in capsys.readouterr().err
 
 
+def test_local_steps_are_audited(folder, capsys):
+    """One step is a gradient; two epochs in batches say so, and the attack is on what they change."""
+    command = ["audit", "--model", "nets:make", "--data", "batch.pt", "--together", "--defense", "gaussian:1e-12"]
+    one = ["--local-steps", "1", "--lr", "1.0"]
+    two = ["--epochs", "2", "--batch-size", "1", "--lr", "0.5", "--momentum", "0.5", "--attack"]
+    for name, words in (("none", []), ("one", one), ("two", two)):
+        assert cli.main([*command, *words, "--json", f"{name}.json", "--report", f"{name}.html"]) == 0
+    none, one, two = (json.loads((folder / f"{name}.json").read_text()) for name in ("none", "one", "two"))
+    assert none["message"] is None
+    assert one["message"]["steps"] == 1
+    for a, b, c in zip(none["samples"], one["samples"], two["samples"], strict=True):
+        assert b["predicted"] == pytest.approx(a["predicted"], rel=1e-6)
+        assert c["predicted"] != pytest.approx(a["predicted"], rel=0.1)
+        assert c["attacked"] == pytest.approx(c["drawn_rmse"], rel=0.1)
+    assert "over 2 epochs of SGD, lr 0.5, momentum 0.5, batches of 1" in (folder / "two.html").read_text()
+    capsys.readouterr()
+    assert cli.main([*command, "--lr", "0.1"]) == 1
+    assert "--lr is of local steps: give --local-steps K or --epochs E too" in capsys.readouterr().err
+    assert cli.main([*command, "--local-steps", "2"]) == 1
+    assert "local steps need their learning rate: give --lr" in capsys.readouterr().err
+    assert cli.main([*command, "--epochs", "1", "--batch-size", "3", "--lr", "0.1"]) == 1
+    assert "batch_size=3 and x has 2 images" in capsys.readouterr().err
+
+
 def test_a_bundled_network_and_its_checkpoint(folder, capsys):
     model = i2f.models.build("lenet", "mnist", init="uniform", seed=7, normalize=False)
     torch.save(model.state_dict(), folder / "weights.pt")
