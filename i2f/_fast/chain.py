@@ -29,10 +29,10 @@ def chain_jacobian(
         turned: of one image, return J times an orthogonal matrix, without the columns that become zero. J Jᵀ stays,
             and a linear layer has n_in + n_out columns in place of n_in·n_out (`Linear.write_turned`).
     """
-    chain = _layers(model)
+    chain = layers_of(model)
     if chain is None:
         return None
-    inputs, errors, curvature = _backpropagate(loss, [layer for layer, _ in chain], x)
+    inputs, errors, curvature = backpropagate(loss, [layer for layer, _ in chain], x)
     rules = [rule for (layer, _), a in zip(chain, inputs, strict=True) if (rule := rule_for(layer, a[0]))]
     if curvature is None or len(rules) < len(chain):
         return None
@@ -42,7 +42,7 @@ def chain_jacobian(
         linear = {f"{prefix}weight" for layer, prefix in chain if type(layer) is nn.Linear}
         shapes |= {name: (sum(shape),) for name, shape in shapes.items() if name in linear}
     by_parameter = empty(sum(map(math.prod, shapes.values())), x.numel(), like=x)
-    parts = _split(by_parameter, shapes)
+    parts = split_rows(by_parameter, shapes)
     features = x[0].numel()
     workers = torch.get_num_threads() if x.device.type == "cpu" else 1
     batches = math.ceil(features / directions)  # whatever the threads, so that they do not change a digit
@@ -55,7 +55,7 @@ def chain_jacobian(
             steps.append(_Step(rule(layer, a[image], delta[image], work), weight, bias, turned and rule is Linear))
         for start, stop in list(pairwise(edges))[worker::workers]:
             columns = slice(image * features + start, image * features + stop)
-            _push(steps, curvature[image], _unit(x[image], start, stop), columns)
+            _push(steps, curvature[image], unit_directions(x[image], start, stop), columns)
 
     if workers == 1:
         for image in range(len(x)):
@@ -98,7 +98,7 @@ def _push(steps: list[_Step], curvature: Tensor, A: Reach, columns: slice) -> No
     steps[first].write(inputs[first], D, columns)
 
 
-def _layers(model: nn.Module) -> list[tuple[nn.Module, str]] | None:
+def layers_of(model: nn.Module) -> list[tuple[nn.Module, str]] | None:
     """The chain's layers and the prefix of their parameters' names; None where the model is something else, or more."""
     modules = list(model.named_modules(remove_duplicate=False))
     chain = [(m, f"{name}." if name else "") for name, m in modules if type(m) is not nn.Sequential]
@@ -113,7 +113,7 @@ def _layers(model: nn.Module) -> list[tuple[nn.Module, str]] | None:
     return None if nested or hooked or patched or twice or shared else chain
 
 
-def _backpropagate(
+def backpropagate(
     loss: Callable[[Tensor], Tensor], layers: list[nn.Module], x: Tensor
 ) -> tuple[list[Tensor], Sequence[Tensor], Tensor | None]:
     """Every layer's input, ∂L/∂(its output), and each image's second derivative of the loss by the network's output,
@@ -135,13 +135,13 @@ def _backpropagate(
     return inputs, errors, None if coupled else curvature
 
 
-def _split(by_parameter: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def split_rows(by_parameter: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """The rows of Jᵀ, one view for each parameter: (*its shape, d_x)."""
     parts = by_parameter.split([math.prod(shape) for shape in shapes.values()])
     return {name: part.view(*shape, -1) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
-def _unit(image: Tensor, start: int, stop: int) -> Reach:
+def unit_directions(image: Tensor, start: int, stop: int) -> Reach:
     """The directions start … stop of input space, as what they do to the first layer's input."""
     which = torch.arange(stop - start, device=image.device)
     pixel = start + which

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from i2f._fast.chain import _backpropagate, _layers, _split, _unit
+from i2f._fast.chain import backpropagate, layers_of, split_rows, unit_directions
 from i2f._fast.layers import Conv2d, Linear, Reach, Rule, rule_for
 from i2f._fast.workspace import Workspace
 
@@ -53,10 +53,10 @@ def chain_update(steps: Sequence[Step], x: Tensor, rates: Rates) -> Tensor | Non
     """
     prepared = []
     for step in steps:
-        chain = _layers(step.model)
+        chain = layers_of(step.model)
         if chain is None:
             return None
-        inputs, errors, curvature = _backpropagate(step.loss, [layer for layer, _ in chain], x[list(step.images)])
+        inputs, errors, curvature = backpropagate(step.loss, [layer for layer, _ in chain], x[list(step.images)])
         rules = [rule for (layer, _), a in zip(chain, inputs, strict=True) if (rule := rule_for(layer, a[0]))]
         if curvature is None or len(rules) < len(chain):
             return None
@@ -107,11 +107,11 @@ def _along(
     size, m = sum(map(math.prod, shapes.values())), which[1] - which[0]
     moved, change, one = (x.new_zeros(size, m) for _ in range(3))
     buffer = x.new_zeros(size, m) if rates.momentum else change
-    tangents, parts = _split(moved, shapes), _split(one, shapes)
+    tangents, parts = split_rows(moved, shapes), split_rows(one, shapes)
     for step in path:
         change.zero_()
         for at in step:
-            A = _unit(x[image], *which) if at.image == image else Reach(_nothing(x[image], m))
+            A = unit_directions(x[image], *which) if at.image == image else Reach(_nothing(x[image], m))
             _push(at, A, tangents, parts, -rates.unit)
             change += one
         if rates.decay:

@@ -6,7 +6,6 @@ import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,31 +15,16 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from i2f._torch import modules
-from i2f._torch.operations import Needs, Switch, carried_out, ordinary
+from i2f._torch.operations import carried_out, ordinary
 from i2f.core import checks, targets
 from i2f.core.flat import by_parameter, joined
 from i2f.core.message import LocalSteps
 from i2f.core.targets import Loss
+from i2f.core.way import Way
 
 __all__ = ["GradientMap", "Loss", "flatten_gradient"]
 
 HALF = (torch.bfloat16, torch.float16)
-
-
-@dataclass
-class Way:
-    """How a network must be run so that the computed gradient equals the module's own; found by `examination`, shared
-    by copies of the map.
-
-    needs: what its operations need. stateful: a forward changes Python attributes, which are put back. bound: where
-    parameters cannot be swapped (a second name in a list, a patched forward), "copy" uses those of the copied module,
-    and "given" those of the caller's. switch: of the values that are held where the network stops its gradient.
-    """
-
-    needs: Needs = field(default_factory=Needs)
-    stateful: bool = False
-    bound: str = ""
-    switch: Switch = field(default_factory=Switch)
 
 
 class GradientMap:

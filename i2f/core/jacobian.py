@@ -1,6 +1,5 @@
 """J = ∂²L/∂x∂θ as a linear operator: exact products, never formed unless asked."""
 
-import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -19,6 +18,7 @@ from i2f.core.linearization import SMALL_PROBLEM, Linearization, Recomputation
 from i2f.core.memory import MOST_AT_ONCE, Footprint, available, footprint, gib
 from i2f.core.message import LocalSteps
 from i2f.core.trust import Products, trusted
+from i2f.core.units import loss_unit, times
 
 DENSE_BYTES = 2 * 2**30  # J is formed by itself, where it is needed whole, up to this size
 
@@ -234,23 +234,6 @@ class GradientJacobian:
             values, vectors = torch.linalg.eigh(checks.finite("J Jᵀ", self.gram()))
             self._spectrum = Spectrum(values.flip(0).clamp_min(0), vectors.flip(1))
         return self._spectrum
-
-
-def loss_unit(gradient: Tensor) -> float:
-    """The power of two that the loss is divided by: 1, or near ‖gradient‖ where that is far from one (beyond 2^±20).
-
-    Raises: ValueError for a gradient too small for its dtype to hold with all its digits.
-    """
-    largest, info = float(gradient.abs().max()), torch.finfo(gradient.dtype)
-    if 0 < largest < info.tiny / info.eps:
-        small = f"the gradient's largest entry is {largest:.1g}, too small for {gradient.dtype}"
-        raise ValueError(f"{small}: scale the loss up, or use a wider dtype")
-    size = float(gradient.double().norm())
-    return 1.0 if 2**-20 <= size <= 2**20 or size == 0 else 2.0 ** round(math.log2(size))
-
-
-def times(unit: float, value: Tensor) -> Tensor:
-    return value if unit == 1 else value * unit
 
 
 def _probe(x: Tensor) -> Tensor:
