@@ -144,7 +144,7 @@ class LocalSteps:
     def dense(self, losses: Losses, x: Tensor) -> Tensor:
         """J, (d_x, d_θ), of the message over the unit: the derivatives of θ_k along every direction of input space are
         carried from step to step, many directions at a time."""
-        path = list(self._path(losses, x))
+        path = list(self.path(losses, x))
         J = self._by_layers(losses, x, path)
         if J is not None:
             return J
@@ -155,7 +155,7 @@ class LocalSteps:
             warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
             for first in range(0, len(J), chunk):
                 directions = torch.eye(len(J), dtype=x.dtype, device=x.device)[first : first + chunk]
-                J[first : first + chunk] = self._along(losses, x, path, directions.view(-1, *x.shape))
+                J[first : first + chunk] = self.along(losses, x, path, directions.view(-1, *x.shape))
         return J
 
     def _by_layers(
@@ -173,7 +173,7 @@ class LocalSteps:
             steps.append(Step(model, partial(losses.loss_of, y=labels), images))
         return chain_update(steps, x, Rates(self.lr, self.momentum, self.weight_decay, losses.unit))
 
-    def _path(self, losses: Losses, x: Tensor) -> Iterator[tuple[dict[str, Tensor], list[int]]]:
+    def path(self, losses: Losses, x: Tensor) -> Iterator[tuple[dict[str, Tensor], list[int]]]:
         """θ_k and the images of step k."""
         now = {name: p.detach() for name, p in losses.parameters.items()}
         buffers: dict[str, Tensor] = {}
@@ -187,7 +187,7 @@ class LocalSteps:
                 following[name] = p - losses.unit * self.lr * buffers[name]
             now = following
 
-    def _along(
+    def along(
         self, losses: Losses, x: Tensor, path: Sequence[tuple[dict[str, Tensor], list[int]]], directions: Tensor
     ) -> Tensor:
         """The message's derivatives along directions, (k, *x.shape) -> (k, d_θ)."""
