@@ -1,4 +1,4 @@
-"""What several local steps give away: attacks on updates of LeNet on MNIST's test digits, float64, no noise unless said.
+"""What several local steps give away: attacks on updates of LeNet on MNIST, float64, without noise unless it is said.
 
     python benchmarks/updates.py [--only single sets law] [--jobs 2] [--resume]
     python benchmarks/updates.py --jacobian [--threads 2]
