@@ -7,6 +7,7 @@ from i2f.core import streams
 from i2f.core.gradient import GradientMap
 
 PROBES = 64  # random images, at least, over which the network's mean answer is taken
+EVEN = 1e-6  # relative difference of the images' weights in local steps
 TIED = 0.99  # −cosine of two rows of ∇_W L from which both may be the label's
 
 
@@ -37,15 +38,13 @@ def recover_labels(gmap: GradientMap, gradient: Tensor, shape: tuple[int, ...]) 
     """
     n = shape[0]
     gradient = gmap.flat("gradient", gradient, batch=False).detach().to(gmap.device).double()
-    if gmap.message is not None:
-        gradient = gradient / gmap.message.total(n)
     generator = streams.generator("label probe", 0)
 
     def images() -> Tensor:
         return torch.rand(shape, generator=generator, dtype=torch.float64).to(gmap.device, gmap.dtype)
 
     name, features, logits = _last_layer(gmap, images())
-    scale = _reduction(gmap, logits)
+    scale = _weight(gmap, logits)
     parts = dict(zip(gmap.parameters, gmap.split(gradient), strict=True))
     bias, weight = parts.get(f"{name}.bias"), parts.get(f"{name}.weight")
     if n == 1 and bias is not None:
@@ -81,6 +80,24 @@ def _last_layer(gmap: GradientMap, x: Tensor) -> tuple[str, Tensor, Tensor]:
         if shaped and torch.equal(logits, output):
             return name, features, logits
     raise ValueError("y=None: labels are read from a last linear layer, and this model does not end in one; give y")
+
+
+def _weight(gmap: GradientMap, logits: Tensor) -> float:
+    """What softmax − one-hot of each image is multiplied by: s, or its sum over the local steps that the image is in.
+
+    Raises: ValueError where the steps weigh the images differently.
+    """
+    if gmap.message is None:
+        return _reduction(gmap, logits)
+    n, each = len(logits), [0.0] * len(logits)
+    batches = gmap.message.batches(n)
+    scales = {size: _reduction(gmap, logits[:size]) for size in {len(images) for images in batches}}
+    for rate, images in zip(gmap.message.rates(n), batches, strict=True):
+        for i in images:
+            each[i] += rate * scales[len(images)]
+    if max(each) - min(each) > EVEN * max(each):
+        raise ValueError("y=None: the local steps weigh the images differently, so that no labels can be read; give y")
+    return each[0]
 
 
 def _reduction(gmap: GradientMap, like: Tensor) -> float:

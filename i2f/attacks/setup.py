@@ -64,7 +64,7 @@ def make_problems(
         _differentiable(gmap.relabel(output.detach().softmax(-1)).scaled(units[0]), probe)
     else:
         if y is None:
-            y = [recover_labels(gmap.sending(knowledge.message), gradient, shape) for gradient in sent]
+            y = [_read(gmap.sending(knowledge.message), gradient, shape) for gradient in sent]
         maps = _labelled(gmap, len(sent), y, probe)
         _differentiable(maps[0].scaled(units[0]), probe)
     maps = [gmap.sending(knowledge.message) for gmap in maps]
@@ -164,6 +164,23 @@ def _starts(start: Any, seeds: Sequence[int], shape: tuple[int, ...], restarts: 
     if tuple(start.shape) not in (shape, each):
         raise ValueError(f"start has shape {tuple(start.shape)} and shape is {shape}; they must agree")
     return checks.finite("start", start).clone().expand(each)[:, None]
+
+
+def _read(gmap: GradientMap, gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The labels behind a gradient or an update.
+
+    Raises: ValueError where they do not say which of them belong to which of the local steps.
+    """
+    found, n = recover_labels(gmap, gradient, shape), shape[0]
+    if (
+        gmap.message is not None
+        and any(len(images) < n for images in gmap.message.batches(n))
+        and len(set(found.tolist())) > 1
+    ):
+        raise ValueError(
+            f"y=None: the labels read off, {found.tolist()}, do not say which of them belong to which batch; give y"
+        )
+    return found
 
 
 def _labelled(gmap: GradientMap, count: int, y: Any, probe: Tensor) -> list[GradientMap]:

@@ -75,6 +75,10 @@ def audit(
     x, y = _batch(x, y)
     units, model = metrics.units(UNIT if range is None else range, tuple(x.shape[1:])), unwrapped(model)
     u = units.within("x", x)
+    size = 1 if message is None else message.batch_size or 1
+    if size > 1 and not together:
+        alone = f"message has batches of {size} images, and each sample is audited alone"
+        raise ValueError(f"{alone}: give together=True (--together)")
     steps = checks.whole("attack_steps", attack_steps, 1) if attack else None
     question = Question(_judgeable(defense, together and len(x) > 1), target_psnr, tau, seed, steps, precision(model))
     operators = Operators(in_units(model, units), loss, METHODS[exact], message)

@@ -17,7 +17,7 @@ from i2f.core.gradient import GradientMap, Loss
 from i2f.core.linearization import SMALL_PROBLEM, Linearization, Recomputation
 from i2f.core.memory import MOST_AT_ONCE, Footprint, available, footprint, gib
 from i2f.core.message import LocalSteps
-from i2f.core.trust import Products, trusted
+from i2f.core.trust import Products, followed, trusted
 from i2f.core.units import loss_unit, times
 
 DENSE_BYTES = 2 * 2**30  # J is formed by itself, where it is needed whole, up to this size
@@ -101,7 +101,7 @@ class GradientJacobian:
             if message is not None:
                 if not examined.confirms(single(self.x)):
                     examined.confirms(single(self.x))
-                self.map = single.sending(message)
+                self.map = followed(single, message, self.x)
             self._at_x = self._built(examined, 0 if fits else self._plan()[0])
         except RuntimeError as error:
             raise checks.not_differentiable(model, error) from error

@@ -85,6 +85,8 @@ class LocalSteps:
         if others or unknown:
             what = f"{', '.join(unknown)} set" if unknown else f"{len(others) + 1} groups of parameters"
             raise ValueError(f"optimizer has {what}: give SGD with one lr, momentum and weight_decay")
+        if group["momentum"] and any("momentum_buffer" in state for state in optimizer.state.values()):
+            raise ValueError("optimizer has momentum from earlier steps: give it as it is before the first")
         rates: dict[str, Any] = {name: float(group[name]) for name in ("lr", "momentum", "weight_decay")}
         return cls(**rates, **schedule)
 
@@ -116,10 +118,24 @@ class LocalSteps:
         while True:
             yield list(range(n)) if generator is None else torch.randperm(n, generator=generator).tolist()
 
-    def total(self, n: int) -> float:
-        """By what a gradient that stays the same would be multiplied: Σ_k lr (1 − m^{K−k})/(1 − m)."""
+    def rates(self, n: int) -> list[float]:
+        """By what each step's gradient is multiplied in the message: lr (1 − m^{K−k})/(1 − m), k = 0 … K − 1."""
         count = len(self.batches(n))
-        return sum(self.lr * (1 - self.momentum ** (count - k)) / (1 - self.momentum) for k in range(count))
+        return [self.lr * (1 - self.momentum ** (count - k)) / (1 - self.momentum) for k in range(count)]
+
+    def check(self, losses: Losses, x: Tensor) -> None:
+        """The loss takes every batch, and the steps do not diverge.
+
+        Raises: ValueError where it does not, or they do.
+        """
+        for images in {len(images): images for images in self.batches(len(x))}.values():
+            try:
+                losses.value(losses.parameters, *_some(x, losses.y, images))
+            except Exception as error:  # a loss may raise anything
+                raise ValueError(f"loss does not take a batch of {len(images)} of {len(x)} images: {error}") from error
+        found = self.sent(losses, losses.parameters, x, None, create_graph=False)
+        if not all(torch.isfinite(part).all() for part in found):
+            raise ValueError(f"message: local steps at lr={self.lr:g} diverge, θ_K is not finite: lower lr")
 
     def sent(
         self, losses: Losses, theta: dict[str, Tensor], x: Tensor, y: Any, create_graph: bool
@@ -190,7 +206,7 @@ class LocalSteps:
     def along(
         self, losses: Losses, x: Tensor, path: Sequence[tuple[dict[str, Tensor], list[int]]], directions: Tensor
     ) -> Tensor:
-        """The message's derivatives along directions, (k, *x.shape) -> (k, d_θ)."""
+        """The message's derivatives along directions of input space, (k, n, ...) -> (k, d_θ)."""
         moved = {name: p.new_zeros(len(directions), *p.shape) for name, p in losses.parameters.items()}
         buffers: dict[str, Tensor] = {}
         for now, images in path:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from i2f.core.gradient import GradientMap
 from i2f.core.linearization import Linearization, Recomputation
+from i2f.core.message import LocalSteps
 
 DIRECTIONS = 3  # a value that leaves PyTorch spoils one direction of J, which a single draw may miss
 Products = Linearization | Recomputation
@@ -26,6 +27,19 @@ def trusted(gmap: GradientMap, x: Tensor, at_x: Products, build: Callable[[], Pr
     del part  # a group's graphs, which `confirm` builds again
     confirm(x, at_x, causes)
     return at_x
+
+
+def followed(gmap: GradientMap, message: LocalSteps, x: Tensor) -> GradientMap:
+    """The map to what local steps change, once they can be followed at x.
+
+    Raises: as `GradientMap.sending` and `LocalSteps.check`.
+    """
+    if gmap.stops:
+        may_ignore_stops(gmap, x)
+    sending = gmap.sending(message)
+    with torch.enable_grad():
+        message.check(sending, x)
+    return sending
 
 
 def may_ignore_stops(gmap: GradientMap, x: Tensor) -> bool:

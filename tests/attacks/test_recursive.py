@@ -290,6 +290,31 @@ class TestPool:
         one = conv_node(nn.Conv2d(12, 40, 1), (12, 4, 4))  # patches that do not overlap
         assert pool.overlapping(torch.eye(12, dtype=torch.float64), one, (12, 3, 4)) is None
 
+    @pytest.mark.parametrize(
+        ("module", "size"),
+        [(nn.Conv2d(12, 60, 3, padding=2, dilation=2), 4), (nn.Conv2d(12, 60, 3, 3), 12), (nn.Conv2d(12, 60, 2, 2), 8)],
+        ids=["dilated", "three apart", "two apart"],
+    )
+    def test_patches_that_are_not_tied_together_are_not_found(self, module, size):
+        conv = conv_node(module, (12, size, size))
+        for seed in range(3):
+            generator = torch.Generator().manual_seed(seed)
+            value = torch.rand(12, size, size, generator=generator, dtype=torch.float64)
+            A = patches(value, module).T
+            mixed = torch.randn(40, len(A), generator=generator, dtype=torch.float64) @ A
+            V = torch.linalg.svd(mixed, full_matrices=False)[2][: len(A)]
+            assert pool.overlapping(V, conv, (12, size, size)) is None
+
+    def test_a_bottleneck_with_dead_channels(self):
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(6, 120, 3, padding=1), nn.ReLU(), nn.Conv2d(120, 150, 1), nn.ReLU()]
+        model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(150, 5)).double().eval()
+        with torch.no_grad():
+            model[0].weight[:30] = 0
+        x = noise_image(6, 5)
+        found = i2f.invert(model, gradient(model, x), None, x.shape, method="recursive", polish=False)
+        assert mse(found, x) < 1e-20
+
     def test_a_short_gradient_says_how_many_positions_it_tells_apart(self):
         model, x = averaged(nn.Conv2d(8, 30, 3, padding=1)), noise_image(8, 6)
         found = i2f.invert(model, gradient(model, x), None, x.shape, method="recursive", polish=False)
@@ -320,10 +345,11 @@ class TestPool:
         found = i2f.invert(model, gradient(model, x), None, x.shape, method="recursive")
         assert mse(found, x) < 1e-20
 
-    @pytest.mark.parametrize("first", [True, False], ids=["before the ReLU", "after it"])
-    def test_below_a_maximum(self, first):
+    @pytest.mark.parametrize("where", ["before the ReLU", "after it", "between two"])
+    def test_below_a_maximum(self, where):
         torch.manual_seed(0)
-        both = [nn.MaxPool2d(2), nn.ReLU()] if first else [nn.ReLU(), nn.MaxPool2d(2)]
+        both = {"before the ReLU": [nn.MaxPool2d(2), nn.ReLU()], "after it": [nn.ReLU(), nn.MaxPool2d(2)]}
+        both = both.get(where, [nn.ReLU(), nn.MaxPool2d(2), nn.ReLU()])
         layers = [nn.Conv2d(3, 24, 3, 2, 1), nn.ReLU(), nn.Conv2d(24, 60, 3, padding=1), *both]
         model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(540, 5)).double().eval()
         x = image(3, 12, 12)

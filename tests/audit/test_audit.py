@@ -256,6 +256,9 @@ def test_local_steps_are_audited(folder, capsys):
     assert "local steps need their learning rate: give --lr" in capsys.readouterr().err
     assert cli.main([*command, "--epochs", "1", "--batch-size", "3", "--lr", "0.1"]) == 1
     assert "batch_size=3 and x has 2 images" in capsys.readouterr().err
+    alone = [word for word in command if word != "--together"]
+    assert cli.main([*alone, "--epochs", "1", "--batch-size", "2", "--lr", "0.1"]) == 1
+    assert "each sample is audited alone: give together=True (--together)" in capsys.readouterr().err
 
 
 def test_a_bundled_network_and_its_checkpoint(folder, capsys):

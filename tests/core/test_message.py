@@ -1,6 +1,7 @@
 """What several local steps of SGD send: against `torch.optim.SGD`, central differences, and the plain gradient."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 import i2f
 from i2f._fast.update import chain_update
+from i2f.attacks import recover_labels
 from i2f.core.gradient import GradientMap
 
 
@@ -122,12 +124,57 @@ def test_noise_on_an_update_moves_the_attack_as_predicted():
     assert float((found.x - x).norm()) == pytest.approx(i2f.influence(J, delta).norm, rel=1e-3)
 
 
-def test_labels_are_read_off_an_update():
-    (model, x, _), message = problem(chain, 4), i2f.LocalSteps(lr=0.01, epochs=3, batch_size=2, momentum=0.9)
-    for y in (torch.tensor([0, 2, 2, 3]), torch.tensor([1, 1, 1, 1])):
-        sent = trained(model, x, y, message)
-        found = i2f.invert(model, sent, None, x.shape, message=message, steps=1)
-        assert found.y.tolist() == y.tolist()
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize(
+    "schedule", [{"epochs": 3, "batch_size": 2}, {"steps": 4, "momentum": 0.9}, {"epochs": 2, "batch_size": 1}]
+)
+def test_labels_are_read_off_an_update(reduction, schedule):
+    (model, x, _), message = problem(chain, 4), i2f.LocalSteps(lr=0.002, **schedule)
+    loss = partial(F.cross_entropy, reduction=reduction)
+    for y in ([0, 2, 2, 3], [1, 1, 1, 1]):
+        gmap = GradientMap(model, torch.tensor(y), loss).sending(message)
+        assert recover_labels(gmap, gmap(x), tuple(x.shape)).tolist() == y
+
+
+def test_labels_that_an_update_does_not_show_are_asked_for():
+    model, x, y = problem(chain, 4)
+    found = i2f.invert(model, trained(model, x, y, M := i2f.LocalSteps(lr=0.01, steps=2)), None, x.shape, message=M)
+    assert found.y.tolist() == y.tolist()
+    M = i2f.LocalSteps(lr=0.01, epochs=1, batch_size=2)
+    with pytest.raises(ValueError, match=r"labels read off, \[0, 1, 2, 3\], do not say which of them belong to which"):
+        i2f.invert(model, trained(model, x, y, M), None, x.shape, message=M)
+    alike = torch.ones(4, dtype=torch.long)
+    assert i2f.invert(model, trained(model, x, alike, M), None, x.shape, message=M, steps=1).y.tolist() == [1] * 4
+    M = i2f.LocalSteps(lr=0.01, epochs=1, batch_size=3)
+    with pytest.raises(ValueError, match="weigh the images differently"):
+        i2f.invert(model, trained(model, x, y, M), None, x.shape, message=M)
+
+
+def test_what_stops_nothing_that_matters_is_followed():
+    """Its largest logit, which cross-entropy does not see, is taken off without a gradient."""
+
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(36, 4)
+
+        def forward(self, x):
+            z = self.layer(x.flatten(1))
+            return z - z.max(1, keepdim=True).values.detach()
+
+    (model, x, y), message = problem(Shifted), i2f.LocalSteps(lr=0.3, steps=3)
+    J = i2f.GradientJacobian(model, x, y, message=message)
+    assert torch.allclose(J.gradient, trained(model, x, y, message), rtol=0, atol=1e-14)
+
+
+def test_steps_that_cannot_be_taken_are_named():
+    model, x, y = problem(chain, 3)
+    with pytest.raises(ValueError, match=r"local steps at lr=1e\+200 diverge"):
+        i2f.GradientJacobian(model, x, y, loss=lambda z, t: z.square().sum(), message=i2f.LocalSteps(lr=1e200, steps=9))
+    weights = torch.ones(3, 4)
+    message = i2f.LocalSteps(lr=0.1, epochs=1, batch_size=2)
+    with pytest.raises(ValueError, match="loss does not take a batch of 2 of 3 images"):
+        i2f.GradientJacobian(model, x, y, loss=lambda z, t: (z * weights).square().sum(), message=message)
 
 
 def test_a_loss_of_any_scale():
@@ -155,7 +202,7 @@ def test_schedules():
     shuffled = i2f.LocalSteps(lr=1, epochs=2, batch_size=4, shuffle=1).batches(8)
     assert [sorted(shuffled[k] + shuffled[k + 1]) for k in (0, 2)] == [list(range(8))] * 2
     assert shuffled[:2] != shuffled[2:]
-    assert i2f.LocalSteps(lr=0.1, steps=3, momentum=0.5).total(1) == pytest.approx(0.1 * (1.75 + 1.5 + 1))
+    assert i2f.LocalSteps(lr=0.1, steps=3, momentum=0.5).rates(1) == pytest.approx([0.175, 0.15, 0.1])
 
 
 def test_an_optimizer_is_read():
@@ -164,6 +211,10 @@ def test_an_optimizer_is_read():
     assert i2f.LocalSteps.of(sgd, steps=3) == i2f.LocalSteps(lr=0.1, steps=3, momentum=0.9, weight_decay=1e-4)
     with pytest.raises(ValueError, match="optimizer is Adam: local steps are known of torch"):
         i2f.LocalSteps.of(torch.optim.Adam(model.parameters()), steps=3)
+    model(torch.rand(1, 1, 6, 6)).sum().backward()
+    sgd.step()
+    with pytest.raises(ValueError, match="momentum from earlier steps"):
+        i2f.LocalSteps.of(sgd, steps=3)
     with pytest.raises(ValueError, match="nesterov set"):
         i2f.LocalSteps.of(torch.optim.SGD(model.parameters(), 0.1, 0.9, nesterov=True), steps=3)
     groups = [{"params": [p]} for p in model.parameters()]

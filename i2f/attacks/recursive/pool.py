@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,8 +14,11 @@ from i2f.attacks.recursive.systems import NOISY, padding, patches
 from i2f.attacks.recursive.tangent import back_through, gate, maxima
 
 CLEAR = 0.5  # the best direction is so much nearer to patches of a map than the next one
+SIMPLE = 1e-9  # distance from one at which the next eigenvalue may be rounding error
+RESTARTS = 300  # of the eigenvalues' search, at most
 STRONG, CLEAN = 0.1, 1e-9  # share of the median signal from which an output channel is used, with noise and without
 EVIDENT = 4  # one in so many units is closed for sure: those with the smallest signals
+NONE_BELOW = "no convolution below the pool, or a grouped one"
 SLACK = 0.3  # largest relative difference of a pool's known values from those of a map that is found
 
 
@@ -51,8 +54,11 @@ def overlapping(V: Tensor, conv: Node, shape: tuple[int, ...]) -> Tensor | None:
         return V
     operator = LinearOperator((number**2, number**2), matvec=projected, dtype=np.float64)
     start = np.random.default_rng(0).standard_normal(number**2)
-    values, vectors = eigsh(operator, k=2, which="LA", v0=start)  # rising
-    if not 1 - values[1] < CLEAR * (1 - values[0]):
+    try:
+        values, vectors = eigsh(operator, k=2, which="LA", v0=start, maxiter=RESTARTS)  # rising
+    except ArpackNoConvergence:
+        return None
+    if not max(1 - values[1], SIMPLE) < CLEAR * (1 - values[0]):
         return None
     return torch.from_numpy(vectors[:, 1].copy()).reshape(number, number) @ V
 
@@ -96,7 +102,9 @@ def scores(graph: Graph, gradient: Mapping[str, Tensor], node: Node, signal: Ten
     """
     below = graph.convolutions_below(node)
     if not below:
-        return f"{node.name}: no convolution below the pool"
+        return f"{node.name}: {NONE_BELOW}"
+    if not 0 <= node.slope < 1:
+        return f"{node.name}: the masks behind a pool are read of slopes from 0 to 1, and this one is {node.slope:g}"
     conv, scale = below[0]
     full = (signal * scale).flatten(1)[:, :1]
     G, positions = gradient[conv.names[0]].flatten(1), node.shape[1] * node.shape[2]
@@ -110,6 +118,8 @@ def scores(graph: Graph, gradient: Mapping[str, Tensor], node: Node, signal: Ten
     if A is None:
         return f"{node.name}: the {len(V)} masks behind the pool are not found"
     M = unscaled(signals(G, A) / full, strong, node.slope)
+    if not torch.isfinite(M[strong]).all():
+        return f"{node.name}: the {len(V)} masks behind the pool are not found"
     A = torch.linalg.lstsq(M.round().clamp(0, 1)[strong] * full[strong], G[strong]).solution if not node.slope else A
     M = unscaled(signals(G, A) / full, strong, node.slope)
     return (M - (1 + node.slope) / 2).reshape(node.shape)
@@ -133,12 +143,20 @@ def pointwise(graph: Graph, gradient: Mapping[str, Tensor], conv: Node, V: Tenso
     found = seen(below[0][0], graph, gradient, noise)
     if isinstance(found, str):
         return None
-    size = found[1].abs() / found[1].norm(dim=1, keepdim=True).clamp(min=torch.finfo(V.dtype).tiny)
-    closed = size.argsort(0)[: len(size) // EVIDENT]  # (closed, P)
+    norms = found[1].norm(dim=1, keepdim=True)
+    live = (norms > CLEAN * norms.max())[:, 0]
+    size = torch.where(live[:, None], found[1].abs() / norms, torch.inf)
+    closed = size.argsort(0)[: int(live.sum()) // EVIDENT]  # (closed, P)
     if len(closed) < len(V):
         return None
-    rows = [torch.linalg.svd(V[:, units].T, full_matrices=False)[2][-1] @ V for units in closed.T]
-    return torch.stack([a * a.sum().sign() for a in rows])
+    rows = []
+    for units in closed.T:
+        _, S, W = torch.linalg.svd(V[:, units].T, full_matrices=False)
+        if len(S) > 1 and not max(float(S[-1]), CLEAN * float(S[0])) < CLEAR * float(S[-2]):
+            return None  # more than one input is zero there
+        a = W[-1] @ V
+        rows.append(a * a.sum().sign())
+    return torch.stack(rows)
 
 
 def below_maximum(
@@ -153,14 +171,14 @@ def below_maximum(
     under = graph.nodes[node.inputs[0]]
     below = graph.convolutions_below(under if under.kind == "relu" else node)
     if not below:
-        return f"{node.name}: no convolution below the pool"
+        return f"{node.name}: {NONE_BELOW}"
     conv, scale = below[0]
     found = seen(conv, graph, gradient, noise)
     if isinstance(found, str):
         return f"{node.name}: below the pool {found}"
     A, D = found
     if under.kind == "relu":
-        signal = signal * (known[node.name] > 0)
+        signal = signal * (next(iter(known.values())) > 0)
     sent = (signal * scale).flatten(1).sum(1)
     source = graph.nodes[conv.inputs[0]]
     values = {source.name: (D.sum(1) @ sent) / (sent @ sent) * folded(A, conv.module, source.shape)}
